@@ -1,0 +1,127 @@
+//! The consensus of each class and how far an example agrees with it.
+//!
+//! `u_c = Σ ẑ_i / ‖Σ ẑ_i‖` over the examples of class c, `a_i = <ẑ_i, u_c>`; SAGE,
+//! arXiv 2510.02470. A zero row stays zero and agrees with nothing.
+
+use crate::error::{Error, Result};
+
+/// Running sums of unit rows per class (C, width), in float64.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Consensus {
+    sums: Vec<f64>,
+    width: usize,
+}
+
+impl Consensus {
+    /// # Errors
+    /// `Shape` unless there is at least one class and one coordinate.
+    pub fn new(classes: usize, width: usize) -> Result<Self> {
+        if classes == 0 || width == 0 {
+            return Err(Error::Shape(format!(
+                "expected at least one class and one coordinate, got {classes} and {width}"
+            )));
+        }
+        Ok(Self { sums: vec![0.0; classes * width], width })
+    }
+
+    /// Adds `ẑ_i` (row-major (n, width)) to the sums of the examples' classes.
+    ///
+    /// # Errors
+    /// `Shape` when sizes disagree or a class id is out of range; then nothing was added.
+    pub fn add(&mut self, rows: &[f32], class_ids: &[i32]) -> Result<()> {
+        let classes = self.sums.len() / self.width;
+        check(rows, class_ids, self.width, classes)?;
+        for (row, id) in rows.chunks(self.width).zip(class_ids) {
+            let scale = inverse_norm(row);
+            let sum = &mut self.sums[*id as usize * self.width..][..self.width];
+            for (total, value) in sum.iter_mut().zip(row) {
+                *total += scale * f64::from(*value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Unit rows `u_c` (C, width), row-major; 0 for a class without examples.
+    pub fn directions(&self) -> Vec<f64> {
+        let mut directions = self.sums.clone();
+        for row in directions.chunks_mut(self.width) {
+            let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+            if norm > 0.0 {
+                row.iter_mut().for_each(|value| *value /= norm);
+            }
+        }
+        directions
+    }
+}
+
+/// `a_i = <ẑ_i, u_c>` (n), in [-1, 1], for rows (n, width) and directions (C, width).
+///
+/// # Errors
+/// `Shape` when sizes disagree or a class id is out of range.
+pub fn agreement(
+    rows: &[f32],
+    class_ids: &[i32],
+    directions: &[f64],
+    width: usize,
+) -> Result<Vec<f32>> {
+    check(rows, class_ids, width, directions.len() / width)?;
+    let one = |(row, id): (&[f32], &i32)| {
+        let direction = &directions[*id as usize * width..][..width];
+        let dot: f64 = row.iter().zip(direction).map(|(z, u)| f64::from(*z) * u).sum();
+        (dot * inverse_norm(row)).clamp(-1.0, 1.0) as f32
+    };
+    Ok(rows.chunks(width).zip(class_ids).map(one).collect())
+}
+
+/// `1/‖z‖`, 0 for a zero row.
+pub fn inverse_norm(row: &[f32]) -> f64 {
+    let norm = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        1.0 / norm
+    } else {
+        0.0
+    }
+}
+
+fn check(rows: &[f32], class_ids: &[i32], width: usize, classes: usize) -> Result<()> {
+    if rows.len() != class_ids.len() * width {
+        return Err(Error::Shape(format!(
+            "expected sketched gradients of shape ({}, {width}), got {} numbers",
+            class_ids.len(),
+            rows.len()
+        )));
+    }
+    match class_ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= classes)) {
+        Some(id) => Err(Error::Shape(format!("expected class ids in [0, {classes}), got {id}"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_consensus_is_the_mean_direction_of_a_class() {
+        let mut consensus = Consensus::new(2, 2).unwrap();
+        consensus.add(&[3.0, 0.0, 0.0, 0.5, 0.0, -2.0, 0.0, 0.0], &[0, 0, 1, 1]).unwrap();
+        let half = 0.5f64.sqrt();
+        let directions = consensus.directions();
+        for (got, want) in directions.iter().zip([half, half, 0.0, -1.0]) {
+            assert!((got - want).abs() < 1e-12);
+        }
+        let scores = agreement(&[1.0, 0.0, 0.0, 5.0, 0.0, 0.0], &[0, 1, 0], &directions, 2);
+        let scores = scores.unwrap();
+        assert!((f64::from(scores[0]) - half).abs() < 1e-6);
+        assert_eq!(scores[1..], [-1.0, 0.0]);
+    }
+
+    #[test]
+    fn wrong_sizes_and_ids_are_refused() {
+        let mut consensus = Consensus::new(1, 2).unwrap();
+        assert!(consensus.add(&[1.0, 2.0, 3.0], &[0]).is_err());
+        assert!(consensus.add(&[1.0, 2.0], &[1]).is_err());
+        assert!(consensus.add(&[1.0, 2.0], &[-1]).is_err());
+        assert!(Consensus::new(0, 2).is_err() && Consensus::new(2, 0).is_err());
+    }
+}

@@ -1,0 +1,150 @@
+//! Long products on torch tensors, through tch: what CUDA uses, and the CPU can, so that the same
+//! code is tested everywhere. Nothing but the small Gram matrix leaves the device.
+//!
+//! Only `f_` calls, and for products only the `out` forms: they ignore the user's autocast, where
+//! the plain forms drop to bfloat16. TF32 is held off in `python.rs`. All on the calling thread,
+//! hence on its current CUDA stream.
+
+use std::ops::Range;
+
+use faer::Mat;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+use crate::sketch::Products;
+
+/// Columns in one float32 product; the sums across products are float64.
+const CHUNK: i64 = 8192;
+/// Products in one batched call.
+const BATCH: i64 = 16;
+/// Columns that a rotation rewrites at once.
+const ROTATED: i64 = 32_768;
+
+/// The products of the device path. Stateless: torch owns device, stream and memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Torch;
+
+impl Products for Torch {
+    type Rows<'a> = Tensor;
+    type Buffer<'a> = Tensor;
+
+    fn read<'a>(&self, buffer: &'a Tensor, rows: Range<usize>) -> Result<Tensor> {
+        Ok(buffer.f_narrow(0, rows.start as i64, rows.len() as i64)?)
+    }
+
+    fn slice<'a>(&self, rows: &'a Tensor, range: Range<usize>) -> Result<Tensor> {
+        self.read(rows, range)
+    }
+
+    fn copy(&self, from: &Tensor, to: &mut Tensor, at: usize) -> Result<()> {
+        to.f_narrow(0, at as i64, from.size()[0])?.f_copy_(from)?;
+        Ok(())
+    }
+
+    fn squared_norms(&self, rows: &Tensor) -> Result<Vec<f64>> {
+        let (count, width) = rows.size2()?;
+        let mut sums = Tensor::f_zeros([count], (Kind::Double, rows.device()))?;
+        for (start, columns) in steps(0, width, CHUNK) {
+            let part = rows.f_narrow(1, start, columns)?.f_to_kind(Kind::Double)?;
+            let _ = sums.f_add_(&part.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)?;
+        }
+        to_host(&sums)
+    }
+
+    fn gram(&self, rows: &Tensor, sketch: &Tensor) -> Result<Mat<f64>> {
+        let (new, old) = (rows.size()[0], sketch.size()[0]);
+        let gram = Tensor::f_zeros([new, old + new], (Kind::Double, rows.device()))?;
+        gram.f_narrow(1, 0, old)?.f_copy_(&product(rows, sketch)?)?;
+        gram.f_narrow(1, old, new)?.f_copy_(&product(rows, rows)?)?;
+        let numbers = to_host(&gram)?;
+        let columns = (old + new) as usize;
+        Ok(Mat::from_fn(new as usize, columns, |i, j| numbers[i * columns + j]))
+    }
+
+    fn rotate(&self, rotation: &Mat<f64>, rows: &Tensor, sketch: &mut Tensor) -> Result<()> {
+        let size = rotation.nrows() as i64;
+        let rotation = from_host(rotation, sketch.device())?;
+        let of_sketch = rotation.f_narrow(1, 0, size)?;
+        let of_rows = rotation.f_narrow(1, size, rows.size()[0])?;
+        for (start, columns) in steps(0, sketch.size()[1], ROTATED) {
+            let mut old = sketch.f_narrow(1, start, columns)?;
+            let new = Tensor::f_empty([size, columns], (Kind::Float, sketch.device()))?;
+            let _ = of_sketch.f_mm_out(&new, &old)?;
+            let _ = new.f_addmm_out(&new, &of_rows, &rows.f_narrow(1, start, columns)?)?;
+            old.f_copy_(&new)?;
+        }
+        Ok(())
+    }
+
+    fn project(
+        &self,
+        rows: &Tensor,
+        basis: &Tensor,
+        column_scale: &[f64],
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let mut coordinates = product(rows, basis)?;
+        let scale = Tensor::f_from_slice(column_scale)?.f_to_device(rows.device())?;
+        let _ = coordinates.f_mul_(&scale)?;
+        out.f_copy_(&coordinates)?;
+        Ok(())
+    }
+
+    fn add_sums(
+        &self,
+        weights: &Mat<f64>,
+        rows: &Tensor,
+        classes: &[usize],
+        sums: &mut Tensor,
+    ) -> Result<()> {
+        let device = rows.device();
+        let weights = from_host(weights, device)?;
+        let classes: Vec<i64> = classes.iter().map(|class| *class as i64).collect();
+        let classes = Tensor::f_from_slice(&classes)?.f_to_device(device)?;
+        for (start, columns) in steps(0, rows.size()[1], ROTATED) {
+            let part = Tensor::f_empty([weights.size()[0], columns], (Kind::Float, device))?;
+            let _ = weights.f_mm_out(&part, &rows.f_narrow(1, start, columns)?)?;
+            // No class is named twice, so the order of the additions cannot matter.
+            let _ = sums.f_narrow(1, start, columns)?.f_index_add_(0, &classes, &part)?;
+        }
+        Ok(())
+    }
+}
+
+/// `left rightᵀ` in float64: float32 products of column chunks, summed in a fixed order.
+fn product(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    let (n, width) = left.size2()?;
+    let (m, device) = (right.size()[0], left.device());
+    let mut total = Tensor::f_zeros([n, m], (Kind::Double, device))?;
+    let whole = width - width % CHUNK;
+    let full = steps(0, whole, BATCH * CHUNK).map(|(start, columns)| (start, columns, CHUNK));
+    let rest = (whole < width).then_some((whole, width - whole, width - whole));
+    for (start, columns, chunk) in full.chain(rest) {
+        let chunks = columns / chunk;
+        let of = |rows: &Tensor| {
+            let shape = [rows.size()[0], chunks, chunk];
+            rows.f_narrow(1, start, columns)?.f_view(shape)?.f_transpose(0, 1)
+        };
+        let parts = Tensor::f_empty([chunks, n, m], (Kind::Float, device))?;
+        let _ = of(left)?.f_bmm_out(&parts, &of(right)?.f_transpose(1, 2)?)?;
+        let _ = total.f_add_(&parts.f_sum_dim_intlist(0, false, Kind::Double)?)?;
+    }
+    Ok(total)
+}
+
+fn steps(from: i64, to: i64, step: i64) -> impl Iterator<Item = (i64, i64)> {
+    (from..to).step_by(step as usize).map(move |start| (start, step.min(to - start)))
+}
+
+fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
+    let flat = tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
+    Ok(Vec::try_from(&flat)?)
+}
+
+fn from_host(matrix: &Mat<f64>, device: Device) -> Result<Tensor> {
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let numbers: Vec<f32> =
+        (0..rows * columns).map(|at| matrix[(at / columns, at % columns)] as f32).collect();
+    let flat = Tensor::f_from_slice(&numbers)?;
+    Ok(flat.f_view([rows as i64, columns as i64])?.f_to_device(device)?)
+}

@@ -1,0 +1,29 @@
+//! The compiled core of `sage_torch`: which training examples are worth a gradient step.
+//!
+//! The data flow, left to right; a file uses only files to its left:
+//!
+//! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> sketch
+//!  -> consensus -> quotas, top_k, draw, herding -> python`
+//!
+//! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
+//! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.
+//!
+//! Without the feature `python` only the files that need neither torch nor Python are built.
+
+pub mod consensus;
+pub mod count_sketch;
+pub mod draw;
+pub mod error;
+pub mod herding;
+pub mod host;
+pub mod quotas;
+pub mod shrink;
+pub mod sketch;
+pub mod top_k;
+
+#[cfg(feature = "python")]
+mod device;
+#[cfg(feature = "python")]
+mod python;
+#[cfg(feature = "python")]
+mod tensor;

@@ -1,0 +1,449 @@
+//! `FrequentDirections` as Python sees it: buffers are torch tensors, state is plain numbers.
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use super::precision::FullPrecision;
+use super::tensors::{empty, zeros};
+use crate::device::Torch;
+use crate::host::Host;
+use crate::sketch::{block_rows, column_scale, Spectrum, State};
+
+/// Where the long products run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Host,
+    Torch,
+}
+
+/// See `_core.pyi` for the documentation that users read.
+#[pyclass(module = "sage_torch")]
+pub struct FrequentDirections {
+    pub(super) state: State,
+    dim: usize,
+    path: Path,
+    device: Py<PyAny>,
+    pub(super) sketch: Py<PyAny>,        // (l, d)
+    pub(super) pending: Py<PyAny>,       // (b, d)
+    pub(super) sums: Vec<Py<PyAny>>,     // (C, d) for each consensus carried along
+    view: Option<(Py<PyAny>, Spectrum)>, // the whole stream, as last read
+}
+
+/// Calls a method that is generic over the products, for this sketch's path.
+macro_rules! on_path {
+    ($self:ident, $py:ident, $method:ident($($argument:expr),*)) => {
+        match $self.path {
+            Path::Host => $self.$method::<Host>($py, $($argument),*),
+            Path::Torch => {
+                let precision = FullPrecision::begin($py)?;
+                let result = $self.$method::<Torch>($py, $($argument),*);
+                precision.end()?;
+                result
+            }
+        }
+    };
+}
+
+#[pymethods]
+impl FrequentDirections {
+    #[new]
+    #[pyo3(signature = (sketch_size, dim, *, device=None, backend="auto"))]
+    fn new(
+        py: Python<'_>,
+        sketch_size: i64,
+        dim: i64,
+        device: Option<Bound<'_, PyAny>>,
+        backend: &str,
+    ) -> PyResult<Self> {
+        let (Ok(size @ 1..), Ok(width @ 1..)) =
+            (usize::try_from(sketch_size), usize::try_from(dim))
+        else {
+            return Err(PyValueError::new_err(format!(
+                "expected sketch_size and dim of at least 1, got sketch_size={sketch_size}, \
+                 dim={dim}"
+            )));
+        };
+        let torch = py.import(intern!(py, "torch"))?;
+        let device = match device {
+            Some(device) => torch.call_method1(intern!(py, "device"), (device,))?,
+            None => torch.call_method1(intern!(py, "device"), ("cpu",))?,
+        };
+        let kind: String = device.getattr(intern!(py, "type"))?.extract()?;
+        let path =
+            match (backend, kind.as_str()) {
+                ("auto" | "host", "cpu") => Path::Host,
+                ("torch", "cpu") | ("auto" | "torch", "cuda") => Path::Torch,
+                ("host", "cuda") => return Err(PyValueError::new_err(
+                    "expected backend \"auto\" or \"torch\" on a CUDA device: the host path reads \
+                     CPU memory",
+                )),
+                ("auto" | "host" | "torch", other) => {
+                    return Err(PyTypeError::new_err(format!(
+                    "expected a CPU or CUDA device, got {other:?}; sketch on the CPU and copy rows \
+                     there"
+                )))
+                }
+                (other, _) => {
+                    return Err(PyValueError::new_err(format!(
+                        "expected backend \"auto\", \"host\" or \"torch\", got {other:?}"
+                    )))
+                }
+            };
+        let sketch = zeros(py, size, width, &device)?;
+        let pending = empty(py, block_rows(size), width, &device)?;
+        Ok(Self {
+            state: State::new(size),
+            dim: width,
+            path,
+            device: sketch.getattr(intern!(py, "device"))?.unbind(), // with its index
+            sketch: sketch.unbind(),
+            pending: pending.unbind(),
+            sums: Vec::new(),
+            view: None,
+        })
+    }
+
+    #[pyo3(signature = (rows, class_ids=None))]
+    fn update(
+        &mut self,
+        py: Python<'_>,
+        rows: &Bound<'_, PyAny>,
+        class_ids: Option<PyReadonlyArray1<'_, i32>>,
+    ) -> PyResult<()> {
+        let rows = self.float32_rows(rows)?;
+        let ids = match &class_ids {
+            Some(ids) => ids.as_slice()?,
+            None => &[],
+        };
+        self.make_room_for(py, ids, &rows)?;
+        self.view = None;
+        on_path!(self, py, update_on(&rows, ids))
+    }
+
+    #[pyo3(signature = (*, orthonormal))]
+    fn carry_consensus(&mut self, py: Python<'_>, orthonormal: bool) -> PyResult<()> {
+        if self.state.rows_seen > 0 {
+            return Err(PyValueError::new_err(
+                "expected an empty sketch: a consensus is carried along from the first row",
+            ));
+        }
+        self.state.carried.push(orthonormal);
+        self.sums.push(zeros(py, 1, self.dim, self.device.bind(py))?.unbind());
+        Ok(())
+    }
+
+    #[pyo3(signature = (*, orthonormal))]
+    fn class_directions<'py>(
+        &mut self,
+        py: Python<'py>,
+        orthonormal: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let place = self.state.carried.iter().position(|carried| *carried == orthonormal);
+        let Some(place) = place else {
+            return Err(PyValueError::new_err("expected carry_consensus() before the first row"));
+        };
+        self.view = None;
+        on_path!(self, py, flush_on())?;
+        let sums = self.sums[place].clone_ref(py);
+        self.project(py, sums.bind(py), if orthonormal { "orthonormal" } else { "weighted" })
+    }
+
+    fn merge(&mut self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<()> {
+        let other = other.cast::<Self>().map_err(|_| {
+            PyTypeError::new_err("expected another FrequentDirections to merge with")
+        })?;
+        let Ok(mut other) = other.try_borrow_mut() else {
+            return Err(PyValueError::new_err(
+                "expected another sketch, got the same one: its stream would count twice",
+            ));
+        };
+        if other.dim != self.dim {
+            return Err(PyValueError::new_err(format!(
+                "expected a sketch of dim={}, got dim={}: use one gradient computer for both",
+                self.dim, other.dim
+            )));
+        }
+        if !self.state.carried.is_empty() || !other.state.carried.is_empty() {
+            return Err(PyValueError::new_err(
+                "expected sketches that carry no consensus along: sums under two sketches do not add",
+            ));
+        }
+        let (rows, spectrum) = other.whole_stream(py)?;
+        let rows = rows.bind(py).call_method1(intern!(py, "to"), (self.device.bind(py),))?;
+        self.view = None;
+        on_path!(self, py, merge_on(&rows, &other.state, spectrum.shrinkage))
+    }
+
+    fn matrix<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let (rows, _) = self.whole_stream(py)?;
+        rows.bind(py).call_method0(intern!(py, "clone"))
+    }
+
+    #[pyo3(signature = (rows, *, basis="weighted"))]
+    fn project<'py>(
+        &mut self,
+        py: Python<'py>,
+        rows: &Bound<'py, PyAny>,
+        basis: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let orthonormal = match basis {
+            "weighted" => false,
+            "orthonormal" => true,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "expected basis \"weighted\" or \"orthonormal\", got {other:?}"
+                )))
+            }
+        };
+        let rows = self.float32_rows(rows)?;
+        let (sketch, spectrum) = self.whole_stream(py)?;
+        let scale = column_scale(&spectrum.singular_values, orthonormal);
+        let out = empty(py, rows.len()?, scale.len(), self.device.bind(py))?;
+        let sketch = sketch.bind(py);
+        on_path!(self, py, project_on(&rows, sketch, &scale, &out))?;
+        Ok(out)
+    }
+
+    fn singular_values<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        Ok(self.whole_stream(py)?.1.singular_values.into_pyarray(py))
+    }
+
+    #[getter]
+    fn shrinkage(&mut self, py: Python<'_>) -> PyResult<f64> {
+        Ok(self.whole_stream(py)?.1.shrinkage)
+    }
+
+    #[getter]
+    fn squared_norm(&self) -> f64 {
+        self.state.squared_norm
+    }
+
+    #[getter]
+    fn rows_seen(&self) -> u64 {
+        self.state.rows_seen
+    }
+
+    #[getter]
+    fn sketch_size(&self) -> usize {
+        self.state.spectrum.singular_values.len()
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    #[getter]
+    fn device(&self, py: Python<'_>) -> Py<PyAny> {
+        self.device.clone_ref(py)
+    }
+
+    #[getter]
+    fn backend(&self) -> &'static str {
+        match self.path {
+            Path::Host => "host",
+            Path::Torch => "torch",
+        }
+    }
+
+    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let clone = |tensor: &Bound<'py, PyAny>| tensor.call_method0(intern!(py, "clone"));
+        let state = PyDict::new(py);
+        state.set_item("sketch", clone(self.sketch.bind(py))?)?;
+        let waiting = self.pending.bind(py).call_method1("narrow", (0, 0, self.state.pending))?;
+        state.set_item("pending", clone(&waiting)?)?;
+        state.set_item("singular_values", self.state.spectrum.singular_values.clone())?;
+        state.set_item("shrinkage", self.state.spectrum.shrinkage)?;
+        state.set_item("squared_norm", self.state.squared_norm)?;
+        state.set_item("rows_seen", self.state.rows_seen)?;
+        let carried = PyList::empty(py);
+        for (orthonormal, sums) in self.state.carried.iter().zip(&self.sums) {
+            carried.append((*orthonormal, clone(sums.bind(py))?))?;
+        }
+        state.set_item("consensus", carried)?;
+        state.set_item("pending_ids", self.state.pending_ids.clone())?;
+        Ok(state)
+    }
+
+    fn load_state_dict(&mut self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
+        // Everything is read and checked before anything is replaced.
+        let item = |name: &str| {
+            state.get_item(name)?.ok_or_else(|| {
+                PyValueError::new_err(format!(
+                    "expected a state from FrequentDirections.state_dict(), but {name:?} is missing"
+                ))
+            })
+        };
+        let size = self.sketch_size();
+        let sketch = self.loaded(py, &item("sketch")?, Some(size))?;
+        let waiting = self.loaded(py, &item("pending")?, None)?;
+        let mut new = State::new(size);
+        new.spectrum.singular_values = item("singular_values")?.extract()?;
+        new.spectrum.shrinkage = item("shrinkage")?.extract()?;
+        new.squared_norm = item("squared_norm")?.extract()?;
+        new.rows_seen = item("rows_seen")?.extract()?;
+        new.pending = waiting.len()?;
+        new.pending_ids = item("pending_ids")?.extract()?;
+        let mut sums = Vec::new();
+        for (orthonormal, tensor) in
+            item("consensus")?.extract::<Vec<(bool, Bound<'_, PyAny>)>>()?
+        {
+            new.carried.push(orthonormal);
+            sums.push(self.loaded(py, &tensor, None)?.unbind());
+        }
+        let numbers = new.spectrum.singular_values.iter();
+        let ids = if new.carried.is_empty() { 0 } else { new.pending };
+        if new.spectrum.singular_values.len() != size
+            || new.pending >= block_rows(size)
+            || new.pending_ids.len() != ids
+            || !numbers
+                .chain([&new.spectrum.shrinkage, &new.squared_norm])
+                .all(|value| value.is_finite() && *value >= 0.0)
+        {
+            return Err(PyValueError::new_err(format!(
+                "expected the state of a sketch of sketch_size={size}, got {} singular values, {} \
+                 waiting rows and {} of their classes, or a number that is negative or not finite",
+                new.spectrum.singular_values.len(),
+                new.pending,
+                new.pending_ids.len()
+            )));
+        }
+        let pending = empty(py, block_rows(size), self.dim, self.device.bind(py))?;
+        pending.call_method1("narrow", (0, 0, new.pending))?.call_method1("copy_", (waiting,))?;
+        (self.sketch, self.pending) = (sketch.unbind(), pending.unbind());
+        (self.state, self.sums, self.view) = (new, sums, None);
+        Ok(())
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!(
+            "FrequentDirections(sketch_size={}, dim={}, device={:?}, rows_seen={})",
+            self.sketch_size(),
+            self.dim,
+            self.device.bind(py).to_string(),
+            self.state.rows_seen
+        )
+    }
+}
+
+impl FrequentDirections {
+    /// A (l, d) tensor of the whole stream, waiting rows included, and its spectrum.
+    fn whole_stream(&mut self, py: Python<'_>) -> PyResult<(Py<PyAny>, Spectrum)> {
+        if self.state.pending == 0 {
+            return Ok((self.sketch.clone_ref(py), self.state.spectrum.clone()));
+        }
+        if self.view.is_none() {
+            let out = empty(py, self.sketch_size(), self.dim, self.device.bind(py))?;
+            let spectrum = on_path!(self, py, read_on(&out))?;
+            self.view = Some((out.unbind(), spectrum));
+        }
+        match &self.view {
+            Some((rows, spectrum)) => Ok((rows.clone_ref(py), spectrum.clone())),
+            None => Err(PyValueError::new_err("the sketch was not read")),
+        }
+    }
+
+    /// Rows as they were given, checked, as a contiguous float32 tensor without a graph.
+    fn float32_rows<'py>(&self, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = rows.py();
+        let torch = py.import(intern!(py, "torch"))?;
+        if !rows.is_instance(&torch.getattr(intern!(py, "Tensor"))?)? {
+            return Err(PyTypeError::new_err(format!(
+                "expected rows in a torch.Tensor, got {}",
+                rows.get_type().name()?
+            )));
+        }
+        if !rows.getattr(intern!(py, "layout"))?.is(&torch.getattr(intern!(py, "strided"))?) {
+            return Err(PyTypeError::new_err(
+                "expected a dense tensor, got a sparse one; call .to_dense() first",
+            ));
+        }
+        if rows.getattr(intern!(py, "is_meta"))?.extract()? {
+            return Err(PyTypeError::new_err("expected rows with values, got a meta tensor"));
+        }
+        let dtype = rows.getattr(intern!(py, "dtype"))?;
+        let floats = ["float32", "float64", "bfloat16", "float16"];
+        let is_float = |name: &&str| torch.getattr(*name).is_ok_and(|kind| kind.is(&dtype));
+        if !floats.iter().any(|name| is_float(&name)) {
+            return Err(PyTypeError::new_err(format!(
+                "expected float32, float64, bfloat16 or float16 rows, got {dtype}"
+            )));
+        }
+        let shape: Vec<usize> = rows.getattr(intern!(py, "shape"))?.extract()?;
+        if shape.len() != 2 || shape[1] != self.dim {
+            return Err(PyValueError::new_err(format!(
+                "expected gradients of shape (n, {dim}), got {shape:?}: the sketch was built for \
+                 dim={dim}; use one gradient computer for both passes",
+                dim = self.dim
+            )));
+        }
+        if shape[0] == 0 {
+            return Err(PyValueError::new_err("expected at least one row, got an empty batch"));
+        }
+        let device = rows.getattr(intern!(py, "device"))?;
+        if !device.eq(self.device.bind(py))? {
+            return Err(PyValueError::new_err(format!(
+                "expected rows on {}, where the sketch is, got {device}; move them or make the \
+                 sketch there",
+                self.device.bind(py)
+            )));
+        }
+        rows.call_method0(intern!(py, "detach"))?
+            .call_method1(intern!(py, "to"), (torch.getattr(intern!(py, "float32"))?,))?
+            .call_method0(intern!(py, "contiguous"))
+    }
+
+    /// Checks the class ids and makes the sums long enough for them.
+    fn make_room_for(
+        &mut self,
+        py: Python<'_>,
+        ids: &[i32],
+        rows: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let expected = if self.state.carried.is_empty() { 0 } else { rows.len()? };
+        if ids.len() != expected || ids.iter().any(|id| *id < 0) {
+            return Err(PyValueError::new_err(format!(
+                "expected {expected} class ids of at least 0 (one a row when a consensus is carried \
+                 along, none otherwise), got {}",
+                ids.len()
+            )));
+        }
+        let classes = ids.iter().map(|id| *id as usize + 1).max().unwrap_or(0);
+        for sums in &mut self.sums {
+            let old = sums.bind(py);
+            if old.len()? < classes {
+                let longer =
+                    zeros(py, classes.max(2 * old.len()?), self.dim, self.device.bind(py))?;
+                longer.call_method1("narrow", (0, 0, old.len()?))?.call_method1("copy_", (old,))?;
+                *sums = longer.unbind();
+            }
+        }
+        Ok(())
+    }
+
+    /// A float32 copy, on this sketch's device, of a tensor out of a state.
+    fn loaded<'py>(
+        &self,
+        py: Python<'py>,
+        tensor: &Bound<'py, PyAny>,
+        rows: Option<usize>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let shape: Vec<usize> = tensor.getattr(intern!(py, "shape"))?.extract()?;
+        if shape.len() != 2 || shape[1] != self.dim || rows.is_some_and(|rows| rows != shape[0]) {
+            let wanted = rows.map_or("n".to_owned(), |rows| rows.to_string());
+            return Err(PyValueError::new_err(format!(
+                "expected a state tensor of shape ({wanted}, {}), got {shape:?}",
+                self.dim
+            )));
+        }
+        let float32 = py.import(intern!(py, "torch"))?.getattr(intern!(py, "float32"))?;
+        let options = PyDict::new(py);
+        options.set_item("copy", true)?;
+        tensor
+            .call_method(intern!(py, "to"), (self.device.bind(py), float32), Some(&options))?
+            .call_method0(intern!(py, "contiguous"))
+    }
+}

@@ -1,0 +1,165 @@
+//! A `torch.Tensor`'s memory, borrowed for one call. The only file with `unsafe`.
+//!
+//! Python owns every tensor. A view lives no longer than the Python handle it came from: the borrow
+//! of the `Bound` is in its type and follows it into the closure that runs without the GIL. What the
+//! compiler cannot see is another thread that writes or resizes the same tensor meanwhile: the
+//! sketch's own buffers are private, and a caller's rows are only read.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::device::Torch;
+use crate::error::Result;
+use crate::host::{Host, HostBuffer, HostRows};
+use crate::sketch::Products;
+
+/// A contiguous float32 matrix of torch's, on the CPU or a CUDA device.
+#[derive(Debug)]
+pub struct Borrowed<'a> {
+    pointer: *mut f32,
+    rows: usize,
+    width: usize,
+    device: Device,
+    _owner: PhantomData<&'a ()>,
+}
+
+// SAFETY: the pointer is only dereferenced through `as_rows` and `as_buffer`, under the rules above;
+// plain memory has no thread of its own, and CUDA memory is only named, never dereferenced, here.
+unsafe impl Send for Borrowed<'_> {}
+
+impl<'a> Borrowed<'a> {
+    /// Borrows a contiguous two-dimensional float32 tensor.
+    ///
+    /// # Errors
+    /// `TypeError` for another kind of object, dtype or device, `ValueError` for another layout.
+    pub fn new(tensor: &'a Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = tensor.py();
+        let float32 = py.import(intern!(py, "torch"))?.getattr(intern!(py, "float32"))?;
+        if !tensor.getattr(intern!(py, "dtype"))?.is(&float32) {
+            return Err(PyTypeError::new_err("expected a float32 tensor"));
+        }
+        let place = tensor.getattr(intern!(py, "device"))?;
+        let device = match place.getattr(intern!(py, "type"))?.extract::<String>()?.as_str() {
+            "cpu" => Device::Cpu,
+            "cuda" => Device::Cuda(place.getattr(intern!(py, "index"))?.extract()?),
+            other => {
+                return Err(PyTypeError::new_err(format!(
+                    "expected a tensor on the CPU or a CUDA device, got {other}; copy it to the CPU"
+                )))
+            }
+        };
+        let (rows, width): (usize, usize) = tensor.getattr(intern!(py, "shape"))?.extract()?;
+        if !tensor.call_method0(intern!(py, "is_contiguous"))?.extract::<bool>()? {
+            return Err(PyValueError::new_err("expected a contiguous tensor"));
+        }
+        // Raises for sparse tensors and inside vmap or grad.
+        let pointer: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        if pointer == 0 && rows * width > 0 {
+            return Err(PyTypeError::new_err("expected a tensor with memory of its own"));
+        }
+        Ok(Self { pointer: pointer as *mut f32, rows, width, device, _owner: PhantomData })
+    }
+
+    /// Rows of the matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// (rows, width).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.width)
+    }
+
+    /// Whether the memory can be read by the CPU.
+    pub fn is_on_host(&self) -> bool {
+        self.device == Device::Cpu
+    }
+
+    fn numbers(&self) -> usize {
+        assert!(self.is_on_host(), "host path on a CUDA tensor");
+        self.rows * self.width
+    }
+
+    fn tensor(&self) -> Result<Tensor> {
+        let shape = [self.rows as i64, self.width as i64];
+        // SAFETY: pointer, shape and dtype come from one live contiguous tensor, and 'a keeps its
+        // storage; on CUDA from_blob checks that the pointer belongs to the device.
+        let tensor = unsafe {
+            Tensor::f_from_blob(self.pointer.cast(), &shape, &[], Kind::Float, self.device)
+        };
+        Ok(tensor?)
+    }
+}
+
+/// Products that can work on borrowed tensors.
+pub trait OnTensors: Products + Sized {
+    /// The products of a process that may use `threads` host threads.
+    ///
+    /// # Errors
+    /// `Numerics` when the threads cannot be started.
+    fn with_threads(threads: usize) -> Result<Self>;
+    /// Reads the tensor.
+    ///
+    /// # Errors
+    /// `Torch` when libtorch refuses the memory.
+    fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<Self::Rows<'a>>;
+    /// Writes the tensor, which nobody else may be using.
+    ///
+    /// # Errors
+    /// `Torch` when libtorch refuses the memory.
+    fn as_buffer<'a>(tensor: Borrowed<'a>) -> Result<Self::Buffer<'a>>;
+}
+
+impl OnTensors for Host {
+    fn with_threads(threads: usize) -> Result<Self> {
+        Self::new(threads)
+    }
+
+    fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<HostRows<'a>> {
+        // SAFETY: a live contiguous float32 tensor on the CPU holds this many numbers, aligned;
+        // 'a keeps it, and it is not written while a sketch reads it.
+        let data =
+            unsafe { std::slice::from_raw_parts(tensor.pointer.cast_const(), tensor.numbers()) };
+        Ok(HostRows::new(data, tensor.width))
+    }
+
+    fn as_buffer<'a>(tensor: Borrowed<'a>) -> Result<HostBuffer<'a>> {
+        // SAFETY: as above; `tensor` is taken whole, and a sketch borrows each of its private
+        // buffers once a call.
+        let data = unsafe { std::slice::from_raw_parts_mut(tensor.pointer, tensor.numbers()) };
+        Ok(HostBuffer { data, width: tensor.width })
+    }
+}
+
+impl OnTensors for Torch {
+    fn with_threads(_threads: usize) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<Tensor> {
+        tensor.tensor()
+    }
+
+    fn as_buffer<'a>(tensor: Borrowed<'a>) -> Result<Tensor> {
+        tensor.tensor()
+    }
+}
+
+/// A row-major float32 matrix (n, width) on the CPU as a slice to read and one to write.
+pub fn read_and_write<'a>(
+    read: &'a Borrowed<'_>,
+    write: &'a mut Borrowed<'_>,
+) -> (&'a [f32], &'a mut [f32]) {
+    // SAFETY: as in `as_rows` and `as_buffer`; the caller made `write` for this call.
+    unsafe {
+        (
+            std::slice::from_raw_parts(read.pointer.cast_const(), read.numbers()),
+            std::slice::from_raw_parts_mut(write.pointer, write.numbers()),
+        )
+    }
+}
