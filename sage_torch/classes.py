@@ -1,0 +1,108 @@
+"""Which class every example belongs to, learned while the data set streams by."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_CHUNK = 8_192
+
+
+class ClassBook:
+    """The class of every example, learned while it streams by: 4 bytes an example.
+
+    Args:
+        total: Number of examples N.
+        wanted: `"auto"`: balance classes where the data has them; True: it must; False: never.
+    """
+
+    def __init__(self, total: int, wanted: bool | str) -> None:
+        self._wanted = wanted
+        self._positions: dict[int, int] = {}  # label -> class id, in order of appearance
+        self._ids: NDArray[np.int32] | None = None
+        self._total = total
+        self.has_labels: bool | None = None  # unknown before the first batch
+
+    def add(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
+        """Note a batch's labels and return its class ids (n,), 0 throughout without classes."""
+        if self.has_labels is None:
+            self.has_labels = labels is not None
+            if self._wanted is True and not self.has_labels:
+                raise ValueError(
+                    "expected integer class labels for class_balanced=True, but batches have "
+                    "none: give (inputs, labels) batches with labels of shape (n,) and an integer "
+                    'dtype (a dict needs "labels"), or pass class_balanced=False'
+                )
+        if self.has_labels != (labels is not None):
+            raise ValueError("expected every batch to have integer labels, or none to")
+        if labels is not None:
+            if self._ids is None:
+                self._ids = np.zeros(self._total, np.int32)
+            self._ids[indices] = self._encode(labels)
+        return self.of(indices)
+
+    def check(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
+        """Return the class ids (n,) again, after comparing labels with those of pass 1."""
+        if labels is not None and self._ids is not None:
+            now = labels.to(torch.int64).numpy()
+            if not np.array_equal(self.labels_of(indices), now):
+                at = int(indices[np.flatnonzero(self.labels_of(indices) != now)[0]])
+                raise ValueError(
+                    f"expected example {at} to keep its label between the passes; do not change "
+                    "the data set during a selection"
+                )
+        return self.of(indices)
+
+    def of(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int32]:
+        """Return the class ids of some examples, as the rules use them."""
+        if self._ids is None or not self.is_balanced:
+            count = self._total if isinstance(indices, slice) else len(indices)
+            return np.zeros(count, np.int32)
+        return self._ids[indices]
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the rules choose within each class."""
+        return bool(self.has_labels) and self._wanted is not False
+
+    @property
+    def count(self) -> int:
+        """Number of classes the rules see."""
+        return len(self._positions) if self.is_balanced else 1
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Return the number of examples in each class (C,)."""
+        if self._ids is None or not self.is_balanced:
+            return np.array([self._total])
+        return np.bincount(self._ids, minlength=self.count)
+
+    def finish(self) -> NDArray[np.int64]:
+        """Renumber classes by ascending label; return the old id of each new one."""
+        values = self.values()
+        order = np.argsort(values)
+        if self._ids is not None:
+            rank = np.empty(len(order), np.int32)
+            rank[order] = np.arange(len(order), dtype=np.int32)
+            for start in range(0, self._total, _CHUNK):
+                part = slice(start, start + _CHUNK)
+                self._ids[part] = rank[self._ids[part]]
+            self._positions = {int(values[old]): new for new, old in enumerate(order)}
+        return order if self.is_balanced else np.zeros(1, np.int64)
+
+    def labels_of(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """Return the labels of some examples, as the data set has them."""
+        assert self._ids is not None  # asked for only where there are labels
+        return self.values()[self._ids[indices]]
+
+    def values(self) -> NDArray[np.int64]:
+        """Return the label of each class id (C,)."""
+        return np.fromiter(self._positions, np.int64, len(self._positions))
+
+    def _encode(self, labels: Tensor) -> NDArray[np.int32]:
+        values, inverse = np.unique(labels.to(torch.int64).numpy(), return_inverse=True)
+        for value in values.tolist():
+            self._positions.setdefault(value, len(self._positions))
+        ids = np.array([self._positions[value] for value in values.tolist()], np.int32)
+        return ids[inverse]

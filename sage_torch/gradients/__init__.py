@@ -1,0 +1,186 @@
+"""Per-example gradients: what a computer of them must offer, and which one to take.
+
+A computer turns a batch of n examples into rows (n, D), row i the gradient `g_i = dL_i/dw` of
+example i's loss with respect to the chosen parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, cast
+
+from torch import Tensor, nn
+
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.functional import FunctionalGradients, ParameterChoice
+from sage_torch.gradients.last_layer import LastLayerGradients
+from sage_torch.gradients.loss import LossFunction, unwrap
+
+__all__ = [
+    "Batch",
+    "FunctionalGradients",
+    "GradientChoice",
+    "GradientComputer",
+    "LastLayerGradients",
+    "LossFunction",
+    "ParameterChoice",
+    "choose_gradients",
+    "unwrap",
+]
+
+# Above this many parameters "auto" takes the last layer: sketching rows of length D costs about
+# 8 l D operations an example, which then outgrows the gradient itself.
+LONGEST_WHOLE_NETWORK = 2_000_000
+
+
+class GradientComputer(Protocol):
+    """What turns batches into per-example gradients; any object of this form can take part.
+
+    A plain function `batch -> (n, D)` will do as well: selection then takes D from the first rows,
+    takes `covers_whole_network` for False, and shows its name for a description.
+
+    Both passes of a selection must use the same computer. Rows must not depend on which other
+    examples share the batch, and the model's parameters, gradients, buffers and mode must be as
+    before after each call.
+
+    Example:
+        >>> import torch
+        >>> class InputGradients:
+        ...     dim, covers_whole_network = 4, False
+        ...     def __call__(self, batch):
+        ...         return batch[0].flatten(1).float()
+        ...     def describe(self):
+        ...         return "the inputs themselves"
+        >>> from sage_torch.gradients import choose_gradients
+        >>> choose_gradients(torch.nn.Linear(4, 3), kind=InputGradients()).describe()
+        'the inputs themselves'
+    """
+
+    @property
+    def dim(self) -> int:
+        """Number of columns D, from construction on where possible, else after the first call.
+
+        Raises:
+            RuntimeError: It is not known before the first call.
+        """
+        ...
+
+    @property
+    def covers_whole_network(self) -> bool:
+        """Whether the columns cover every parameter that requires grad.
+
+        Only then does a negative agreement mark an example to be trimmed.
+        """
+        ...
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the gradients of a batch.
+
+        Args:
+            batch: n examples on the model's device, as the loader collates them.
+
+        Returns:
+            Tensor (n, D) float32 on the model's device, detached, row i for example i.
+
+        Raises:
+            ValueError: The batch or its losses do not have the form the computer needs.
+            SageError: A loss is not finite; `row` is its position in the batch.
+        """
+        ...
+
+    def describe(self) -> str:
+        """Say in one line what is computed, for the log and the selection.
+
+        Returns:
+            For example "functional: vmap(grad) over 10 parameters, D = 106,000".
+        """
+        ...
+
+
+GradientChoice: TypeAlias = str | GradientComputer | Callable[[Batch], Tensor]
+
+
+def choose_gradients(
+    model: nn.Module,
+    loss: LossFunction | None = None,
+    kind: GradientChoice = "auto",
+    *,
+    memory_budget: int = 2**30,
+) -> GradientComputer:
+    """Return the gradient computer that `kind` names, and log the choice.
+
+    Args:
+        model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
+        loss: `loss(model, batch) -> (n,)` losses, one per example; None for the cross-entropy of
+            integer class targets. A computer of the user's own has its own loss.
+        kind: `"functional"` (exact, all parameters that require grad), `"last_layer"` (the
+            classifier only), `"auto"` (functional up to D = 2,000,000 parameters that require
+            grad, else the last layer), or a computer of the user's own, which is returned as it
+            is, attributes missing or not.
+        memory_budget: Bytes for the temporaries of `"functional"`.
+
+    Returns:
+        The computer.
+
+    Raises:
+        ValueError: `kind` is an unknown name, or the model has no parameter that requires grad.
+        TypeError: `kind` is neither a name nor callable.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch.gradients import choose_gradients
+        >>> choose_gradients(torch.nn.Linear(4, 3)).describe()
+        'functional: vmap(grad) over 2 parameters, D = 15'
+    """
+    inner = unwrap(model)
+    if not isinstance(kind, str):
+        computer = _own_computer(kind)
+        name = getattr(computer, "__name__", type(computer).__name__)
+        _log_choice(inner, f"{name}, given by the caller")
+        return computer
+    if kind not in ("auto", "functional", "last_layer"):
+        raise ValueError(
+            'expected gradients to be "auto", "functional", "last_layer" or a callable '
+            f"batch -> (n, D), got {kind!r}"
+        )
+    dim = sum(p.numel() for p in inner.parameters() if p.requires_grad)
+    if dim == 0:
+        raise ValueError(
+            f"{type(inner).__name__} has no parameter that requires grad; call "
+            "model.requires_grad_(True), or pass FunctionalGradients(model, params=[...])"
+        )
+    reason = "as asked for"
+    if kind == "auto":
+        kind = "functional" if dim <= LONGEST_WHOLE_NETWORK else "last_layer"
+        sign = "<=" if kind == "functional" else ">"
+        reason = f"auto: {dim:,} parameters require grad, {sign} {LONGEST_WHOLE_NETWORK:,}"
+        if kind == "last_layer":
+            warnings.warn(
+                f"{type(inner).__name__} has {dim:,} parameters that require grad: gradients are "
+                "taken of the last layer only. The negative trim needs whole-network gradients "
+                'and does not apply; pass gradients="functional" to have them',
+                UserWarning,
+                stacklevel=2,
+            )
+    if kind == "functional":
+        chosen: GradientComputer = FunctionalGradients(inner, loss, memory_budget=memory_budget)
+    else:
+        chosen = LastLayerGradients(inner, loss)
+    _log_choice(inner, f"{chosen.describe()}; {reason}")
+    return chosen
+
+
+def _own_computer(kind: object) -> GradientComputer:
+    if isinstance(kind, type):
+        raise TypeError(f"expected a gradient computer, got the class {kind.__name__}; call it")
+    if not callable(kind):
+        raise TypeError(
+            f"expected gradients to be a name or a callable batch -> (n, D), got {kind!r}"
+        )
+    return cast(GradientComputer, kind)
+
+
+def _log_choice(model: nn.Module, choice: str) -> None:
+    logging.getLogger("sage_torch").info("gradients of %s: %s", type(model).__name__, choice)

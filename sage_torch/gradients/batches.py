@@ -1,0 +1,281 @@
+"""The batch as data: its length, its labels, its parts, its tensors, whatever container holds them.
+
+A batch is any nesting of tuples, lists, named tuples, mappings and dataclasses. Its *leaves* are
+the tensors with at least one dimension, and the first dimension of every leaf counts the examples.
+0-d tensors and everything that is not a tensor (strings, numbers, None) belong to no example in
+particular and pass through every function here unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A batch has no narrower type: the user's collate function decides what it is.
+Batch = Any
+
+__all__ = [
+    "Batch",
+    "labels",
+    "length",
+    "map_tensors",
+    "replace_leaves",
+    "same_item",
+    "take",
+    "tensor_leaves",
+    "to_device",
+]
+
+
+def length(batch: Batch) -> int:
+    """Return the number of examples in a batch: the first dimension that all its leaves share.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+
+    Returns:
+        The number of examples, at least 1.
+
+    Raises:
+        ValueError: The batch holds no tensor with a first dimension, is empty, or its leaves
+            disagree, among themselves or with its labels.
+    """
+    leaves = tensor_leaves(batch)
+    if not leaves:
+        raise ValueError(
+            f"expected a batch with at least one tensor of shape (n, ...), got {_kind(batch)} "
+            "without any; convert its contents to tensors in the collate function"
+        )
+    targets = labels(batch)
+    n = len(leaves[0]) if targets is None else len(targets)
+    other = next((leaf for leaf in leaves if len(leaf) != n), None)
+    if other is not None and targets is not None:
+        raise ValueError(
+            f"a batch whose length disagrees with its labels: {n} labels, but a tensor of shape "
+            f"{tuple(other.shape)}; the first dimension of every tensor must count the examples"
+        )
+    if other is not None:
+        raise ValueError(
+            f"a batch whose tensors disagree in length: shapes {tuple(leaves[0].shape)} and "
+            f"{tuple(other.shape)}; the first dimension of every tensor must count the examples"
+        )
+    if n == 0:
+        raise ValueError("expected a batch of at least one example, got an empty one")
+    return n
+
+
+def labels(batch: Batch) -> Tensor | None:
+    """Return the integer class targets of a batch, or None where it has none.
+
+    They are the second of two elements of a tuple or list, the entry `"labels"` of a mapping or
+    the attribute `labels` of a dataclass or named tuple. Only a 1-D tensor of an integer dtype
+    counts: token labels, soft targets and regression targets are no classes.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+
+    Returns:
+        Tensor (n,) of an integer dtype, as it lies in the batch, or None.
+    """
+    found: object = None
+    if isinstance(batch, Mapping):
+        found = batch.get("labels")
+    elif hasattr(batch, "labels") and (_is_named_tuple(batch) or _is_dataclass(batch)):
+        found = batch.labels
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        found = batch[1]
+    return found if _is_class_targets(found) and isinstance(found, Tensor) else None
+
+
+def take(batch: Batch, start: int, stop: int) -> Batch:
+    """Return examples `start` to `stop` (exclusive) as a batch of the same kind.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+        start: Position of the first example.
+        stop: Position after the last example.
+
+    Returns:
+        A batch whose leaves are views of the given ones.
+    """
+    return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Return the batch with every tensor on `device`.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+        device: Where to copy; tensors that are there already are not copied.
+
+    Returns:
+        A batch of the same kind.
+
+    Cost:
+        One copy a tensor; to a CUDA device from pinned memory without waiting for it.
+    """
+    device = torch.device(device)
+    # Only towards the device: a copy to the host that nobody waits for may be read half-written.
+    without_waiting = device.type == "cuda"
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=without_waiting))
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply `change` to every tensor of a batch, 0-d tensors included, and keep its containers.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+        change: Function from a tensor to the tensor that takes its place.
+
+    Returns:
+        A new batch of the same kind. A mapping that cannot be rebuilt from a dict comes back as
+        a dict.
+    """
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return _rebuild_mapping(batch, {k: map_tensors(v, change) for k, v in batch.items()})
+    if _is_named_tuple(batch):
+        return type(batch)(*(map_tensors(value, change) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        values = [map_tensors(value, change) for value in batch]
+        return values if isinstance(batch, list) else tuple(values)
+    if _is_dataclass(batch):
+        # A copy with its fields set anew works for frozen classes and fields left out of
+        # __init__, and does not run __post_init__ a second time.
+        changed = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            value = map_tensors(getattr(batch, field.name), change)
+            object.__setattr__(changed, field.name, value)
+        return changed
+    return batch
+
+
+def tensor_leaves(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch that have a first dimension, in the order of `map_tensors`.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+
+    Returns:
+        The leaves, without copies.
+    """
+    return [tensor for tensor in _tensors(batch) if tensor.ndim]
+
+
+def replace_leaves(batch: Batch, leaves: Sequence[Tensor]) -> Batch:
+    """Return the batch with its leaves replaced: the inverse of `tensor_leaves`.
+
+    Args:
+        batch: The batch that `tensor_leaves` was called with.
+        leaves: As many tensors as it has leaves, in the same order.
+
+    Returns:
+        A batch of the same kind.
+    """
+    replacements = iter(leaves)
+    return map_tensors(batch, lambda tensor: next(replacements) if tensor.ndim else tensor)
+
+
+def same_item(first: object, second: object) -> bool:
+    """Say whether two readings of one data set item hold the same values (NaN equals NaN).
+
+    It answers "different" only where it can tell: objects that compare by identity alone, or that
+    refuse to be compared, count as the same.
+
+    Args:
+        first: What `dataset[i]` returned.
+        second: What it returned the next time.
+
+    Returns:
+        False if some tensor, array, number or string differs.
+    """
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return _same_tensor(first, second)
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        if first.dtype.hasobject or second.dtype.hasobject:
+            return same_item(first.tolist(), second.tolist())
+        alike = first.dtype == second.dtype and first.shape == second.shape
+        return alike and first.tobytes() == second.tobytes()
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        if first.keys() != second.keys():
+            return False
+        return all(same_item(first[key], second[key]) for key in first)
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
+        return len(first) == len(second) and all(map(same_item, first, second))
+    if _is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]  # type: ignore[arg-type]
+        return all(same_item(getattr(first, name), getattr(second, name)) for name in names)
+    return _same_value(first, second)
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from _tensors(value)
+    elif _is_dataclass(batch):
+        for field in dataclasses.fields(batch):
+            yield from _tensors(getattr(batch, field.name))
+
+
+def _rebuild_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    if type(batch) is dict:
+        return values
+    try:
+        rebuilt: Mapping[Any, Any] = type(batch)(values)  # type: ignore[call-arg]
+        return rebuilt if list(rebuilt) == list(values) else values
+    except Exception:  # other constructors, defaultdict's for one, may raise anything
+        return values
+
+
+def _same_tensor(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if torch.equal(first, second):
+        return True
+    both_nan = (first != first) & (second != second)
+    return bool(((first == second) | both_nan).all())
+
+
+def _same_value(first: object, second: object) -> bool:
+    if type(first).__eq__ is object.__eq__:
+        return True
+    try:
+        return bool(first == second) or bool(first != first and second != second)
+    except Exception:  # an object that will not be compared says nothing about its values
+        return True
+
+
+def _is_class_targets(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.ndim == 1
+        and value.dtype is not torch.bool
+        and not value.is_floating_point()
+        and not value.is_complex()
+    )
+
+
+def _is_named_tuple(value: object) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def _is_dataclass(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"

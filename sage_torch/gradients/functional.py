@@ -1,0 +1,241 @@
+"""Exact per-example gradients of any differentiable loss, by vmap over grad."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from textwrap import shorten
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from sage_torch._core import SageError
+from sage_torch.gradients import batches
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.loop import LoopGradients
+from sage_torch.gradients.loss import (
+    ExampleLoss,
+    LossFunction,
+    check_recorded,
+    differentiable,
+    ordinary,
+)
+
+# Names or fnmatch patterns of parameters, or a predicate on name and parameter.
+ParameterChoice: TypeAlias = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+
+__all__ = ["FunctionalGradients", "ParameterChoice"]
+
+# The gradients of a chunk, vmap's intermediate results of the same size, and its activations.
+_COPIES_PER_CHUNK = 3
+
+
+class FunctionalGradients:
+    """Per-example gradients `g_i = dL_i/dw`, exact, by `torch.func.vmap(grad)`.
+
+    Columns follow `model.named_parameters()`, every parameter flattened row by row; a parameter
+    that the loss does not use gives zero columns, and a tied parameter counts once, its gradient
+    summed over its places. The model keeps the mode (train or eval) that the caller has set: set
+    eval mode first, as the selection passes do, so that examples do not interact through batch
+    norm and dropout is off. Parameters' `.grad` and `requires_grad`, and buffers, are not touched.
+
+    A model that vmap refuses (recurrent layers, activation checkpointing, writing in place,
+    control flow that depends on data) is differentiated by one backward pass per example from
+    then on, after a warning that names the cause.
+
+    Args:
+        model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
+        loss: `loss(model, batch) -> (n,)` losses, one per example. None: the cross-entropy of
+            integer class targets (see `ExampleLoss`). Under vmap it sees batches of one example.
+        params: Which parameters. None: all that require grad. Otherwise a name, names or fnmatch
+            patterns (`"head.*"`), or a predicate `(name, parameter) -> bool`; these may choose
+            frozen parameters too.
+        memory_budget: Bytes for the gradients of one chunk of examples with vmap's temporaries;
+            the rows returned, 4 n D bytes, come on top.
+
+    Raises:
+        ValueError: `params` matches nothing, the model has no parameter that requires grad, or
+            a chosen parameter is complex.
+
+    Cost:
+        About one forward and backward pass per example in time, in chunks of
+        `memory_budget / (12 D)` examples; one wait for the device a batch.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch.gradients import FunctionalGradients
+        >>> model = torch.nn.Linear(4, 3)
+        >>> gradients = FunctionalGradients(model)
+        >>> gradients((torch.randn(8, 4), torch.randint(3, (8,)))).shape
+        torch.Size([8, 15])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction | None = None,
+        params: ParameterChoice | None = None,
+        *,
+        memory_budget: int = 2**30,
+    ) -> None:
+        if memory_budget <= 0:
+            raise ValueError(f"expected memory_budget in bytes, above 0, got {memory_budget}")
+        self._losses = ExampleLoss(model, loss)
+        chosen = _choose_parameters(self._losses.model, params)
+        trainable = {name for name, p in self._losses.model.named_parameters() if p.requires_grad}
+        self._names = [f"model.{name}" for name in chosen]
+        self._loop = LoopGradients(self._losses, self._names)
+        self._use_loop = False
+        self._dim = sum(parameter.numel() for parameter in chosen.values())
+        self._chunk = max(1, memory_budget // (4 * _COPIES_PER_CHUNK * self._dim))
+        self._covers_whole_network = trainable <= chosen.keys()
+
+    @property
+    def dim(self) -> int:
+        """Number of columns D: the elements of the chosen parameters, tied ones once."""
+        return self._dim
+
+    @property
+    def covers_whole_network(self) -> bool:
+        """Whether every parameter that requires grad was chosen."""
+        return self._covers_whole_network
+
+    def describe(self) -> str:
+        """Say in one line how gradients are computed.
+
+        Returns:
+            For example "functional: vmap(grad) over 10 parameters, D = 106,000".
+        """
+        how = "one backward pass per example" if self._use_loop else "vmap(grad)"
+        return f"functional: {how} over {len(self._names)} parameters, D = {self._dim:,}"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the gradients of a batch.
+
+        Args:
+            batch: n examples, on the model's device.
+
+        Returns:
+            Tensor (n, D) float32 on the model's device, detached, whatever the model's dtype.
+
+        Raises:
+            ValueError: The loss returned another shape than (n,), or does not depend on the
+                parameters, or the batch does not fit.
+            SageError: A loss is not finite; `row` is its position in the batch.
+        """
+        if not self._use_loop:
+            try:
+                rows, losses = self._by_vmap(batch)
+            except Exception as error:
+                if not _may_be_refusal(error):
+                    raise
+                # Only the line is kept: the error's traceback holds every tensor of the attempt.
+                cause = shorten(str(error), 200) or type(error).__name__
+            else:
+                self._losses.check(losses, batch)
+                return rows
+            rows = self._loop(batch)  # where this fails too, its error is the plainer one
+            self._use_loop = True
+            warnings.warn(
+                "vmap cannot differentiate this model; its gradients are computed by one backward "
+                f"pass per example from now on, which is slower. Cause: {cause}",
+                UserWarning,
+                stacklevel=2,
+            )
+            return rows
+        return self._loop(batch)
+
+    def _by_vmap(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        n = batches.length(batch)
+        with differentiable():
+            batch = ordinary(batch)
+            fixed = {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
+            chosen = {name: fixed.pop(name) for name in self._names}
+            device = chosen[self._names[0]].device
+            rows = torch.empty((n, self._dim), dtype=torch.float32, device=device)
+            losses = []
+            for start in range(0, n, self._chunk):
+                part = batches.take(batch, start, start + self._chunk)
+                gradients, part_losses = self._differentiate(chosen, fixed, part)
+                losses.append(part_losses)
+                _write(rows[start : start + self._chunk], [gradients[k] for k in self._names])
+                del gradients  # before the next chunk's are made, or two chunks are held at once
+        return rows, torch.cat(losses)
+
+    def _differentiate(
+        self, chosen: dict[str, Tensor], fixed: dict[str, Tensor], part: Batch
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        def loss_of_one(chosen: dict[str, Tensor], leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
+            example = batches.replace_leaves(part, [leaf.unsqueeze(0) for leaf in leaves])
+            losses = functional_call(self._losses, {**fixed, **chosen}, (example,))
+            loss = check_recorded(losses).squeeze(0)
+            return loss, loss.detach()
+
+        gradient_and_loss = grad(loss_of_one, has_aux=True)
+        # A model left in train mode draws dropout for each example anew, as a loop would.
+        over_examples = vmap(gradient_and_loss, in_dims=(None, 0), randomness="different")
+        result: tuple[dict[str, Tensor], Tensor] = over_examples(
+            chosen, batches.tensor_leaves(part)
+        )
+        return result
+
+
+def _choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[str, nn.Parameter]:
+    """Return the chosen parameters under their first names, in named_parameters order."""
+    if params is None:
+        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not chosen:
+            raise ValueError(
+                f"{type(model).__name__} has no parameter that requires grad; call "
+                "model.requires_grad_(True), or name parameters with params="
+            )
+    else:
+        # A tied parameter may be asked for by any of its names; it keeps its first.
+        every_name = model.named_parameters(remove_duplicate=False)
+        wanted = _matching(dict(every_name), params)
+        chosen = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if id(parameter) in wanted and (parameter.is_floating_point() or parameter.is_complex())
+        }
+        if not chosen:
+            known = ", ".join(name for name, _ in model.named_parameters())
+            raise ValueError(f"params matches no floating-point parameter; there are: {known}")
+    complex_name = next((name for name, p in chosen.items() if p.is_complex()), None)
+    if complex_name is not None:
+        raise ValueError(
+            f"expected real parameters, got the complex {complex_name!r}; leave it out with params="
+        )
+    return chosen
+
+
+def _matching(parameters: dict[str, nn.Parameter], params: ParameterChoice) -> set[int]:
+    if callable(params):
+        return {id(p) for name, p in parameters.items() if params(name, p)}
+    wanted = set()
+    for pattern in [params] if isinstance(params, str) else params:
+        found = {id(p) for name, p in parameters.items() if fnmatchcase(name, pattern)}
+        if not found:
+            known = ", ".join(parameters)
+            raise ValueError(f"params: {pattern!r} matches no parameter; there are: {known}")
+        wanted |= found
+    return wanted
+
+
+def _may_be_refusal(error: Exception) -> bool:
+    """Whether another way of differentiating might do what has just failed."""
+    if isinstance(error, (ValueError, SageError, MemoryError, torch.OutOfMemoryError)):
+        return False
+    # The CPU allocator reports exhaustion as a plain RuntimeError.
+    return "allocate memory" not in str(error) and "out of memory" not in str(error)
+
+
+def _write(rows: Tensor, gradients: Sequence[Tensor]) -> None:
+    column = 0
+    for gradient in gradients:
+        flat = gradient.detach().flatten(1) if gradient.ndim > 1 else gradient.detach()[:, None]
+        rows[:, column : column + flat.shape[1]] = flat
+        column += flat.shape[1]

@@ -1,0 +1,291 @@
+"""Per-example gradients of the classifier in closed form: no backward pass of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sage_torch.gradients import batches
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.loss import (
+    ExampleLoss,
+    LossFunction,
+    check_recorded,
+    differentiable,
+    ordinary,
+    unwrap,
+)
+
+__all__ = ["LastLayerGradients"]
+
+
+class LastLayerGradients:
+    """Per-example gradients of the classifier, `g_i = delta_i ⊗ [h_i, 1]`, in closed form.
+
+    h (n, H) is the classifier's input, delta (n, C) the gradient of the losses with respect to
+    its output, the logits. Columns are its weight flattened row by row, then its bias: those of
+    `FunctionalGradients(model, params=["<layer>.weight", "<layer>.bias"])`. Dimensions between n
+    and H (tokens, positions) are summed over. A weight that other layers share counts only by its
+    use in this layer. The model keeps the mode (train or eval) that the caller has set: set eval
+    mode first, as the selection passes do. Parameters and buffers are not touched.
+
+    Args:
+        model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
+        loss: `loss(model, batch) -> (n,)` losses, one per example. None: the cross-entropy of
+            integer class targets (see `ExampleLoss`).
+        layer: The classifier, an `nn.Linear` of the model or its name. None: found on the first
+            batch by following the data, whatever the order of registration. It is the Linear
+            layer whose output is the model's output, otherwise the only one after which the loss
+            depends on no other parameter.
+
+    Raises:
+        TypeError: `layer` is no `nn.Linear`.
+        ValueError: `layer` is not in the model, or the model has no Linear layer at all.
+
+    Cost:
+        One forward pass, and C (H + 1) multiplications per example and token; one wait for the
+        device a batch. The rows take 4 n D bytes.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch.gradients import LastLayerGradients
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> gradients = LastLayerGradients(model)
+        >>> gradients((torch.randn(16, 4), torch.randint(3, (16,)))).shape
+        torch.Size([16, 27])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction | None = None,
+        layer: nn.Linear | str | None = None,
+    ) -> None:
+        self._losses = ExampleLoss(model, loss)
+        linears = _linear_layers(self._losses.model)
+        if layer is None and not linears:
+            raise ValueError(
+                f"{type(self._losses.model).__name__} has no nn.Linear layer, so its last layer "
+                'has no closed form; use gradients="functional" or FunctionalGradients(params=...)'
+            )
+        self._name = None if layer is None else _name_of(self._losses.model, layer)
+        # With one Linear layer D is known at once, though the first batch still has to show that
+        # it is the classifier.
+        self._expected = next(iter(linears)) if len(linears) == 1 else None
+
+    @property
+    def dim(self) -> int:
+        """Number of columns D = C (H + 1), or C H without bias.
+
+        Raises:
+            RuntimeError: The classifier has not been found yet.
+        """
+        name = self._known_name()
+        if name is None:
+            raise RuntimeError(
+                "dim is unknown before the first call, which finds the classifier; call the "
+                "computer on one batch first, or pass layer="
+            )
+        return sum(p.numel() for p in _own_parameters(self._layer(name)))
+
+    @property
+    def covers_whole_network(self) -> bool:
+        """Whether the classifier holds every parameter that requires grad."""
+        name = self._known_name()
+        if name is None:
+            return False
+        own = {id(p) for p in _own_parameters(self._layer(name))}
+        return all(id(p) in own for p in self._losses.model.parameters() if p.requires_grad)
+
+    def describe(self) -> str:
+        """Say in one line how gradients are computed.
+
+        Returns:
+            For example "last layer: closed form over fc (512 -> 10), D = 5,130".
+        """
+        name = self._known_name()
+        if name is None:
+            return "last layer: closed form, the classifier is found on the first batch"
+        layer = self._layer(name)
+        size = f"{layer.in_features} -> {layer.out_features}"
+        return f"last layer: closed form over {_shown(name)} ({size}), D = {self.dim:,}"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the gradients of a batch.
+
+        Args:
+            batch: n examples, on the model's device.
+
+        Returns:
+            Tensor (n, D) float32 on the model's device, detached, whatever the model's dtype.
+
+        Raises:
+            ValueError: No classifier was found; it was called more than once or not at all; its
+                input is not (n, ..., H); or as `ExampleLoss` says.
+            SageError: A loss is not finite; `row` is its position in the batch.
+        """
+        n = batches.length(batch)
+        with differentiable():
+            batch = ordinary(batch)
+            if self._name is None:
+                self._name = _find_classifier(self._losses, batches.take(batch, 0, 1))
+            inputs, logits, losses = self._forward(self._name, batch)
+            self._losses.check(losses, batch)
+            (delta,) = torch.autograd.grad(losses.sum(), logits, allow_unused=True)
+        where = f"the classifier {_shown(self._name)}"
+        if delta is None:
+            raise ValueError(f"{where} does not reach the loss; name another with layer=")
+        if len(inputs) != n or inputs.ndim < 2:
+            raise ValueError(
+                f"expected {where} to receive inputs of shape (n, ..., H) with n = {n}, got "
+                f"{tuple(inputs.shape)}; use FunctionalGradients(params=...) for this layer"
+            )
+        return _outer_products(delta, inputs, bias=self._layer(self._name).bias is not None)
+
+    def _known_name(self) -> str | None:
+        return self._expected if self._name is None else self._name
+
+    def _layer(self, name: str) -> nn.Linear:
+        return _linear_layers(self._losses.model)[name]
+
+    def _forward(self, name: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the classifier's input, its output as a leaf, and the losses computed from it."""
+        calls: list[tuple[Tensor, Tensor]] = []
+
+        def cut(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            inputs = args[0] if args else kwargs["input"]
+            # Copies: the model may go on writing to its input and output in place.
+            calls.append((inputs.detach().clone(), output.detach().requires_grad_()))
+            return calls[-1][1].clone()
+
+        handle = self._layer(name).register_forward_hook(cut, prepend=True, with_kwargs=True)
+        try:
+            # With all parameters detached, nothing before the cut is recorded.
+            state = {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
+            losses = functional_call(self._losses, state, (batch,))
+        finally:
+            handle.remove()
+        if len(calls) != 1:
+            raise ValueError(
+                f"expected the classifier {_shown(name)} to be called once in a forward pass, it "
+                f"was called {len(calls)} times; name another with layer=, or use "
+                "FunctionalGradients(params=...) for this one"
+            )
+        return *calls[0], check_recorded(losses)
+
+
+def _find_classifier(losses: ExampleLoss, example: Batch) -> str:
+    """Return the name of the Linear layer that ends the network, by following one example.
+
+    Every Linear layer's output is replaced by a leaf, so that the loss depends on the last ones
+    only; all parameters are leaves too, and show what else is learned after or beside those.
+    """
+    calls: list[tuple[str, Tensor, Tensor]] = []
+    outputs: list[Tensor] = []
+
+    def cut_at(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def cut(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            leaf = output.detach().requires_grad_()
+            calls.append((name, leaf, leaf.clone()))
+            return calls[-1][2]
+
+        return cut
+
+    def keep_output(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        # Hugging Face models return mappings; other output classes may have .logits only.
+        logits = getattr(output, "logits", None)
+        outputs.extend(batches.tensor_leaves(output if logits is None else logits))
+
+    layers = _linear_layers(losses.model)
+    handles = [
+        layer.register_forward_hook(cut_at(name), prepend=True) for name, layer in layers.items()
+    ]
+    handles.append(losses.model.register_forward_hook(keep_output))
+    try:
+        parameters = {
+            name: p.requires_grad_() if p.is_floating_point() else p
+            for name, p in losses.detached_parameters().items()
+        }
+        value = functional_call(losses, {**parameters, **losses.copied_buffers()}, (example,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    check_recorded(value)
+    leaves = [leaf for _, leaf, _ in calls]
+    learned = {name: p for name, p in parameters.items() if p.requires_grad}
+    found = torch.autograd.grad(value.sum(), [*leaves, *learned.values()], allow_unused=True)
+    reaching = [call for call, gradient in zip(calls, found, strict=False) if gradient is not None]
+    memory = {output.untyped_storage().data_ptr() for output in outputs}
+    ending = {name for name, _, flow in reaching if flow.untyped_storage().data_ptr() in memory}
+    if len(ending) == 1:
+        return ending.pop()
+    beside = [n for n, g in zip(learned, found[len(calls) :], strict=True) if g is not None]
+    last = {name for name, _, _ in reaching}
+    if not ending and len(last) == 1 and not beside:
+        return last.pop()
+    raise ValueError(_why_none(sorted(ending or last), beside, layers))
+
+
+def _why_none(last: list[str], beside: list[str], layers: dict[str, nn.Linear]) -> str:
+    if len(last) > 1:
+        reason = f"several Linear layers end in the loss: {', '.join(map(_shown, last))}"
+    elif beside:
+        names = ", ".join(name.removeprefix("model.") for name in beside[:3])
+        reason = f"the loss also depends directly on other parameters, such as {names}"
+    else:
+        reason = "no Linear layer's output reaches the loss"
+    known = ", ".join(map(_shown, layers))
+    return (
+        f"cannot tell which layer is the classifier: {reason}; pass layer=, one of the Linear "
+        f'layers ({known}), or use gradients="functional"'
+    )
+
+
+def _outer_products(delta: Tensor, inputs: Tensor, *, bias: bool) -> Tensor:
+    delta = delta.detach().flatten(1, -2) if delta.ndim > 2 else delta.detach()[:, None]
+    inputs = inputs.flatten(1, -2) if inputs.ndim > 2 else inputs[:, None]
+    delta, inputs = delta.float(), inputs.float()
+    (n, _, classes), width = delta.shape, inputs.shape[2]
+    rows = delta.new_empty((n, classes * (width + bias)))
+    weight = rows[:, : classes * width].view(n, classes, width)
+    torch.bmm(delta.mT, inputs, out=weight)  # (n, C, T) @ (n, T, H) -> (n, C, H)
+    if bias:
+        rows[:, classes * width :] = delta.sum(1)
+    return rows
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def _own_parameters(layer: nn.Linear) -> list[Tensor]:
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
+def _name_of(model: nn.Module, layer: nn.Module | str) -> str:
+    modules = dict(model.named_modules())
+    known = ", ".join(map(_shown, _linear_layers(model)))
+    if isinstance(layer, str):
+        found = layer if layer in modules else None
+    else:
+        inner = unwrap(layer)
+        found = next((name for name, module in modules.items() if module is inner), None)
+    if found is None:
+        raise ValueError(f"layer {layer!r} is not in the model; its Linear layers are: {known}")
+    if not isinstance(modules[found], nn.Linear):
+        raise TypeError(
+            f"expected layer to be an nn.Linear, got {type(modules[found]).__name__} for "
+            f"{_shown(found)}; the Linear layers are: {known}"
+        )
+    return found
+
+
+def _shown(name: str) -> str:
+    return repr(name) if name else "the model itself"

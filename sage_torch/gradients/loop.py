@@ -1,0 +1,141 @@
+"""Per-example gradients by one backward pass per example: slow, works wherever training does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.func import functional_call
+
+from sage_torch.gradients import batches
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.loss import ExampleLoss, check_recorded, differentiable, ordinary
+
+__all__ = ["LoopGradients"]
+
+
+class LoopGradients:
+    """Gradients `g_i = dL_i/dw`, one example after another, with respect to named parameters.
+
+    `FunctionalGradients` falls back on it for models that vmap refuses.
+
+    Args:
+        losses: Model and loss.
+        names: Names of the parameters w among `losses.named_parameters()`, in column order.
+
+    Cost:
+        n forward and backward passes of batch size one; one wait for the device a batch.
+    """
+
+    def __init__(self, losses: ExampleLoss, names: Sequence[str]) -> None:
+        self._losses = losses
+        self._names = list(names)
+        self._differentiation = _Differentiation(losses)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the gradients of a batch.
+
+        Args:
+            batch: n examples, on the model's device.
+
+        Returns:
+            Tensor (n, D) float32 on the model's device, detached.
+
+        Raises:
+            ValueError, SageError: As `ExampleLoss` says.
+        """
+        n = batches.length(batch)
+        with differentiable():
+            batch = ordinary(batch)
+            parameters = self._losses.detached_parameters()
+            # All that is trained is recorded, chosen or not: what reentrant checkpointing sees of
+            # a block depends on whether its input requires grad.
+            for name, parameter in self._losses.named_parameters():
+                parameters[name].requires_grad_(parameter.requires_grad)
+            leaves = [parameters[name].requires_grad_() for name in self._names]
+            dim = sum(leaf.numel() for leaf in leaves)
+            rows = torch.zeros((n, dim), dtype=torch.float32, device=leaves[0].device)
+            losses = []
+            for row in range(n):
+                # Buffers afresh for each example: what one writes must not reach the next.
+                state = {**parameters, **self._losses.copied_buffers()}
+                state = {f"losses.{name}": tensor for name, tensor in state.items()}
+                example = batches.map_tensors(batches.take(batch, row, row + 1), _own_leaf)
+                loss, gradients = functional_call(self._differentiation, state, (example, leaves))
+                losses.append(loss)
+                _write(rows[row], leaves, gradients)
+            self._losses.check(torch.cat(losses), batch)
+        return rows
+
+
+class _Differentiation(nn.Module):
+    """One forward and one backward pass while functional_call has the parameters exchanged.
+
+    The backward pass belongs inside `forward` because activation checkpointing runs the model
+    again during it, and must then find the exchanged parameters, not the user's. It is
+    `.backward()` because reentrant checkpointing gives `autograd.grad` an error or, worse, nothing.
+    """
+
+    def __init__(self, losses: ExampleLoss) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def forward(
+        self, example: Batch, leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        loss = check_recorded(self.losses(example)).sum()
+        for leaf in leaves:
+            leaf.grad = None
+        with _untouched(_other_leaves(loss, leaves)):
+            torch.autograd.backward(loss)
+        return loss.detach().reshape(1), [leaf.grad for leaf in leaves]
+
+
+def _other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the other leaves of a graph: inputs, and what the user's loss has brought in."""
+    ours = {id(leaf) for leaf in leaves}
+    others: dict[int, Tensor] = {}
+    seen: set[Node] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting.extend(following for following, _ in node.next_functions)
+        if node.name().endswith("AccumulateGrad"):
+            variable: Tensor = node.variable  # type: ignore[attr-defined]
+            if id(variable) not in ours:
+                others[id(variable)] = variable
+    return list(others.values())
+
+
+@contextmanager
+def _untouched(others: Sequence[Tensor]) -> Iterator[None]:
+    """Give tensors back the `.grad` that they had before."""
+    before = [tensor.grad for tensor in others]
+    for tensor in others:
+        tensor.grad = None  # a backward pass would add to the old one in place
+    try:
+        yield
+    finally:
+        for tensor, gradient in zip(others, before, strict=True):
+            tensor.grad = gradient
+
+
+def _own_leaf(tensor: Tensor) -> Tensor:
+    # An input may require grad (reentrant checkpointing wants one that does); its gradient must
+    # then go to a tensor of ours.
+    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
+
+
+def _write(row: Tensor, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    column = 0
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        if gradient is not None:
+            dense = gradient if gradient.layout is torch.strided else gradient.to_dense()
+            row[column : column + leaf.numel()] = dense.detach().reshape(-1)
+        column += leaf.numel()

@@ -1,0 +1,187 @@
+"""What a selection can be asked for, checked before any work starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, TypedDict
+
+from torch.utils.data import Dataset, IterableDataset
+
+from sage_torch.gradients import GradientChoice, LossFunction
+
+Rule = Literal["herding", "agreement", "random"]
+Basis = Literal["weighted", "orthonormal"]
+Quotas = Literal["proportional", "equal"]
+ConsensusMode = Literal["auto", "exact", "streaming"]
+Collate = Callable[[list[Any]], Any]
+
+
+class SelectionOptions(TypedDict, total=False):
+    """Keyword options that `select_subset` and `SageSampler` share; see `select_subset`."""
+
+    rule: Rule
+    trim: Literal["negative"] | float | None
+    basis: Basis
+    class_balanced: Literal["auto"] | bool
+    quotas: Quotas
+    sketch_size: int
+    gradients: GradientChoice
+    compress: Literal["auto"] | int | None
+    consensus: ConsensusMode
+    memory_budget: int
+    loss: LossFunction | None
+    score_dataset: Dataset[Any] | None
+    collate_fn: Collate | None
+    batch_size: int
+    num_workers: int
+    seed: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """The same options with their defaults, checked on construction."""
+
+    keep: float
+    rule: Rule = "herding"
+    trim: Literal["negative"] | float | None = "negative"
+    basis: Basis = "weighted"
+    class_balanced: Literal["auto"] | bool = "auto"
+    quotas: Quotas = "proportional"
+    sketch_size: int = 64
+    gradients: GradientChoice = "auto"
+    compress: Literal["auto"] | int | None = "auto"
+    consensus: ConsensusMode = "auto"
+    memory_budget: int = 2**30
+    loss: LossFunction | None = None
+    score_dataset: Dataset[Any] | None = None
+    collate_fn: Collate | None = None
+    batch_size: int = 256
+    num_workers: int = 0
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _check_keep(self.keep)
+        _one_of("rule", self.rule, "herding", "agreement", "random")
+        _one_of("basis", self.basis, "weighted", "orthonormal")
+        _one_of("quotas", self.quotas, "proportional", "equal")
+        _one_of("consensus", self.consensus, "auto", "exact", "streaming")
+        if self.class_balanced != "auto" and not isinstance(self.class_balanced, bool):
+            raise ValueError(
+                f'expected class_balanced "auto", True or False, got {self.class_balanced!r}'
+            )
+        if self.trim not in ("negative", None) and not (
+            _is_number(self.trim, Real) and 0 <= float(self.trim) < 1
+        ):
+            raise ValueError(
+                'expected trim "negative" (drop negative agreement), a share in [0, 1) or None, '
+                f"got {self.trim!r}"
+            )
+        if self.compress not in ("auto", None):
+            _at_least(1, "compress", self.compress, '"auto", None or a number of coordinates')
+        _at_least(1, "sketch_size", self.sketch_size)
+        _at_least(1, "memory_budget", self.memory_budget, "a number of bytes")
+        _at_least(1, "batch_size", self.batch_size)
+        _at_least(0, "num_workers", self.num_workers)
+        _at_least(0, "seed", self.seed)
+        if self.seed >= 2**63:
+            raise ValueError(f"expected a seed below 2**63, got {self.seed}")
+        for name in ("loss", "collate_fn"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
+        if self.score_dataset is not None:
+            count_examples(self.score_dataset, "score_dataset")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what can be written down: callables and data sets by name."""
+        plain = (str, int, float, bool, type(None))
+        return {
+            field.name: value if isinstance(value, plain) else type(value).__name__
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+
+def budget(keep: float, total: int) -> int:
+    """Return `k`, the number of examples to keep: `round(keep * N)`, or the count itself.
+
+    Args:
+        keep: A share in (0, 1], or a count from 1 to `total`.
+        total: Number of examples N.
+
+    Returns:
+        k, with Python's rounding (half to even).
+
+    Raises:
+        ValueError: The count exceeds `total`, or the share rounds to 0.
+    """
+    _check_keep(keep)
+    if isinstance(keep, Integral):
+        if keep > total:
+            raise ValueError(
+                f"expected to keep at most {total} examples (all there are), got keep={keep}"
+            )
+        return int(keep)
+    k = round(float(keep) * total)
+    if k == 0:
+        raise ValueError(
+            f"expected to keep at least one example, but keep={keep} of {total} rounds to 0; keep "
+            f"at least {1 / total:.2g}, or give a count"
+        )
+    return k
+
+
+def count_examples(dataset: object, name: str = "dataset") -> int:
+    """Return `len(dataset)` of a map-style data set with at least one example.
+
+    Raises:
+        TypeError: An `IterableDataset`, or no data set at all.
+        ValueError: It is empty.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(
+            f"expected a map-style {name} with len() and indices, got the IterableDataset "
+            f"{type(dataset).__name__}: a stream has no examples to come back to; load it into a "
+            "map-style data set first"
+        )
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"expected a map-style {name} with __getitem__ and __len__, got "
+            f"{type(dataset).__name__}"
+        )
+    total = len(dataset)
+    if total == 0:
+        raise ValueError(f"expected a {name} with at least one example, got an empty one")
+    return total
+
+
+def _check_keep(keep: object) -> None:
+    wanted = "expected keep to be a share in (0, 1] or a count of at least 1, got "
+    if isinstance(keep, bool) or not isinstance(keep, (Integral, Real)):
+        raise TypeError(f"{wanted}{keep!r}")
+    if isinstance(keep, Integral):
+        if keep < 1:
+            raise ValueError(f"{wanted}{keep!r}")
+    elif math.isnan(keep) or not 0 < float(keep) <= 1:
+        raise ValueError(f"{wanted}{keep!r}")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _one_of(name: str, value: object, *allowed: str) -> None:
+    if value not in allowed:
+        words = ", ".join(f'"{word}"' for word in allowed)
+        raise ValueError(f"expected {name} to be one of {words}, got {value!r}")
+
+
+def _at_least(least: int, name: str, value: object, what: str = "a whole number") -> None:
+    if not _is_number(value, Integral):
+        raise TypeError(f"expected {name} to be {what}, got {value!r}")
+    if int(value) < least:  # type: ignore[call-overload]
+        raise ValueError(f"expected {name} of at least {least}, got {value}")

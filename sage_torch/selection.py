@@ -1,0 +1,179 @@
+"""The result of a selection: which examples, how they scored, and how sure the sketch is."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What Frequent Directions guarantees of the sketch behind a selection.
+
+    For every unit vector x: `0 <= |Ax|^2 - |Sx|^2 <= shrinkage`, A the compressed gradients, up to
+    float32 rounding. The compression before the sketch is only probabilistic and not part of it.
+    Each value is an attribute and, as in the saved JSON, an item.
+
+    Attributes:
+        shrinkage: `Delta`, the most that the sketch underestimates a squared length by.
+        relative_shrinkage: `Delta / sigma_1^2`, the same against the strongest direction.
+        squared_norm: `|A|_F^2`, the energy of all gradients.
+        energy_kept: `|S|_F^2 / |A|_F^2`: at least this share of the energy lies in the sketch.
+        energy_kept_at_most: `(|S|_F^2 + l Delta) / |A|_F^2`, at most 1: and no more than this.
+        consensus_cosine: Smallest cosine over classes between the consensus that scored the
+            examples and the exact one; 1 unless the consensus was streaming.
+
+    Reference:
+        Ghashami, Liberty, Phillips and Woodruff, SIAM J. Comput. 2016, Thm 1.1.
+    """
+
+    shrinkage: float
+    relative_shrinkage: float
+    squared_norm: float
+    energy_kept: float
+    energy_kept_at_most: float
+    consensus_cosine: float
+
+    def __getitem__(self, name: str) -> float:
+        return float(asdict(self)[name])
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A subset of a data set and why it is that one.
+
+    Attributes:
+        indices: int64 (k,), ascending, no repeats: the examples to train on.
+        scores: float32 (N,) in [-1, 1]: every example's agreement with its consensus, in the basis
+            that was asked for; NaN throughout for `rule="random"`.
+        labels: int64 (N,) as the data set has them, or None where it has none.
+        certificate: What the sketch guarantees; None for `rule="random"`.
+        seconds: Wall time of `pass_1`, `pass_2`, `rule` and in `total`.
+        settings: What was asked for and chosen, JSON-able: options, gradients, versions.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> from sage_torch import Selection, select_subset
+        >>> data = TensorDataset(torch.randn(40, 3), torch.arange(40) % 2)
+        >>> selection = select_subset(torch.nn.Linear(3, 2), data, keep=0.25, progress=False)
+        >>> len(Subset(data, selection.indices))
+        10
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     selection.save(f"{folder}/subset.npz")
+        ...     (Selection.load(f"{folder}/subset.npz").indices == selection.indices).all().item()
+        True
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    certificate: Certificate | None
+    seconds: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for array in (self.indices, self.scores, self.labels):
+            if array is not None:
+                array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        rule = self.settings.get("rule", "unknown rule")
+        return f"Selection({len(self.indices):,} of {len(self.scores):,} examples, {rule})"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the selection to one file: NumPy arrays and a JSON text in a zip (.npz).
+
+        The file appears whole or not at all: it is written beside `path` and moved there.
+
+        Args:
+            path: Where to write; the name is used as it is.
+        """
+        path = Path(path)
+        meta = {
+            "format": _FORMAT,
+            "certificate": None if self.certificate is None else asdict(self.certificate),
+            "seconds": self.seconds,
+            "settings": self.settings,
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "indices": self.indices,
+            "scores": self.scores,
+            "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+        }
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Selection:
+        """Read what `save` wrote. Nothing in the file is executed.
+
+        Args:
+            path: A file written by `save`.
+
+        Returns:
+            The selection.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not a selection, or a damaged one.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = json.loads(arrays.pop("meta").tobytes())
+            if meta["format"] != _FORMAT:
+                raise ValueError(
+                    f"expected format {_FORMAT}, got {meta['format']}; read it with the version "
+                    "of sage_torch that wrote it"
+                )
+            loaded = cls(
+                indices=arrays["indices"],
+                scores=arrays["scores"],
+                labels=arrays.get("labels"),
+                certificate=(
+                    None if meta["certificate"] is None else Certificate(**meta["certificate"])
+                ),
+                seconds=dict(meta["seconds"]),
+                settings=dict(meta["settings"]),
+            )
+            loaded._check()
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{os.fspath(path)!r} holds no readable selection: {error}") from error
+        return loaded
+
+    def _check(self) -> None:
+        total = len(self.scores)
+        shapes_fit = (
+            self.indices.dtype == np.int64
+            and self.scores.dtype == np.float32
+            and self.indices.ndim == self.scores.ndim == 1
+            and (self.labels is None or self.labels.shape == (total,))
+        )
+        if not shapes_fit or not len(self.indices):
+            raise ValueError("expected int64 indices (k,), float32 scores (N,) and labels (N,)")
+        if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():
+            raise ValueError(f"expected ascending indices within [0, {total})")
