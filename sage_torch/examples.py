@@ -26,8 +26,9 @@ _CHUNK = 8_192
 class SeededOrder(Sampler[int]):
     """Indices `0..total` in a seeded order, in memory that does not grow with their number.
 
-    Measured (benchmarks/consensus.py): a stream sorted by class would show the sketch one class after the other; read in this order,
-    every part of the stream is a fair draw of the whole.
+    A stream sorted by class would show the sketch one class after the other, and a consensus that
+    is carried along would suffer (benchmarks/consensus.py); in this order every part of the stream
+    is a fair draw of the whole.
     """
 
     def __init__(self, total: int, seed: int, stream: int = _ORDER_STREAM) -> None:

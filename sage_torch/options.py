@@ -20,7 +20,7 @@ Collate = Callable[[list[Any]], Any]
 
 
 class SelectionOptions(TypedDict, total=False):
-    """Keyword options that `select_subset` and `SageSampler` share; see `select_subset`."""
+    """Keyword options of `SageSampler` that go to `select_subset`; documented there."""
 
     rule: Rule
     trim: Literal["negative"] | float | None
@@ -37,7 +37,6 @@ class SelectionOptions(TypedDict, total=False):
     collate_fn: Collate | None
     batch_size: int
     num_workers: int
-    seed: int
     progress: bool
 
 

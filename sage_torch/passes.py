@@ -246,7 +246,9 @@ def naming_the_example(indices: NDArray[np.int64]) -> Iterator[None]:
 def _unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)
+    norms[norms == 0] = 1.0  # a zero row stays zero
+    unit: NDArray[np.float64] = wide / norms
+    return unit
 
 
 def _smallest_cosine(ours: NDArray[np.float64], exact: NDArray[np.float64]) -> float:

@@ -71,14 +71,13 @@ class SageSampler(Sampler[int]):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-        options["seed"] = seed
         unknown = set(options) - set(SelectionOptions.__annotations__)
         if unknown:
             raise TypeError(
                 f"unknown option {', '.join(map(repr, sorted(unknown)))}; expected some of "
                 f"{', '.join(sorted(SelectionOptions.__annotations__))}"
             )
-        Options(keep=keep, **options)  # checked now, long before the first epoch
+        Options(keep=keep, seed=seed, **options)  # checked now, long before the first epoch
         if dataset is not None:
             budget(keep, count_examples(dataset))
         self.model = model
@@ -106,7 +105,7 @@ class SageSampler(Sampler[int]):
         options = self._options.copy()
         if options.get("collate_fn") is None:
             options["collate_fn"] = collate_fn
-        selection = select_subset(self.model, dataset, self.keep, **options)
+        selection = select_subset(self.model, dataset, self.keep, seed=self.seed, **options)
         self._selection = selection
         return selection
 

@@ -66,8 +66,8 @@ def select_subset(
     """Choose the `round(keep * N)` examples of a data set that are worth a gradient step.
 
     Pass 1 streams per-example gradients into a Frequent Directions sketch, pass 2 scores each
-    example by its agreement `a_i = <z_i/|z_i|, u>` with the consensus of its class, and a rule turns
-    scores and sketched gradients into a subset. The model is in evaluation mode meanwhile, and
+    example by its agreement `a_i = <z_i/|z_i|, u>` with the consensus of its class, and a rule
+    turns scores and sketched gradients into a subset. The model is in evaluation mode meanwhile, and
     everything of the user's is afterwards what it was before.
 
     Args:

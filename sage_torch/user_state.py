@@ -61,7 +61,7 @@ def seed_everything(seed: int) -> None:
     Call it inside `preserved` only. CUDA's generators are seeded once CUDA is initialised: before,
     torch would keep the seed for later and override the user's.
     """
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         for generator in torch.cuda.default_generators:
             generator.manual_seed(seed)

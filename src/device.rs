@@ -28,11 +28,11 @@ impl Products for Torch {
     type Rows<'a> = Tensor;
     type Buffer<'a> = Tensor;
 
-    fn read<'a>(&self, buffer: &'a Tensor, rows: Range<usize>) -> Result<Tensor> {
+    fn read(&self, buffer: &Tensor, rows: Range<usize>) -> Result<Tensor> {
         Ok(buffer.f_narrow(0, rows.start as i64, rows.len() as i64)?)
     }
 
-    fn slice<'a>(&self, rows: &'a Tensor, range: Range<usize>) -> Result<Tensor> {
+    fn slice(&self, rows: &Tensor, range: Range<usize>) -> Result<Tensor> {
         self.read(rows, range)
     }
 

@@ -3,7 +3,7 @@
 //! The data flow, left to right; a file uses only files to its left:
 //!
 //! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> sketch
-//!  -> consensus -> quotas, top_k, draw, herding -> python`
+//!  -> consensus -> quotas, top_k, draw -> kernel -> herding, herding_stream -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
 //! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.
@@ -15,7 +15,9 @@ pub mod count_sketch;
 pub mod draw;
 pub mod error;
 pub mod herding;
+pub mod herding_stream;
 pub mod host;
+pub mod kernel;
 pub mod quotas;
 pub mod shrink;
 pub mod sketch;

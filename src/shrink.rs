@@ -110,8 +110,7 @@ fn decompose(
     let n = matrix.nrows();
     let (mut vectors, mut values) = (Mat::zeros(n, n), Diag::<f64>::zeros(n));
     // Par::Seq: faer's own threads make the bits depend on their number.
-    let scratch =
-        self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, params.clone());
+    let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, params);
     let mut memory = MemBuffer::new(scratch);
     self_adjoint_evd(
         matrix.as_ref(),

@@ -187,8 +187,8 @@ def check_recorded(losses: Tensor) -> Tensor:
 def differentiable() -> Iterator[None]:
     """Record gradients whatever the caller's mode (no_grad, inference_mode), and run uncompiled.
 
-    Compiled parts of a model run as written meanwhile: torch.func does not enter them, and hooks
-    added after compilation would be skipped in silence.
+    Compiled parts of a model run as written meanwhile: hooks and exchanged parameters would have
+    them compiled again and again, up to the limit at which torch gives up compiling them at all.
 
     Returns:
         A context manager.

@@ -1,6 +1,7 @@
 //! All pyo3 glue: extract, call, convert. No arithmetic.
 
 mod calls;
+mod checks;
 mod precision;
 mod selection;
 mod sketch;

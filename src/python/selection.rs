@@ -9,11 +9,12 @@ use pyo3::prelude::*;
 
 use super::{detached, threads};
 use crate::error::Result;
-use crate::herding::{Examples, Trim};
+use crate::herding::Trim;
 use crate::host::Host;
+use crate::kernel::Examples;
 use crate::quotas::Division;
 use crate::tensor::{read_and_write, Borrowed};
-use crate::{consensus, count_sketch, draw, herding, quotas, top_k};
+use crate::{consensus, count_sketch, draw, herding, herding_stream, quotas, top_k};
 
 type Indices<'py> = Bound<'py, PyArray1<i64>>;
 
@@ -163,7 +164,7 @@ fn herd<'py>(
 }
 
 #[pyclass(module = "sage_torch")]
-struct HerdingStream(herding::HerdingStream, usize);
+struct HerdingStream(herding_stream::HerdingStream, usize);
 
 #[pymethods]
 impl HerdingStream {
@@ -176,7 +177,8 @@ impl HerdingStream {
         trim: TrimArgument,
         block_size: usize,
     ) -> PyResult<Self> {
-        let stream = herding::HerdingStream::new(&counts, &quotas, width, trim.0, block_size)?;
+        let stream =
+            herding_stream::HerdingStream::new(&counts, &quotas, width, trim.0, block_size)?;
         Ok(Self(stream, width))
     }
 

@@ -191,6 +191,23 @@ def test_classifier_behind_a_temperature_is_found() -> None:
     assert_rows(LastLayerGradients(model)(batch), expected)
 
 
+def test_classifier_between_the_users_hooks_and_writes_in_place() -> None:
+    class Reusing(HeadFirst):
+        def forward(self, x: Tensor) -> Any:
+            hidden = torch.relu(self.trunk(x))
+            logits = self.head(hidden)
+            hidden.zero_()
+            return logits
+
+    model, batch = make(Reusing, VECTORS)
+    same, _ = make(HeadFirst, VECTORS)
+    for network in (model, same):
+        head = network.get_submodule("head")
+        head.register_forward_hook(lambda module, args, output: 2 * output)
+    expected = by_microbatches(same, cross_entropy, batch, ["head.weight", "head.bias"])
+    assert_rows(LastLayerGradients(model)(batch), expected)
+
+
 def test_the_models_output_decides_between_two_heads() -> None:
     class TwoHeads(HeadFirst):
         def __init__(self) -> None:

@@ -99,8 +99,16 @@ def test_dataclass_is_copied_not_changed() -> None:
     assert graphs.nodes is INPUTS
 
 
-def test_mapping_that_cannot_be_rebuilt_becomes_a_dict() -> None:
-    batch: Any = defaultdict(list, inputs=INPUTS, labels=LABELS)
+class Forgetful(UserDict):  # type: ignore[type-arg]
+    """A mapping whose constructor does not take its content."""
+
+    def __init__(self, *ignored: object) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize("batch", [defaultdict(list), Forgetful()])
+def test_mapping_that_cannot_be_rebuilt_becomes_a_dict(batch: Any) -> None:
+    batch.update(inputs=INPUTS, labels=LABELS)
     part = batches.take(batch, 0, 2)
     assert type(part) is dict
     assert torch.equal(part["labels"], LABELS[:2])

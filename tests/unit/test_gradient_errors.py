@@ -215,7 +215,7 @@ class Failing:
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.OutOfMemoryError("the device is full"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
         ValueError("a bad batch"),

@@ -15,6 +15,7 @@ from microbatches import (
     MODELS,
     VECTORS,
     Checkpointed,
+    HeadFirst,
     N,
     assert_rows,
     make,
@@ -47,31 +48,36 @@ def test_callers_grad_mode_does_not_matter(
             assert_rows(computer(model)(batch), expected)
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, backend="eager")  # type: ignore[return-value]
-
-
-def compiled_in_place(model: nn.Module) -> nn.Module:
-    model.compile(backend="eager")
-    return model
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, compiled_in_place])
+@pytest.mark.parametrize("wrap", ["parallel", "compiled", "compiled in place"])
 @pytest.mark.parametrize("computer", [FunctionalGradients, LastLayerGradients])
-def test_wrapped_models(
-    wrap: Callable[[nn.Module], nn.Module], computer: Callable[..., GradientComputer]
-) -> None:
-    model, batch = make(mlp, VECTORS)
+def test_wrapped_models(wrap: str, computer: Callable[..., GradientComputer]) -> None:
+    compilations = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    model, batch = make(HeadFirst, VECTORS)
     expected = computer(copy.deepcopy(model))(batch)
-    wrapped = wrap(model)
+    wrapped: Any = model
+    if wrap == "parallel":
+        wrapped = nn.DataParallel(model)
+    elif wrap == "compiled":
+        wrapped = torch.compile(model, backend=backend)
+    else:
+        model.compile(backend=backend)
     wrapped(batch[0])
+    before = len(compilations)
+    assert before == (wrap != "parallel")
     assert_rows(computer(wrapped)(batch), expected)
+    assert len(compilations) == before  # what was compiled for training stays as it is
 
 
 def test_train_mode_is_respected() -> None:
     model = nn.Sequential(nn.Linear(6, 50), nn.Dropout(0.5), nn.Linear(50, CLASSES)).train()
     _, batch = make(mlp, VECTORS)
     gradients = FunctionalGradients(model, params="2.weight")
+    warnings.simplefilter("error")
     columns = gradients(batch).view(N, CLASSES, 50).abs().sum(1) == 0
     assert 0.3 < columns.float().mean() < 0.7  # each example has its own mask
     assert not torch.equal(columns[0], columns[1])

@@ -1,0 +1,47 @@
+# Everything sets itself up in .venv/; needed: Rust, Python >= 3.10, the package registries.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch-sys runs the python that PATH gives.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SOURCES := $(shell find src build.rs Cargo.toml Cargo.lock pyproject.toml build_support -type f -not -name '*.pyc')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench notebooks clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/built: $(SOURCES) # an editable install: the tree itself imports
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.11.0' numpy 'maturin>=1.9.4,<2'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/built ## Select a quarter of real data and train on it (ARGS="--data fashion-mnist --data-root DIR")
+	$(BIN)/python -m sage_torch demo $(ARGS)
+
+test: $(VENV)/built ## Run all tests but the slow ones (ARGS="-m slow" for those)
+	cargo test --release --no-default-features --quiet
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI runs before the tests
+	cargo fmt --check
+	cargo clippy --release --all-targets --quiet -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/stubtest sage_torch._core
+	$(BIN)/python -m pytest --doctest-modules sage_torch -q
+
+bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
+	$(BIN)/python benchmarks/sketch.py
+	$(BIN)/python benchmarks/consensus.py
+	$(BIN)/python benchmarks/results.py
+
+notebooks: $(VENV)/built ## Execute the notebooks in place
+	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+clean: ## Remove what was built
+	rm -rf $(VENV) target dist sage_torch/*.so

@@ -1,0 +1,359 @@
+"""The compiled part of sage_torch: sketch, consensus, quotas, rules, draws, count sketch."""
+
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = [
+    "Consensus",
+    "CountSketch",
+    "FrequentDirections",
+    "HerdingStream",
+    "Permutation",
+    "SageError",
+    "agreement",
+    "class_quotas",
+    "herding",
+    "random_subset",
+    "top_k",
+]
+
+class SageError(RuntimeError):
+    """Numerics or torch failed.
+
+    Attributes:
+        row: Position in the batch of the row to blame, where there is one.
+        index: The data set index of that example, where a pass has named it.
+    """
+
+    row: int
+    index: int
+
+@final
+class FrequentDirections:
+    """A sketch S (l, d) of a stream of rows A with `0 <= |Ax|^2 - |Sx|^2 <= shrinkage` for unit x.
+
+    Deterministic, mergeable, in O(l d) memory: `shrinkage <= |A - A_k|_F^2 / (l - k)` for every
+    k < l, and exact while rank(A) <= l. Products are float32 in column chunks summed in float64,
+    the eigenproblem of the small Gram matrix is float64.
+
+    Args:
+        sketch_size: Rows l of the sketch, at least 1.
+        dim: Columns d, at least 1.
+        device: Where rows and sketch live: CPU (default) or a CUDA device.
+        backend: `"host"` (faer on the CPU's own memory, on `torch.get_num_threads()` threads),
+            `"torch"` (torch's products, any of the two devices), or `"auto"`: host on the CPU.
+
+    Raises:
+        ValueError: A size is below 1, or the backend does not fit the device.
+        TypeError: The device is neither CPU nor CUDA.
+
+    Cost:
+        Memory 4 (l + b) d bytes with b = max(2 l, 16) waiting rows, and 4 l d more while a sketch
+        with waiting rows is read.
+
+    Reference:
+        Ghashami, Liberty, Phillips and Woodruff, "Frequent Directions: Simple and Deterministic
+        Matrix Sketching", SIAM J. Comput. 45(5), 2016, Alg. 1 and Thm 1.1.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch import FrequentDirections
+        >>> fd = FrequentDirections(sketch_size=8, dim=100)
+        >>> for _ in range(10):
+        ...     fd.update(torch.randn(32, 100))
+        >>> fd.matrix().shape, fd.rows_seen
+        (torch.Size([8, 100]), 320)
+    """
+
+    def __new__(
+        cls,
+        sketch_size: int,
+        dim: int,
+        *,
+        device: str | torch.device | None = None,
+        backend: Literal["auto", "host", "torch"] = "auto",
+    ) -> FrequentDirections: ...
+    def update(self, rows: Tensor, class_ids: NDArray[np.int32] | None = None) -> None:
+        """Add rows to the stream. All of them are checked before the first is added.
+
+        Args:
+            rows: Tensor (n, dim), n >= 1, float32, float64, bfloat16 or float16, on `device`. A
+                graph is ignored; contiguous float32 rows are read in place.
+            class_ids: int32 (n,), at least 0: only, and always, after `carry_consensus`.
+
+        Raises:
+            ValueError: Another shape or device, an empty batch, class ids missing or surplus.
+            TypeError: Not a dense floating tensor with values.
+            SageError: A row is not finite (attribute `row`), or so long that its square overflows
+                float32.
+
+        Cost:
+            About `(4 l + b + 2 l^2 / b) d` multiply-adds a row, an eigenproblem of size l + b every
+            b rows. Waits for the device once per update and shrink on CUDA.
+        """
+
+    def carry_consensus(self, *, orthonormal: bool) -> None:
+        """Carry the consensus of each class along with the stream, in one of the two bases.
+
+        Each row is added to the sum of its class, divided by its length under the sketch of the
+        moment: what makes a consensus known when pass 1 ends, in C d numbers.
+
+        Raises:
+            ValueError: Rows have been added already.
+        """
+
+    def class_directions(self, *, orthonormal: bool) -> Tensor:
+        """Return the carried consensus (C, l) in sketch coordinates, up to a length each.
+
+        Rows that wait are shrunk first. Ids that never came have zero rows.
+
+        Raises:
+            ValueError: No consensus of that basis is carried along.
+        """
+
+    def merge(self, other: FrequentDirections) -> None:
+        """Add another sketch's stream to this one; bounds and shrinkages add up.
+
+        Args:
+            other: A sketch of the same `dim`; its `sketch_size` may differ. It is not changed.
+
+        Raises:
+            ValueError: Another `dim`, the same object, or a sketch that carries a consensus.
+            TypeError: Not a sketch.
+        """
+
+    def matrix(self) -> Tensor:
+        """Return a copy of S, (sketch_size, dim) float32, of the whole stream so far.
+
+        Rows are orthogonal, by descending length; missing ones are 0. Reading changes nothing.
+        """
+
+    def project(
+        self, rows: Tensor, *, basis: Literal["weighted", "orthonormal"] = "weighted"
+    ) -> Tensor:
+        """Return sketched gradients `z = S g` (weighted) or `z = V g` (orthonormal rows of S).
+
+        Args:
+            rows: As in `update`.
+            basis: Which coordinates; those of a missing row are 0.
+
+        Returns:
+            Tensor (n, sketch_size) float32 on `device`.
+
+        Raises:
+            ValueError, TypeError: As `update`, or an unknown basis.
+
+        Cost:
+            l d multiply-adds a row.
+        """
+
+    def singular_values(self) -> NDArray[np.float64]:
+        """Return the lengths of the sketch's rows, float64 (sketch_size,), descending."""
+
+    @property
+    def shrinkage(self) -> float:
+        """`Delta`: the most that the sketch underestimates `|Ax|^2` by, for a unit x."""
+
+    @property
+    def squared_norm(self) -> float:
+        """`|A|_F^2` of all rows so far, in float64."""
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows so far, those of merged sketches included."""
+
+    @property
+    def sketch_size(self) -> int:
+        """Rows l of the sketch."""
+
+    @property
+    def dim(self) -> int:
+        """Columns d."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows and sketch live."""
+
+    @property
+    def backend(self) -> str:
+        """Where products run: `"host"` or `"torch"`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain numbers from which `load_state_dict` goes on bit by bit."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the sketch that gave `state` was; sizes must agree.
+
+        Raises:
+            ValueError: Something is missing, has another shape or is not finite. The sketch is
+                then as it was.
+        """
+
+@final
+class Consensus:
+    """Running sums of unit rows per class: `u_c = sum z_i/|z_i|`, normalised.
+
+    Args:
+        classes: C, at least 1.
+        width: Coordinates of a row, at least 1.
+    """
+
+    def __new__(cls, classes: int, width: int) -> Consensus: ...
+    def add(self, rows: NDArray[np.float32], class_ids: NDArray[np.int32]) -> None:
+        """Add rows (n, width) to the sums of their classes.
+
+        Raises:
+            ValueError: Sizes disagree or an id is out of range; nothing was added.
+        """
+
+    def directions(self) -> NDArray[np.float64]:
+        """Return unit rows (C, width); 0 for a class without examples."""
+
+@final
+class HerdingStream:
+    """Kernel herding of a stream: full blocks of a class are trimmed, herded and forgotten.
+
+    Args:
+        counts: Members of each class that will come (C,).
+        quotas: How many of them to keep (C,).
+        width: Coordinates of a row.
+        trim: As in `herding`, by block.
+        block_size: Most rows in a block.
+
+    Raises:
+        ValueError: A quota exceeds its count, or a size is 0.
+    """
+
+    def __new__(
+        cls,
+        counts: NDArray[np.int64],
+        quotas: NDArray[np.int64],
+        *,
+        width: int,
+        trim: str | float | None,
+        block_size: int = 1024,
+    ) -> HerdingStream: ...
+    def add(
+        self,
+        rows: NDArray[np.float32],
+        agreement: NDArray[np.float32],
+        class_ids: NDArray[np.int32],
+        indices: NDArray[np.int64],
+    ) -> None:
+        """Add a batch: orthonormal rows (n, width), and n agreements, class ids and indices.
+
+        Raises:
+            ValueError: Sizes disagree, or a class gets more members than were announced.
+        """
+
+    def finish(self) -> NDArray[np.int64]:
+        """Return the indices kept, ascending.
+
+        Raises:
+            ValueError: Members that were announced never came.
+        """
+
+@final
+class Permutation:
+    """A seeded permutation of `0..size` in O(1) memory; its values never change.
+
+    Args:
+        size: Numbers permuted.
+        seed: Names the permutation, together with `stream`.
+        stream: An epoch, a class: permutations of different streams are unrelated.
+    """
+
+    def __new__(cls, size: int, seed: int, stream: int = 0) -> Permutation: ...
+    def take(self, start: int, count: int) -> NDArray[np.int64]:
+        """Return what stands at places `start` to `start + count`.
+
+        Raises:
+            ValueError: Those places leave the permutation.
+        """
+
+    def __len__(self) -> int: ...
+
+@final
+class CountSketch:
+    """The map behind `sage_torch.compression.CountSketch`, on CPU memory."""
+
+    def __new__(cls, dim: int, out_dim: int, seed: int) -> CountSketch: ...
+    def apply(self, rows: Tensor, out: Tensor) -> None:
+        """Write the compressed rows (n, dim) into `out` (n, out_dim); float32, contiguous, CPU."""
+
+    def signs(self, start: int, count: int) -> NDArray[np.int8]:
+        """Return the signs, -1 or 1, of coordinates `start` to `start + count`."""
+
+    def shifts(self) -> NDArray[np.int64]:
+        """Return by how much each run of `out_dim` coordinates is rotated."""
+
+def agreement(
+    rows: NDArray[np.float32], class_ids: NDArray[np.int32], directions: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return `<z_i/|z_i|, u_c>` (n,) for rows (n, width) and directions (C, width).
+
+    Raises:
+        ValueError: Sizes disagree or an id is out of range.
+    """
+
+def class_quotas(
+    counts: NDArray[np.int64], budget: int, mode: Literal["proportional", "equal"] = "proportional"
+) -> NDArray[np.int64]:
+    """Return quotas (C,) by largest remainder that sum to `budget`, none above its count.
+
+    Raises:
+        ValueError: The budget exceeds the number of examples, or the mode is unknown.
+    """
+
+def top_k(
+    scores: NDArray[np.float32], class_ids: NDArray[np.int32], quotas: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the `quotas[c]` examples of highest score of each class, ascending; ties by index.
+
+    Raises:
+        ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
+    """
+
+def herding(
+    rows: NDArray[np.float32],
+    agreement: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    *,
+    trim: str | float | None,
+    block_size: int = 4096,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Return `quotas[c]` examples of each class by greedy kernel herding, ascending.
+
+    Args:
+        rows: float32 (N, l), sketched gradients in orthonormal coordinates, of any length.
+        agreement: float32 (N,), in the weighted basis.
+        class_ids: int32 (N,) in [0, C).
+        quotas: int64 (C,).
+        trim: `"negative"`, a share in [0, 1) of each class, or None.
+        block_size: Most rows herded together; larger classes are cut into seeded blocks.
+        seed: Names the blocks.
+
+    Raises:
+        ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
+
+    Cost:
+        O(N block_size l) time on `torch.get_num_threads()` threads, 4 block_size^2 bytes a thread.
+
+    Reference:
+        Chen, Welling and Smola, "Super-Samples from Kernel Herding", UAI 2010.
+    """
+
+def random_subset(
+    class_ids: NDArray[np.int32], quotas: NDArray[np.int64], seed: int
+) -> NDArray[np.int64]:
+    """Return `quotas[c]` random examples of each class, ascending.
+
+    Raises:
+        ValueError: An id is out of range or a quota exceeds its class.
+    """
