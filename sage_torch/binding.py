@@ -31,27 +31,41 @@ def find_loader(sampler: Sampler[int]) -> tuple[Dataset[Any], Collate | None]:
     Cost:
         One walk over the objects that Python's garbage collector tracks: milliseconds.
     """
+    loaders = _holders(sampler)
+    if not _agree(loaders):
+        gc.collect()  # a loader that only a reference cycle keeps is nobody's
+        loaders = _holders(sampler)
+    if not loaders:
+        raise RuntimeError(
+            "expected a DataLoader that holds this sampler, found none alive: make one, loader = "
+            "DataLoader(dataset, sampler=sampler), and keep it in a variable while you iterate; or "
+            "pass SageSampler(model, dataset, keep=...)"
+        )
+    if not _agree(loaders):
+        raise RuntimeError(
+            f"expected one data set and one collate function, but {len(loaders)} live DataLoaders "
+            "with different ones hold this sampler: use one sampler for each, or pass "
+            "SageSampler(model, dataset, keep=...)"
+        )
+    first = loaders[0]
+    makes_batches = first.batch_sampler is not None
+    return first.dataset, first.collate_fn if makes_batches else None
+
+
+def _holders(sampler: Sampler[int]) -> list[DataLoader[Any]]:
     # type(o), not isinstance: that would ask lazy proxies for their __class__ and wake them.
-    loaders = [
+    return [
         candidate
         for candidate in gc.get_objects()
         if issubclass(type(candidate), DataLoader) and _leads_to(candidate, sampler)
     ]
-    if not loaders:
-        raise RuntimeError(
-            "expected a DataLoader that holds this sampler, found none alive: make one first, "
-            "DataLoader(dataset, sampler=sampler), or pass SageSampler(model, dataset, keep=...)"
-        )
-    first = loaders[0]
-    for other in loaders[1:]:
-        if other.dataset is not first.dataset or other.collate_fn is not first.collate_fn:
-            raise RuntimeError(
-                f"expected one data set and one collate function, but {len(loaders)} live "
-                "DataLoaders with different ones hold this sampler: use one sampler for each, or "
-                "pass SageSampler(model, dataset, keep=...)"
-            )
-    makes_batches = first.batch_sampler is not None
-    return first.dataset, first.collate_fn if makes_batches else None
+
+
+def _agree(loaders: list[DataLoader[Any]]) -> bool:
+    return all(
+        loader.dataset is loaders[0].dataset and loader.collate_fn is loaders[0].collate_fn
+        for loader in loaders
+    )
 
 
 def _leads_to(loader: DataLoader[Any], sampler: Sampler[int]) -> bool:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sage_torch import _core
-from sage_torch.gradients import GradientComputer, batches
+from sage_torch._core import SageError
+from sage_torch.gradients import GradientComputer, batches, rows_of
 from sage_torch.gradients.batches import Batch
 
 DEFAULT_WIDTH = 8_192
@@ -71,7 +72,7 @@ class CountSketch:
             )
         rows = rows.detach().to(torch.float32).contiguous()
         if rows.device.type == "cpu":
-            out = torch.empty(len(rows), self.out_dim)
+            out = rows.new_empty(len(rows), self.out_dim)
             self._map.apply(rows, out)
             return out
         return self._on_device(rows)
@@ -84,7 +85,7 @@ class CountSketch:
                 torch.from_numpy(self._map.shifts()).to(rows.device),
             )
         signs, shifts = self._tables
-        out = torch.zeros(len(rows), self.out_dim, device=rows.device)
+        out = rows.new_zeros(len(rows), self.out_dim)
         buckets = torch.arange(self.out_dim, device=rows.device)
         whole = self.dim // self.out_dim
         for start in range(0, whole, _RUNS_AT_ONCE):
@@ -105,32 +106,32 @@ class CompressedGradients:
 
     Args:
         gradients: The computer of the long rows.
-        out_dim: Coordinates after compression.
-        seed: Seed of the map.
+        sketch: The map from its rows to short ones.
         memory_budget: Bytes for the long rows held at once.
     """
 
     def __init__(
-        self, gradients: GradientComputer, out_dim: int, seed: int, memory_budget: int
+        self, gradients: GradientComputer, sketch: CountSketch, memory_budget: int
     ) -> None:
         self.gradients = gradients
-        self.dim = out_dim
+        self.dim = sketch.out_dim
         self.covers_whole_network = bool(getattr(gradients, "covers_whole_network", False))
-        self._seed, self._memory_budget = seed, memory_budget
-        self._sketch: CountSketch | None = None
+        self._sketch, self._memory_budget = sketch, memory_budget
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return compressed gradients (n, dim) float32."""
-        if self._sketch is None:
-            long = self.gradients(batches.take(batch, 0, 1)).shape[1]
-            self._sketch = CountSketch(long, self.dim, self._seed)
         # Two copies of the long rows: the computer's own and the concatenation it came from.
         at_once = max(1, self._memory_budget // (8 * self._sketch.dim))
         n = batches.length(batch)
-        parts = [
-            self._sketch(self.gradients(batches.take(batch, start, min(n, start + at_once))))
-            for start in range(0, n, at_once)
-        ]
+        parts = []
+        for start in range(0, n, at_once):
+            part = batches.take(batch, start, min(n, start + at_once))
+            try:
+                parts.append(self._sketch(rows_of(self.gradients, part)))
+            except SageError as error:
+                if hasattr(error, "row"):
+                    error.row += start  # its place in the whole batch
+                raise
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def describe(self) -> str:
@@ -165,7 +166,7 @@ def compressed(
     try:
         dim = gradients.dim
     except (AttributeError, RuntimeError):
-        dim = gradients(batches.take(first_batch, 0, 1)).shape[1]
+        dim = rows_of(gradients, batches.take(first_batch, 0, 1)).shape[1]
     if dim <= width:
         return gradients
-    return CompressedGradients(gradients, width, seed, memory_budget)
+    return CompressedGradients(gradients, CountSketch(dim, width, seed), memory_budget)

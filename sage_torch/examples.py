@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from sage_torch import _core
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.options import Options, count_examples
+from sage_torch.options import Options, count_both
 from sage_torch.user_state import seed_everything
 
 _ORDER_STREAM = 2**32  # keeps the reading order apart from the sampler's epochs, streams 0, 1, ...
@@ -60,13 +60,8 @@ class Examples:
     """
 
     def __init__(self, dataset: Dataset[Any], device: torch.device, options: Options) -> None:
-        self.total = count_examples(dataset)
+        self.total = count_both(dataset, options.score_dataset)
         self._read = dataset if options.score_dataset is None else options.score_dataset
-        if len(self._read) != self.total:  # type: ignore[arg-type]
-            raise ValueError(
-                f"expected score_dataset to hold the same {self.total} examples as the data set, "
-                f"got {len(self._read)}"  # type: ignore[arg-type]
-            )
         self._device, self._options = device, options
         self._order = SeededOrder(self.total, options.seed)
         self._warn_if_random()

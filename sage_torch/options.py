@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from torch.utils.data import Dataset, IterableDataset
 
-from sage_torch.gradients import GradientChoice, LossFunction
+from sage_torch.gradients import GradientChoice, LossFunction, check_choice
 
 Rule = Literal["herding", "agreement", "random"]
 Basis = Literal["weighted", "orthonormal"]
@@ -68,6 +68,7 @@ class Options:
         _one_of("rule", self.rule, "herding", "agreement", "random")
         _one_of("basis", self.basis, "weighted", "orthonormal")
         _one_of("quotas", self.quotas, "proportional", "equal")
+        check_choice(self.gradients)
         _one_of("consensus", self.consensus, "auto", "exact", "streaming")
         if self.class_balanced != "auto" and not isinstance(self.class_balanced, bool):
             raise ValueError(
@@ -89,6 +90,8 @@ class Options:
         _at_least(0, "seed", self.seed)
         if self.seed >= 2**63:
             raise ValueError(f"expected a seed below 2**63, got {self.seed}")
+        for name in ("sketch_size", "memory_budget", "batch_size", "num_workers", "seed"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's integers, too
         for name in ("loss", "collate_fn"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
@@ -97,12 +100,7 @@ class Options:
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""
-        plain = (str, int, float, bool, type(None))
-        return {
-            field.name: value if isinstance(value, plain) else type(value).__name__
-            for field in fields(self)
-            for value in [getattr(self, field.name)]
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
 def budget(keep: float, total: int) -> int:
@@ -158,6 +156,22 @@ def count_examples(dataset: object, name: str = "dataset") -> int:
     return total
 
 
+def count_both(dataset: object, score_dataset: object | None) -> int:
+    """Return the number of examples of a data set and of its other view, which must agree.
+
+    Raises:
+        TypeError: One is not a map-style data set.
+        ValueError: One is empty, or they differ in length.
+    """
+    total = count_examples(dataset)
+    if score_dataset is not None and count_examples(score_dataset, "score_dataset") != total:
+        raise ValueError(
+            f"expected score_dataset to hold the same {total} examples as the data set, got "
+            f"{count_examples(score_dataset)}"
+        )
+    return total
+
+
 def _check_keep(keep: object) -> None:
     wanted = "expected keep to be a share in (0, 1] or a count of at least 1, got "
     if isinstance(keep, bool) or not isinstance(keep, (Integral, Real)):
@@ -167,6 +181,16 @@ def _check_keep(keep: object) -> None:
             raise ValueError(f"{wanted}{keep!r}")
     elif math.isnan(keep) or not 0 < float(keep) <= 1:
         raise ValueError(f"{wanted}{keep!r}")
+
+
+def _plain(value: object) -> str | int | float | bool | None:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _is_number(value: object, kind: type) -> bool:

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sage_torch import _core
 from sage_torch.classes import ClassBook
 from sage_torch.examples import Examples
-from sage_torch.gradients import GradientComputer, batches
-from sage_torch.gradients.batches import Batch
+from sage_torch.gradients import GradientComputer, rows_of
 from sage_torch.options import Basis, Options
 
 
@@ -75,24 +73,6 @@ def sketch_pass(
         for basis in bases
     }
     return Sketched(sketch, classes, directions)
-
-
-def rows_of(gradients: GradientComputer, batch: Batch) -> Tensor:
-    """Return the gradients of a batch where the sketch can read them: on the CPU or a CUDA device.
-
-    Raises:
-        TypeError: The computer returned no tensor.
-        ValueError: It did not return one row an example.
-    """
-    rows = gradients(batch)
-    n = batches.length(batch)
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"expected gradients as a torch.Tensor, got {type(rows).__name__}")
-    if rows.ndim != 2 or len(rows) != n:
-        raise ValueError(
-            f"expected one gradient an example, shape ({n}, D), got {tuple(rows.shape)}"
-        )
-    return rows if rows.device.type in ("cpu", "cuda") else rows.cpu()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,14 @@ from typing_extensions import Unpack
 
 from sage_torch import _core
 from sage_torch.binding import find_loader
-from sage_torch.options import Collate, Options, SelectionOptions, budget, count_examples
+from sage_torch.options import (
+    Collate,
+    Options,
+    SelectionOptions,
+    budget,
+    count_both,
+    count_examples,
+)
 from sage_torch.select import select_subset
 from sage_torch.selection import Selection
 
@@ -79,7 +86,7 @@ class SageSampler(Sampler[int]):
             )
         Options(keep=keep, seed=seed, **options)  # checked now, long before the first epoch
         if dataset is not None:
-            budget(keep, count_examples(dataset))
+            budget(keep, count_both(dataset, options.get("score_dataset")))
         self.model = model
         self.keep = keep
         self.shuffle = shuffle
@@ -153,6 +160,12 @@ class SageSampler(Sampler[int]):
         if not self._epoch_is_set:
             # Of several loaders that draw at once, the last to finish decides nothing twice.
             self.epoch = max(self.epoch, epoch + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if not self._is_given:
+            state["_dataset"] = None  # found through a loader: a copy finds its own
+        return state
 
     def _current(self) -> Selection:
         return self.select() if self._selection is None else self._selection

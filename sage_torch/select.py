@@ -67,8 +67,8 @@ def select_subset(
 
     Pass 1 streams per-example gradients into a Frequent Directions sketch, pass 2 scores each
     example by its agreement `a_i = <z_i/|z_i|, u>` with the consensus of its class, and a rule
-    turns scores and sketched gradients into a subset. The model is in evaluation mode meanwhile, and
-    everything of the user's is afterwards what it was before.
+    turns scores and sketched gradients into a subset. The model is in evaluation mode meanwhile,
+    and everything of the user's is afterwards what it was before.
 
     Args:
         model: A trained or at least warmed-up model (an epoch will do); DataParallel,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-import zipfile
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +86,10 @@ class Selection:
             if array is not None:
                 array.setflags(write=False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # NumPy's read-only flag does not survive pickling and copying
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -116,13 +119,13 @@ class Selection:
         }
         if self.labels is not None:
             arrays["labels"] = self.labels
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-            os.replace(name, path)
+            with open(part, "xb") as file:  # with the permissions that the user's umask gives
+                np.savez_compressed(file, **arrays)
+            os.replace(part, path)
         except BaseException:
-            os.unlink(name)
+            part.unlink(missing_ok=True)
             raise
 
     @classmethod
@@ -140,7 +143,10 @@ class Selection:
             ValueError: It is not a selection, or a damaged one.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            opened = np.load(path, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise ValueError("expected a .npz archive")
+            with opened as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(arrays.pop("meta").tobytes())
             if meta["format"] != _FORMAT:
@@ -159,9 +165,9 @@ class Selection:
                 settings=dict(meta["settings"]),
             )
             loaded._check()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged zip raises whatever its bytes lead to
             raise ValueError(f"{os.fspath(path)!r} holds no readable selection: {error}") from error
         return loaded
 

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 
+from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.functional import FunctionalGradients, ParameterChoice
 from sage_torch.gradients.last_layer import LastLayerGradients
@@ -27,6 +28,7 @@ __all__ = [
     "LossFunction",
     "ParameterChoice",
     "choose_gradients",
+    "rows_of",
     "unwrap",
 ]
 
@@ -99,6 +101,31 @@ class GradientComputer(Protocol):
         ...
 
 
+def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """Return the gradients of a batch where the sketch can read them: on the CPU or a CUDA device.
+
+    Args:
+        gradients: Any computer.
+        batch: n examples on the model's device.
+
+    Returns:
+        Tensor (n, D).
+
+    Raises:
+        TypeError: The computer returned no tensor.
+        ValueError: It did not return one row an example.
+    """
+    rows = gradients(batch)
+    n = batches.length(batch)
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"expected gradients as a torch.Tensor, got {type(rows).__name__}")
+    if rows.ndim != 2 or len(rows) != n:
+        raise ValueError(
+            f"expected one gradient an example, shape ({n}, D), got {tuple(rows.shape)}"
+        )
+    return rows if rows.device.type in ("cpu", "cuda") else rows.cpu()
+
+
 GradientChoice: TypeAlias = str | GradientComputer | Callable[[Batch], Tensor]
 
 
@@ -136,15 +163,12 @@ def choose_gradients(
     """
     inner = unwrap(model)
     if not isinstance(kind, str):
-        computer = _own_computer(kind)
+        check_choice(kind)
+        computer = cast(GradientComputer, kind)
         name = getattr(computer, "__name__", type(computer).__name__)
         _log_choice(inner, f"{name}, given by the caller")
         return computer
-    if kind not in ("auto", "functional", "last_layer"):
-        raise ValueError(
-            'expected gradients to be "auto", "functional", "last_layer" or a callable '
-            f"batch -> (n, D), got {kind!r}"
-        )
+    check_choice(kind)
     dim = sum(p.numel() for p in inner.parameters() if p.requires_grad)
     if dim == 0:
         raise ValueError(
@@ -172,14 +196,25 @@ def choose_gradients(
     return chosen
 
 
-def _own_computer(kind: object) -> GradientComputer:
-    if isinstance(kind, type):
+def check_choice(kind: object) -> None:
+    """Refuse what `choose_gradients` does not know, before there is a model or a batch.
+
+    Raises:
+        ValueError: An unknown name.
+        TypeError: Neither a name nor callable, or a class instead of its instance.
+    """
+    if isinstance(kind, str):
+        if kind not in ("auto", "functional", "last_layer"):
+            raise ValueError(
+                'expected gradients to be "auto", "functional", "last_layer" or a callable '
+                f"batch -> (n, D), got {kind!r}"
+            )
+    elif isinstance(kind, type):
         raise TypeError(f"expected a gradient computer, got the class {kind.__name__}; call it")
-    if not callable(kind):
+    elif not callable(kind):
         raise TypeError(
             f"expected gradients to be a name or a callable batch -> (n, D), got {kind!r}"
         )
-    return cast(GradientComputer, kind)
 
 
 def _log_choice(model: nn.Module, choice: str) -> None:
