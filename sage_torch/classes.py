@@ -45,7 +45,12 @@ class ClassBook:
 
     def check(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
         """Return the class ids (n,) again, after comparing labels with those of pass 1."""
-        if labels is not None and self._ids is not None:
+        if (labels is None) != (self._ids is None):
+            raise ValueError(
+                "expected integer labels in both passes or in neither; do not change the data set "
+                "during a selection"
+            )
+        if labels is not None:
             now = labels.to(torch.int64).numpy()
             if not np.array_equal(self.labels_of(indices), now):
                 at = int(indices[np.flatnonzero(self.labels_of(indices) != now)[0]])

@@ -70,7 +70,7 @@ class CountSketch:
                 f"expected gradients of shape (n, {self.dim}), got {tuple(rows.shape)}: the count "
                 "sketch was built for that length; use one gradient computer for both passes"
             )
-        rows = rows.detach().to(torch.float32).contiguous()
+        rows = rows.detach().to(torch.float32).resolve_neg().contiguous()
         if rows.device.type == "cpu":
             out = rows.new_empty(len(rows), self.out_dim)
             self._map.apply(rows, out)
@@ -128,7 +128,7 @@ class CompressedGradients:
             part = batches.take(batch, start, min(n, start + at_once))
             try:
                 parts.append(self._sketch(rows_of(self.gradients, part)))
-            except SageError as error:
+            except (SageError, ValueError) as error:
                 if hasattr(error, "row"):
                     error.row += start  # its place in the whole batch
                 raise

@@ -62,9 +62,11 @@ class Examples:
     def __init__(self, dataset: Dataset[Any], device: torch.device, options: Options) -> None:
         self.total = count_both(dataset, options.score_dataset)
         self._read = dataset if options.score_dataset is None else options.score_dataset
+        self._views = (dataset, self._read)
         self._device, self._options = device, options
         self._order = SeededOrder(self.total, options.seed)
-        self._warn_if_random()
+        if options.rule != "random":  # which reads labels only
+            self._warn_if_random()
 
     def batches(self, title: str) -> Iterator[tuple[NDArray[np.int64], Batch, Tensor | None]]:
         """Yield `(indices (n,), batch on the device, integer labels (n,) on the CPU or None)`.
@@ -123,12 +125,13 @@ class Examples:
             raise
 
     def _check_length(self) -> None:
-        now = len(self._read)  # type: ignore[arg-type]
-        if now != self.total:
-            raise ValueError(
-                f"expected a data set of {self.total} examples in both passes, but it has {now} "
-                "now; do not change it during a selection"
-            )
+        for view in self._views:
+            now = len(view)  # type: ignore[arg-type]
+            if now != self.total:
+                raise ValueError(
+                    f"expected a data set of {self.total} examples in both passes, but it has "
+                    f"{now} now; do not change it during a selection"
+                )
 
     def _warn_if_random(self) -> None:
         if not batches.same_item(self._read[0], self._read[0]):

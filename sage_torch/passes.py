@@ -211,15 +211,12 @@ def naming_the_example(indices: NDArray[np.int64]) -> Iterator[None]:
     """Turn the position in a batch that an error names into the example's index."""
     try:
         yield
-    except _core.SageError as error:
+    except (_core.SageError, ValueError) as error:
         row = getattr(error, "row", None)
         if row is None:
             raise
-        index = int(indices[row])
-        named = _core.SageError(
-            f"example {index} of the data set: its loss or gradient is not finite ({error})"
-        )
-        named.row, named.index = row, index
+        named = type(error)(f"example {indices[row]} of the data set: {error}")
+        named.row, named.index = row, int(indices[row])  # type: ignore[union-attr]
         raise named from error
 
 

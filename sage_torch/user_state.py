@@ -28,11 +28,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     training = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, buffer.detach().clone())
+        (module, dict(module._buffers), set(module._non_persistent_buffers_set))
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
     ]
+    contents = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     randomness = _random_states()
     try:
@@ -42,8 +41,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training:
             module.training = flag
-        for module, name, buffer, content in buffers:
-            module._buffers[name] = buffer
+        for module, by_name, not_persistent in buffers:
+            module._buffers.clear()
+            module._buffers.update(by_name)  # those that forward has added go again
+            module._non_persistent_buffers_set = not_persistent
+        for buffer, content in contents:
             if not _same_bytes(buffer, content):
                 with torch.no_grad():
                     buffer.copy_(content)
@@ -87,5 +89,5 @@ def _restore(states: tuple[Tensor, list[Tensor], Any, Any]) -> None:
 def _same_bytes(buffer: Tensor, content: Tensor) -> bool:
     if buffer.shape != content.shape:
         return False
-    both_nan = (buffer != buffer) & (content != content)
-    return bool(((buffer == content) | both_nan).all())
+    first, second = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (buffer, content))
+    return torch.equal(first, second)

@@ -68,7 +68,7 @@ pub fn agreement(
     let one = |(row, id): (&[f32], &i32)| {
         let direction = &directions[*id as usize * width..][..width];
         let dot: f64 = row.iter().zip(direction).map(|(z, u)| f64::from(*z) * u).sum();
-        (dot * inverse_norm(row)).clamp(-1.0, 1.0) as f32
+        (dot * inverse_norm(row)).clamp(-1.0, 1.0) as f32 + 0.0 // no negative zero
     };
     Ok(rows.chunks(width).zip(class_ids).map(one).collect())
 }

@@ -6,7 +6,7 @@ use crate::draw::Permutation;
 use crate::error::{Error, Result};
 use crate::kernel::{bandwidth, herd, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::quotas::{class_quotas, Division};
-use crate::top_k::Members;
+use crate::top_k::{ranked, Members};
 
 /// Which examples are dropped before herding.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,7 +21,7 @@ pub enum Trim {
 
 /// Positions kept of one group, ascending: at least `quota`, whatever the trim says.
 pub fn untrimmed(agreement: &[f32], members: &[u32], quota: usize, trim: Trim) -> Vec<u32> {
-    let value = |index: &u32| agreement[*index as usize];
+    let value = |index: &u32| ranked(agreement[*index as usize]);
     let kept = match trim {
         Trim::Nothing => members.len(),
         Trim::Negative => members.iter().filter(|index| value(index) >= 0.0).count(),

@@ -130,7 +130,7 @@ impl State {
         class_ids: &[i32],
     ) -> Result<()> {
         let norms = products.squared_norms(rows)?;
-        check_norms(&norms)?;
+        check_norms(&norms, self.squared_norm)?;
         let block = block_rows(self.sketch_size());
         let ids_of = |range: Range<usize>| class_ids.get(range).unwrap_or_default();
         let mut next = 0;
@@ -308,19 +308,20 @@ fn add(sum: f64, value: &f64) -> f64 {
     sum + value
 }
 
-fn check_norms(squared_norms: &[f64]) -> Result<()> {
+fn check_norms(squared_norms: &[f64], before: f64) -> Result<()> {
     if let Some(row) = squared_norms.iter().position(|norm| !norm.is_finite()) {
         return Err(Error::Row(row));
     }
-    // A product of two rows is at most the product of their lengths.
-    match squared_norms.iter().position(|norm| *norm > f64::from(f32::MAX)) {
-        Some(row) => Err(Error::Numerics(format!(
-            "expected gradients whose squared length fits float32, but row {row} of the batch has \
-             length {:.3e}; scale the loss down",
-            squared_norms[row].sqrt()
-        ))),
-        None => Ok(()),
+    // No product of two rows, of the stream or of a sketch of it, exceeds the stream's energy.
+    let total = squared_norms.iter().fold(before, add);
+    if total > f64::from(f32::MAX) {
+        return Err(Error::Numerics(format!(
+            "expected gradients whose squared lengths add up to less than {:.1e}, the range of \
+             float32, but with this batch they reach {total:.1e}; scale the loss down",
+            f32::MAX
+        )));
     }
+    Ok(())
 }
 
 /// Factors that turn `S g` into the coordinates of a basis: 1, or `1/σ_j` (0 on a missing row).

@@ -69,6 +69,15 @@ impl Members {
     }
 }
 
+/// A score as it is ranked: `-0.0` equals `0.0`, a NaN comes last.
+pub fn ranked(score: f32) -> f32 {
+    if score.is_nan() {
+        f32::NEG_INFINITY
+    } else {
+        score + 0.0
+    }
+}
+
 /// The `quotas[c]` examples of highest score of each class, ascending; of equal scores the lower
 /// index. O(N).
 ///
@@ -90,7 +99,7 @@ pub fn top_k(scores: &[f32], class_ids: &[i32], quotas: &[u64]) -> Result<Vec<i6
         let of_class = &mut members.indices[members.starts[class]..members.starts[class + 1]];
         if quota > 0 && quota < of_class.len() {
             of_class.select_nth_unstable_by(quota, |a, b| {
-                scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b))
+                ranked(scores[*b as usize]).total_cmp(&ranked(scores[*a as usize])).then(a.cmp(b))
             });
         }
         chosen.extend(of_class[..quota].iter().map(|index| i64::from(*index)));
@@ -106,6 +115,7 @@ mod tests {
     #[test]
     fn ties_go_to_the_lower_index() {
         assert_eq!(top_k(&[1.0, 2.0, 2.0, 2.0], &[0; 4], &[2]).unwrap(), [1, 2]);
+        assert_eq!(top_k(&[-0.0, 0.0, f32::NAN], &[0; 3], &[1]).unwrap(), [0]);
     }
 
     #[test]

@@ -105,15 +105,17 @@ class ExampleLoss(nn.Module):
         if self.loss is None:
             target = int(_targets(batch)[row])
             if not 0 <= target < self._classes:
-                raise ValueError(
-                    f"target class {target} of example {row} of the batch is outside "
+                out_of_range = ValueError(
+                    f"target class {target} (row {row} of the batch) is outside "
                     f"[0, {self._classes}): the model returned {self._classes} logits per "
                     f"example; correct the targets or {_PASS_LOSS}"
                 )
+                out_of_range.row = row  # type: ignore[attr-defined]
+                raise out_of_range
         value = float(losses.detach()[row])
         error = SageError(
-            f"the loss of example {row} of the batch is {value}: expected a finite value; look at "
-            "that example, or lower the learning rate if training diverged"
+            f"expected a finite loss, got {value} (row {row} of the batch); look at that example, "
+            "or lower the learning rate if training diverged"
         )
         error.row = row
         raise error

@@ -3,10 +3,48 @@
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use super::sketch::FrequentDirections;
 use super::tensors::zeros;
+
+/// Checks that an object is a dense tensor of a floating dtype, with values.
+pub(super) fn dense_floats(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = tensor.py();
+    let torch = py.import(intern!(py, "torch"))?;
+    if !tensor.is_instance(&torch.getattr(intern!(py, "Tensor"))?)? {
+        return Err(PyTypeError::new_err(format!(
+            "expected a torch.Tensor, got {}",
+            tensor.get_type().name()?
+        )));
+    }
+    if !tensor.getattr(intern!(py, "layout"))?.is(&torch.getattr(intern!(py, "strided"))?) {
+        return Err(PyTypeError::new_err(
+            "expected a dense tensor, got a sparse one; call .to_dense() first",
+        ));
+    }
+    if tensor.getattr(intern!(py, "is_meta"))?.extract()? {
+        return Err(PyTypeError::new_err("expected a tensor with values, got a meta tensor"));
+    }
+    let dtype = tensor.getattr(intern!(py, "dtype"))?;
+    let floats = ["float32", "float64", "bfloat16", "float16"];
+    if floats.into_iter().any(|name| torch.getattr(name).is_ok_and(|kind| kind.is(&dtype))) {
+        return Ok(());
+    }
+    Err(PyTypeError::new_err(format!(
+        "expected float32, float64, bfloat16 or float16 rows, got {dtype}"
+    )))
+}
+
+/// A size given as a Python int of any length.
+pub(super) fn at_least_one(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    match value.extract::<i64>() {
+        Ok(size @ 1..) => Ok(size as usize),
+        Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => Err(error),
+        _ => Err(PyValueError::new_err(format!(
+            "expected {name} of at least 1 (and within memory), got {value}"
+        ))),
+    }
+}
 
 impl FrequentDirections {
     /// Rows as they were given, checked, as a contiguous float32 tensor without a graph.
@@ -15,29 +53,8 @@ impl FrequentDirections {
         rows: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = rows.py();
-        let torch = py.import(intern!(py, "torch"))?;
-        if !rows.is_instance(&torch.getattr(intern!(py, "Tensor"))?)? {
-            return Err(PyTypeError::new_err(format!(
-                "expected rows in a torch.Tensor, got {}",
-                rows.get_type().name()?
-            )));
-        }
-        if !rows.getattr(intern!(py, "layout"))?.is(&torch.getattr(intern!(py, "strided"))?) {
-            return Err(PyTypeError::new_err(
-                "expected a dense tensor, got a sparse one; call .to_dense() first",
-            ));
-        }
-        if rows.getattr(intern!(py, "is_meta"))?.extract()? {
-            return Err(PyTypeError::new_err("expected rows with values, got a meta tensor"));
-        }
-        let dtype = rows.getattr(intern!(py, "dtype"))?;
-        let floats = ["float32", "float64", "bfloat16", "float16"];
-        let is_float = |name: &str| torch.getattr(name).is_ok_and(|kind| kind.is(&dtype));
-        if !floats.iter().any(|name| is_float(name)) {
-            return Err(PyTypeError::new_err(format!(
-                "expected float32, float64, bfloat16 or float16 rows, got {dtype}"
-            )));
-        }
+        dense_floats(rows)?;
+        let float32 = py.import(intern!(py, "torch"))?.getattr(intern!(py, "float32"))?;
         let shape: Vec<usize> = rows.getattr(intern!(py, "shape"))?.extract()?;
         if shape.len() != 2 || shape[1] != self.dim {
             return Err(PyValueError::new_err(format!(
@@ -58,7 +75,8 @@ impl FrequentDirections {
             )));
         }
         rows.call_method0(intern!(py, "detach"))?
-            .call_method1(intern!(py, "to"), (torch.getattr(intern!(py, "float32"))?,))?
+            .call_method1(intern!(py, "to"), (float32,))?
+            .call_method0(intern!(py, "resolve_neg"))? // the sign may be pending, not in memory
             .call_method0(intern!(py, "contiguous"))
     }
 
@@ -88,28 +106,5 @@ impl FrequentDirections {
             }
         }
         Ok(())
-    }
-
-    /// A float32 copy, on this sketch's device, of a tensor out of a state.
-    pub(super) fn loaded<'py>(
-        &self,
-        py: Python<'py>,
-        tensor: &Bound<'py, PyAny>,
-        rows: Option<usize>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let shape: Vec<usize> = tensor.getattr(intern!(py, "shape"))?.extract()?;
-        if shape.len() != 2 || shape[1] != self.dim || rows.is_some_and(|rows| rows != shape[0]) {
-            let wanted = rows.map_or("n".to_owned(), |rows| rows.to_string());
-            return Err(PyValueError::new_err(format!(
-                "expected a state tensor of shape ({wanted}, {}), got {shape:?}",
-                self.dim
-            )));
-        }
-        let float32 = py.import(intern!(py, "torch"))?.getattr(intern!(py, "float32"))?;
-        let options = PyDict::new(py);
-        options.set_item("copy", true)?;
-        tensor
-            .call_method(intern!(py, "to"), (self.device.bind(py), float32), Some(&options))?
-            .call_method0(intern!(py, "contiguous"))
     }
 }

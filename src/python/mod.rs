@@ -5,6 +5,7 @@ mod checks;
 mod precision;
 mod selection;
 mod sketch;
+mod state;
 mod tensors;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};

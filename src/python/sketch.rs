@@ -4,8 +4,9 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyDict;
 
+use super::checks::at_least_one;
 use super::precision::FullPrecision;
 use super::tensors::{empty, zeros};
 use crate::device::Torch;
@@ -53,19 +54,12 @@ impl FrequentDirections {
     #[pyo3(signature = (sketch_size, dim, *, device=None, backend="auto"))]
     fn new(
         py: Python<'_>,
-        sketch_size: i64,
-        dim: i64,
+        sketch_size: &Bound<'_, PyAny>,
+        dim: &Bound<'_, PyAny>,
         device: Option<Bound<'_, PyAny>>,
         backend: &str,
     ) -> PyResult<Self> {
-        let (Ok(size @ 1..), Ok(width @ 1..)) =
-            (usize::try_from(sketch_size), usize::try_from(dim))
-        else {
-            return Err(PyValueError::new_err(format!(
-                "expected sketch_size and dim of at least 1, got sketch_size={sketch_size}, \
-                 dim={dim}"
-            )));
-        };
+        let (size, width) = (at_least_one("sketch_size", sketch_size)?, at_least_one("dim", dim)?);
         let torch = py.import(intern!(py, "torch"))?;
         let device = match device {
             Some(device) => torch.call_method1(intern!(py, "device"), (device,))?,
@@ -227,7 +221,7 @@ impl FrequentDirections {
     }
 
     #[getter]
-    fn sketch_size(&self) -> usize {
+    pub(super) fn sketch_size(&self) -> usize {
         self.state.spectrum.singular_values.len()
     }
 
@@ -250,71 +244,19 @@ impl FrequentDirections {
     }
 
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let clone = |tensor: &Bound<'py, PyAny>| tensor.call_method0(intern!(py, "clone"));
-        let state = PyDict::new(py);
-        state.set_item("sketch", clone(self.sketch.bind(py))?)?;
-        let waiting = self.pending.bind(py).call_method1("narrow", (0, 0, self.state.pending))?;
-        state.set_item("pending", clone(&waiting)?)?;
-        state.set_item("singular_values", self.state.spectrum.singular_values.clone())?;
-        state.set_item("shrinkage", self.state.spectrum.shrinkage)?;
-        state.set_item("squared_norm", self.state.squared_norm)?;
-        state.set_item("rows_seen", self.state.rows_seen)?;
-        let carried = PyList::empty(py);
-        for (orthonormal, sums) in self.state.carried.iter().zip(&self.sums) {
-            carried.append((*orthonormal, clone(sums.bind(py))?))?;
-        }
-        state.set_item("consensus", carried)?;
-        state.set_item("pending_ids", self.state.pending_ids.clone())?;
-        Ok(state)
+        self.write_state(py)
     }
 
     fn load_state_dict(&mut self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
         // Everything is read and checked before anything is replaced.
-        let item = |name: &str| {
-            state.get_item(name)?.ok_or_else(|| {
-                PyValueError::new_err(format!(
-                    "expected a state from FrequentDirections.state_dict(), but {name:?} is missing"
-                ))
-            })
-        };
+        let read = self.read_state(py, state)?;
         let size = self.sketch_size();
-        let sketch = self.loaded(py, &item("sketch")?, Some(size))?;
-        let waiting = self.loaded(py, &item("pending")?, None)?;
-        let mut new = State::new(size);
-        new.spectrum.singular_values = item("singular_values")?.extract()?;
-        new.spectrum.shrinkage = item("shrinkage")?.extract()?;
-        new.squared_norm = item("squared_norm")?.extract()?;
-        new.rows_seen = item("rows_seen")?.extract()?;
-        new.pending = waiting.len()?;
-        new.pending_ids = item("pending_ids")?.extract()?;
-        let mut sums = Vec::new();
-        for (orthonormal, tensor) in
-            item("consensus")?.extract::<Vec<(bool, Bound<'_, PyAny>)>>()?
-        {
-            new.carried.push(orthonormal);
-            sums.push(self.loaded(py, &tensor, None)?.unbind());
-        }
-        let numbers = new.spectrum.singular_values.iter();
-        let ids = if new.carried.is_empty() { 0 } else { new.pending };
-        if new.spectrum.singular_values.len() != size
-            || new.pending >= block_rows(size)
-            || new.pending_ids.len() != ids
-            || !numbers
-                .chain([&new.spectrum.shrinkage, &new.squared_norm])
-                .all(|value| value.is_finite() && *value >= 0.0)
-        {
-            return Err(PyValueError::new_err(format!(
-                "expected the state of a sketch of sketch_size={size}, got {} singular values, {} \
-                 waiting rows and {} of their classes, or a number that is negative or not finite",
-                new.spectrum.singular_values.len(),
-                new.pending,
-                new.pending_ids.len()
-            )));
-        }
         let pending = empty(py, block_rows(size), self.dim, self.device.bind(py))?;
-        pending.call_method1("narrow", (0, 0, new.pending))?.call_method1("copy_", (waiting,))?;
-        (self.sketch, self.pending) = (sketch.unbind(), pending.unbind());
-        (self.state, self.sums, self.view) = (new, sums, None);
+        pending
+            .call_method1("narrow", (0, 0, read.state.pending))?
+            .call_method1("copy_", (read.pending,))?;
+        (self.sketch, self.pending) = (read.sketch.unbind(), pending.unbind());
+        (self.state, self.sums, self.view) = (read.state, read.sums, None);
         Ok(())
     }
 

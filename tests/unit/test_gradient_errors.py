@@ -114,7 +114,9 @@ def test_loss_that_is_not_finite_names_its_row(
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return losses_of(model, batch) * torch.where(batch[1] == 2, value, 1.0)
 
-    with pytest.raises(SageError, match=f"loss of example 2 of the batch is {value}:") as caught:
+    with pytest.raises(
+        SageError, match=rf"finite loss, got {value} \(row 2 of the batch\)"
+    ) as caught:
         computer(loss)(BATCH)
     assert caught.value.row == 2
 
@@ -125,7 +127,7 @@ def test_default_loss_that_is_not_finite_names_its_row(
 ) -> None:
     inputs = BATCH[0].clone()
     inputs[2, 0] = torch.nan
-    with pytest.raises(SageError, match="loss of example 2 of the batch is nan") as caught:
+    with pytest.raises(SageError, match=r"finite loss, got nan \(row 2 of the batch\)") as caught:
         computer()((inputs, BATCH[1]))
     assert caught.value.row == 2
 
@@ -143,7 +145,7 @@ def test_row_is_the_position_in_the_batch_not_in_its_chunk() -> None:
 def test_target_class_out_of_range(computer: Callable[..., GradientComputer], target: int) -> None:
     targets = BATCH[1].clone()
     targets[1] = target
-    message = rf"target class {target} of example 1 of the batch is outside \[0, 3\)"
+    message = rf"target class {target} \(row 1 of the batch\) is outside \[0, 3\)"
     with pytest.raises(ValueError, match=message):
         computer()((BATCH[0], targets))
 

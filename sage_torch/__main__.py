@@ -1,0 +1,22 @@
+"""`python -m sage_torch`, and the command `sage-torch`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+_NEEDED = {"typer": "typer", "rich": "rich", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+
+
+def app() -> None:
+    """Run the command line, or say in one line what to install for it."""
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        sys.exit(f"error: {', '.join(missing)} not installed; pip install 'sage-torch[demo]'")
+    from sage_torch.demo.command import application
+
+    application(prog_name="sage-torch")
+
+
+if __name__ == "__main__":
+    app()

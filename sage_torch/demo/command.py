@@ -1,0 +1,100 @@
+"""The command line: `python -m sage_torch demo`."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sage_torch.demo.data import DATA_ROOT_VARIABLE, DemoData, load
+from sage_torch.demo.report import as_json, table, verdict
+from sage_torch.demo.training import Comparison, Plan, compare
+
+application = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class DataName(str, Enum):
+    """The data sets that `--data` names."""
+
+    digits = "digits"
+    fashion_mnist = "fashion-mnist"
+
+
+# (seeds, steps, batch size): under two minutes and under fifteen on two cores.
+_DEFAULTS = {DataName.digits: (5, 400, 16), DataName.fashion_mnist: (3, 1_500, 64)}
+
+
+@application.callback()
+def main() -> None:
+    """SAGE: choose the training examples worth a gradient step."""
+
+
+@application.command()
+def demo(
+    data: Annotated[DataName, typer.Option(help="Which data.")] = DataName.digits,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder that holds the folder fashion-mnist."),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the training examples to keep.")] = 0.25,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many. [default: 5; fashion-mnist 3]")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training steps of every run. [default: 400; fashion-mnist 1500]"),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use a random subset of the training data. [default: all]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path(
+        "outputs/demo"
+    ),
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> None:
+    """Train on all data, on a random subset and on a SAGE subset, and compare.
+
+    Warms a small network up for an epoch, selects with it, trains fresh networks with the same
+    number of steps and the same seeds, prints a table, and writes a picture and a JSON.
+    """
+    default_seeds, default_steps, batch_size = _DEFAULTS[data]
+    plan = Plan(
+        keep=keep,
+        steps=default_steps if steps is None else steps,
+        seeds=tuple(range(default_seeds if seeds is None else seeds)),
+        batch_size=batch_size,
+    )
+    try:
+        loaded = load(data.value, data_root)
+        if examples is not None:
+            loaded = loaded.with_train_examples(examples)
+        out.mkdir(parents=True, exist_ok=True)
+        comparison = compare(loaded, plan, progress=progress)
+    except (OSError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    numbers, picture = out / f"{data.value}.json", out / f"{data.value}.png"
+    numbers.write_text(json.dumps(as_json(comparison, loaded), indent=2) + "\n")
+    _draw(comparison, loaded, picture)
+    console = Console(highlight=False)
+    console.print(table(comparison, loaded))
+    # Paths and sentences are printed plainly: a console would break them at its width.
+    typer.echo(f"\n{verdict(comparison)}\n\npicture  {picture}\nnumbers  {numbers}")
+
+
+def _draw(comparison: Comparison, data: DemoData, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")  # writes files, needs no screen
+    from matplotlib import pyplot
+
+    from sage_torch.plots import overview
+
+    figure = overview(comparison.selections[0], data.train, class_names=data.class_names)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

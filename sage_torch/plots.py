@@ -1,0 +1,229 @@
+"""Pictures of a selection: what was kept, what was dropped, and how the examples scored.
+
+They need matplotlib (`pip install 'sage-torch[demo]'`), which is imported when a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sage_torch.selection import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+# Blue and vermilion of Okabe and Ito: told apart by every kind of colour vision, and in grey.
+_KEPT, _DROPPED = "#0072B2", "#D55E00"
+_GAP = 0.18  # between images, in image widths
+_SCORE_ROOM = 0.36  # under an image, for its score, in image heights
+_ROWS = 10
+
+
+def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
+    """Draw how many examples were kept and dropped at each agreement.
+
+    Args:
+        selection: A selection with scores (any rule but `"random"`).
+        ax: Where to draw; None for a new figure.
+
+    Returns:
+        The axes: dropped on top of kept, so that the outline is all examples.
+
+    Raises:
+        ValueError: The selection has no scores.
+
+    Cost:
+        O(N).
+    """
+    from matplotlib import pyplot
+
+    scores = np.asarray(selection.scores, np.float64)
+    if not np.isfinite(scores).any():
+        raise ValueError(
+            "expected a selection with scores, got one of rule='random', which scores nothing"
+        )
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    is_kept = _is_kept(selection)
+    ax.hist(
+        [scores[is_kept], scores[~is_kept]],
+        bins=np.histogram_bin_edges(scores, bins=50),
+        stacked=True,
+        color=[_KEPT, _DROPPED],
+        label=[f"kept ({is_kept.sum():,})", f"dropped ({(~is_kept).sum():,})"],
+    )
+    ax.set_xlabel("agreement with the consensus of the class (1: the same direction)")
+    ax.set_ylabel("examples")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="upper left")
+    return ax
+
+
+def kept_and_dropped(
+    selection: Selection,
+    dataset: Dataset[Any],
+    *,
+    columns: int = 6,
+    classes: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    figure: Figure | SubFigure | None = None,
+) -> Figure | SubFigure:
+    """Show images of each class: some that were kept, some that were dropped.
+
+    In each row they go from the highest agreement to the lowest, evenly over the ranks, so that
+    the ends are the extremes and the middle is the median; the score stands under each.
+
+    Args:
+        selection: What was kept.
+        dataset: The data set it was chosen from. The image is the first of an item's parts (or the
+            item), of shape (H, W), (C, H, W) or (H, W, C) with one or three channels, in any range.
+        columns: Images kept, and images dropped, in each row.
+        classes: Labels to show; None for the first ten.
+        class_names: Names by label; None for the labels.
+        figure: Where to draw; None for a new figure.
+
+    Returns:
+        The figure, with one axes for kept and one for dropped images.
+
+    Raises:
+        ValueError: The data set has another length than the selection, an item is no image, or a
+            label of `classes` does not occur.
+
+    Cost:
+        `2 * columns` items of each class are read.
+    """
+    from matplotlib import pyplot
+
+    if len(dataset) != len(selection.scores):  # type: ignore[arg-type]
+        raise ValueError(
+            f"expected the data set that the selection was made from, {len(selection.scores):,} "
+            f"examples, got {len(dataset):,}"  # type: ignore[arg-type]
+        )
+    rows = _members(selection, classes)
+    if figure is None:
+        height = 1.0 + 0.78 * len(rows)
+        figure = pyplot.figure(figsize=(1.6 + 1.2 * columns, height), layout="constrained")
+    names = [_name(label, class_names) for label, _ in rows]
+    is_kept = _is_kept(selection)
+    for ax, wanted, title, colour in zip(
+        figure.subplots(1, 2), (True, False), ("kept", "dropped"), (_KEPT, _DROPPED), strict=True
+    ):
+        shown = [_spread(selection, ids[is_kept[ids] == wanted], columns) for _, ids in rows]
+        _montage(ax, [[_image(dataset[int(i)]) for i in row] for row in shown], columns)
+        _write_scores(ax, [selection.scores[row] for row in shown])
+        ax.set_title(title, color=colour, fontweight="bold")
+        ax.set_yticks([(1 + _SCORE_ROOM) * row + 0.5 for row in range(len(rows))])
+        ax.set_yticklabels(names if wanted else [""] * len(rows))
+        if not np.isnan(selection.scores).all():
+            ax.set_xlabel("highest agreement → lowest")
+    return figure
+
+
+def overview(
+    selection: Selection, dataset: Dataset[Any], *, class_names: Sequence[str] | None = None
+) -> Figure:
+    """Draw `kept_and_dropped` and `score_histogram` in one figure.
+
+    Args:
+        selection: A selection with scores.
+        dataset: The data set it was chosen from: images.
+        class_names: Names by label; None for the labels.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: As the two functions.
+    """
+    from matplotlib import pyplot
+
+    rows = len(_members(selection, None))
+    heights = (1.0 + 0.78 * rows, 3.0)
+    figure = pyplot.figure(figsize=(10.5, sum(heights)), layout="constrained")
+    figure.suptitle(f"SAGE kept {len(selection):,} of {len(selection.scores):,} examples")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    kept_and_dropped(selection, dataset, class_names=class_names, figure=above)
+    score_histogram(selection, below.subplots())
+    return figure
+
+
+def _is_kept(selection: Selection) -> NDArray[np.bool_]:
+    is_kept = np.zeros(len(selection.scores), bool)
+    is_kept[selection.indices] = True
+    return is_kept
+
+
+def _members(
+    selection: Selection, classes: Sequence[int] | None
+) -> list[tuple[int | None, NDArray[np.int64]]]:
+    """Return the examples of each class to show; all of them in one row where there are none."""
+    if selection.labels is None:
+        if classes is not None:
+            raise ValueError("expected no classes: the selection was made without labels")
+        return [(None, np.arange(len(selection.scores)))]
+    known = np.unique(selection.labels)
+    wanted = known[:_ROWS] if classes is None else np.asarray(classes)
+    unknown = np.setdiff1d(wanted, known)
+    if len(unknown):
+        raise ValueError(f"expected labels that occur in the data, got {unknown.tolist()}")
+    return [(int(label), np.flatnonzero(selection.labels == label)) for label in wanted]
+
+
+def _name(label: int | None, class_names: Sequence[str] | None) -> str:
+    if label is None:
+        return ""
+    return str(label) if class_names is None else class_names[label]
+
+
+def _spread(selection: Selection, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return `count` of the examples, evenly over their ranks, highest score first."""
+    ranked = ids[np.argsort(-selection.scores[ids], kind="stable")]
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(np.int64)
+    return ranked[places]
+
+
+def _image(item: Any) -> NDArray[np.float64]:
+    """Return an item's image as (H, W) or (H, W, 3) in [0, 1], whatever its range was."""
+    first = item[0] if isinstance(item, (tuple, list)) else item
+    values = np.asarray(first.detach().cpu() if isinstance(first, Tensor) else first, np.float64)
+    if values.ndim == 3 and values.shape[0] in (1, 3):
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3):
+        raise ValueError(
+            "expected images of shape (H, W), (C, H, W) or (H, W, C) with one or three channels, "
+            f"got {values.shape}"
+        )
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def _montage(ax: Axes, rows: list[list[NDArray[np.float64]]], columns: int) -> None:
+    """Draw images in a grid: column x at `x * (1 + gap)`, row y at `y * (1 + room)`, 1 wide."""
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            left, top = x * (1 + _GAP), y * (1 + _SCORE_ROOM)
+            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
+    ax.set_xlim(-_GAP, columns * (1 + _GAP))
+    ax.set_ylim(len(rows) * (1 + _SCORE_ROOM), -_GAP)
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _write_scores(ax: Axes, scores: Sequence[ArrayLike]) -> None:
+    for y, row in enumerate(scores):
+        for x, score in enumerate(np.asarray(row)):
+            if np.isfinite(score):
+                left, bottom = x * (1 + _GAP), y * (1 + _SCORE_ROOM) + 1.05
+                ax.text(left + 0.5, bottom, f"{score:.2f}", ha="center", va="top", fontsize=7)

@@ -1,0 +1,63 @@
+"""Small data and models that many tests share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+CLASSES, FEATURES = 3, 6
+
+
+@pytest.fixture
+def blobs() -> TensorDataset:
+    """90 examples of 6 features in 3 equal classes, (inputs, labels)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % CLASSES
+    centres = 2 * torch.randn(CLASSES, FEATURES, generator=generator)
+    return TensorDataset(centres[labels] + torch.randn(90, FEATURES, generator=generator), labels)
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    """A small classifier of the blobs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[TensorDataset, TensorDataset]:
+    """Scikit-learn's handwritten digits: 1,437 to train on, 360 to test on."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    inputs = torch.from_numpy(images[order] / 16).float()
+    targets = torch.from_numpy(labels[order]).long()
+    return TensorDataset(inputs[360:], targets[360:]), TensorDataset(inputs[:360], targets[:360])
+
+
+@pytest.fixture(scope="session")
+def _warm(digits: tuple[TensorDataset, TensorDataset]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        loader = DataLoader(digits[0], batch_size=32, shuffle=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    return model
+
+
+@pytest.fixture
+def warm(_warm: nn.Module) -> Callable[[], nn.Module]:
+    """Make a classifier of the digits that has seen them once."""
+    return lambda: copy.deepcopy(_warm)

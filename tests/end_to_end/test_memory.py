@@ -1,0 +1,85 @@
+"""Streaming selection is constant memory but for scores, labels and indices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL, LARGE = 20_000, 200_000
+# 8 bytes a label, 8 an index, 4 a score and 4 a class id.
+BYTES_AN_EXAMPLE = 24
+# The same run repeated: its peak varied by up to 0.26 MiB (page-granular heaps, 3 runs each).
+NOISE = 2**19
+
+# Each run is a process of its own: a peak never falls. VmHWM, because ru_maxrss survives exec and
+# would report the peak of the process that ran pytest where that is higher.
+PROGRAM = """
+import sys
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from sage_torch import select_subset
+
+examples, rule, hoard = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+
+
+class Computed(Dataset):
+    def __len__(self):
+        return examples
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices):
+        places = torch.tensor(indices)
+        return torch.sin(places[:, None] * torch.arange(1, 17) * 0.37), places % 10
+
+
+kept = np.ones(examples * hoard, np.uint8)
+selection = select_subset(
+    torch.nn.Linear(16, 10), Computed(), 0.1, rule=rule, consensus="streaming", sketch_size=16,
+    gradients=lambda batch: batch[0], collate_fn=lambda batch: batch, batch_size=512,
+    progress=False,
+)
+assert len(selection.indices) == examples // 10
+assert len(selection.scores) == len(selection.labels) == examples
+(peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(peak.split()[1]) * 1024)
+"""
+
+
+def peak(examples: int, rule: str, hoard: int = 0) -> int:
+    """Return the peak resident bytes of one selection, while holding `hoard` bytes an example."""
+    # One arena and fixed thresholds: freed blocks go back to the system, so that what is measured
+    # is what the program holds, not how the C library splits its heap.
+    malloc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    malloc["MALLOC_TRIM_THRESHOLD_"] = "65536"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(examples), rule, str(hoard)],
+        env={**os.environ, **malloc, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def growth(small: int, large: int) -> float:
+    return (large - small) / (LARGE - SMALL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("rule", ["agreement", "herding"])
+def test_streaming_memory_does_not_grow_with_the_data(rule: str) -> None:
+    allowed = BYTES_AN_EXAMPLE + NOISE / (LARGE - SMALL)
+    small, large = peak(SMALL, rule), peak(LARGE, rule)
+    print(f"{rule}: peak grows by {growth(small, large):.1f} bytes an example")
+    assert growth(small, large) <= allowed
+    if rule == "agreement":  # and the measurement would have noticed as much again
+        assert growth(small, peak(LARGE, rule, hoard=BYTES_AN_EXAMPLE)) > allowed
