@@ -52,8 +52,8 @@ class FrequentDirections:
         TypeError: The device is neither CPU nor CUDA.
 
     Cost:
-        Memory 4 (l + b) d bytes with b = max(2 l, 16) waiting rows, and 4 l d more while a sketch
-        with waiting rows is read.
+        Memory 4 (l + b) d bytes, b = `block_rows`, about 1.5 l; 4 l d more while a sketch with
+        waiting rows is read.
 
     Reference:
         Ghashami, Liberty, Phillips and Woodruff, "Frequent Directions: Simple and Deterministic
@@ -169,6 +169,10 @@ class FrequentDirections:
     @property
     def sketch_size(self) -> int:
         """Rows l of the sketch."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows b between two shrinks; the same places in the stream, however it is batched."""
 
     @property
     def dim(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,13 @@ class CountSketch:
 
         Raises:
             ValueError: The rows have another shape.
+            TypeError: Not a dense floating tensor.
         """
+        if rows.layout is not torch.strided or not rows.is_floating_point():
+            raise TypeError(
+                "expected dense float32, float64, bfloat16 or float16 rows, got "
+                f"{rows.dtype} ({rows.layout})"
+            )
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise ValueError(
                 f"expected gradients of shape (n, {self.dim}), got {tuple(rows.shape)}: the count "
@@ -143,7 +151,7 @@ class CompressedGradients:
 def compressed(
     gradients: GradientComputer,
     compress: str | int | None,
-    first_batch: Batch,
+    first_batch: Callable[[], Batch],
     *,
     seed: int,
     memory_budget: int,
@@ -153,7 +161,7 @@ def compressed(
     Args:
         gradients: Any gradient computer.
         compress: `"auto"` (8,192), a number of coordinates, or None for no compression.
-        first_batch: Used to learn D where the computer does not know it yet.
+        first_batch: Reads the first batch; called where the computer does not know D yet.
         seed: Seed of the map.
         memory_budget: Bytes for the long rows held at once.
 
@@ -166,7 +174,7 @@ def compressed(
     try:
         dim = gradients.dim
     except (AttributeError, RuntimeError):
-        dim = rows_of(gradients, batches.take(first_batch, 0, 1)).shape[1]
+        dim = rows_of(gradients, batches.take(first_batch(), 0, 1)).shape[1]
     if dim <= width:
         return gradients
     return CompressedGradients(gradients, CountSketch(dim, width, seed), memory_budget)

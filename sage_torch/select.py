@@ -175,7 +175,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         computer = compressed(
             computer,
             options.compress,
-            examples.first_batch(),
+            examples.first_batch,
             seed=options.seed,
             memory_budget=options.memory_budget,
         )

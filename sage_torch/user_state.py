@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,35 +26,22 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Cost:
         A copy of the buffers.
     """
-    training = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, dict(module._buffers), set(module._non_persistent_buffers_set))
-        for module in model.modules()
-    ]
-    contents = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    randomness = _random_states()
-    try:
+    with ExitStack() as stack:
+        # Each is called on the way out, whether or not another one fails.
+        stack.callback(_restore_randomness, _random_states())
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+            stack.callback(
+                _restore_registry, module, dict(module._buffers), module._non_persistent_buffers_set
+            )
+            module._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+        for buffer in model.buffers():
+            stack.callback(_restore_content, buffer, buffer.detach().clone())
+        for parameter in model.parameters():
+            stack.callback(_restore_parameter, parameter, parameter.requires_grad, parameter.grad)
         model.eval()
         with torch.inference_mode(False), torch.enable_grad():
             yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for module, by_name, not_persistent in buffers:
-            module._buffers.clear()
-            module._buffers.update(by_name)  # those that forward has added go again
-            module._non_persistent_buffers_set = not_persistent
-        for buffer, content in contents:
-            if not _same_bytes(buffer, content):
-                with torch.no_grad():
-                    buffer.copy_(content)
-        for parameter, requires_grad, grad in parameters:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
-        _restore(randomness)
 
 
 def seed_everything(seed: int) -> None:
@@ -77,7 +64,7 @@ def _random_states() -> tuple[Tensor, list[Tensor], Any, Any]:
     return torch.random.get_rng_state(), cuda, numpy, random.getstate()
 
 
-def _restore(states: tuple[Tensor, list[Tensor], Any, Any]) -> None:
+def _restore_randomness(states: tuple[Tensor, list[Tensor], Any, Any]) -> None:
     cpu, cuda, numpy, python = states
     torch.random.set_rng_state(cpu)
     if cuda:
@@ -86,8 +73,28 @@ def _restore(states: tuple[Tensor, list[Tensor], Any, Any]) -> None:
     random.setstate(python)
 
 
-def _same_bytes(buffer: Tensor, content: Tensor) -> bool:
-    if buffer.shape != content.shape:
-        return False
-    first, second = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (buffer, content))
-    return torch.equal(first, second)
+def _restore_registry(
+    module: nn.Module, buffers: dict[str, Tensor | None], not_persistent: set[str]
+) -> None:
+    module._buffers.clear()
+    module._buffers.update(buffers)  # those that forward has added go again
+    module._non_persistent_buffers_set = not_persistent
+
+
+def _restore_content(buffer: Tensor, content: Tensor) -> None:
+    with torch.no_grad():
+        if buffer.layout is not torch.strided or buffer.shape != content.shape:
+            buffer.data = content
+        elif not torch.equal(_bytes(buffer), _bytes(content)):
+            buffer.copy_(content)
+
+
+def _restore_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
+    if parameter.requires_grad != requires_grad:
+        parameter.requires_grad_(requires_grad)
+    if parameter.grad is not grad:
+        parameter.grad = grad
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

@@ -121,7 +121,7 @@ mod tests {
 
     const GOLDEN_10: [i64; 10] = [5, 2, 6, 4, 3, 7, 8, 0, 1, 9];
     const GOLDEN_BILLION: [i64; 3] = [654817942, 423715858, 249444855];
-    const GOLDEN_SUBSET: [i64; 3] = [0; 3];
+    const GOLDEN_SUBSET: [i64; 3] = [1, 2, 4];
 
     #[test]
     fn every_place_is_equally_likely() {

@@ -1,5 +1,7 @@
 //! Kernel herding of a stream, in memory that does not grow with it.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -80,20 +82,10 @@ impl HerdingStream {
                 indices.len()
             )));
         }
-        let classes = self.classes.len();
+        self.check_room(class_ids)?;
         let mut full = Vec::new();
         for i in 0..n {
-            let open = usize::try_from(class_ids[i])
-                .ok()
-                .and_then(|class| self.classes.get_mut(class))
-                .filter(|open| open.sizes.last().is_some_and(|size| *size > 0))
-                .ok_or_else(|| {
-                    Error::Shape(format!(
-                        "expected class ids in [0, {classes}) and no more members of a class \
-                         than were announced, got class {}; did the data set change?",
-                        class_ids[i]
-                    ))
-                })?;
+            let open = &mut self.classes[class_ids[i] as usize];
             open.rows.extend_from_slice(&examples.rows[i * self.width..][..self.width]);
             open.agreement.push(examples.agreement[i]);
             open.indices.push(indices[i]);
@@ -119,6 +111,28 @@ impl HerdingStream {
         Ok(())
     }
 
+    /// Checks a whole batch before any of it is taken.
+    fn check_room(&self, class_ids: &[i32]) -> Result<()> {
+        let mut wanted: BTreeMap<i32, u64> = BTreeMap::new();
+        for id in class_ids {
+            *wanted.entry(*id).or_default() += 1;
+        }
+        let room = |id: i32| {
+            let open = usize::try_from(id).ok().and_then(|class| self.classes.get(class));
+            open.map_or(0, |open| open.sizes.iter().sum::<u64>() - open.indices.len() as u64)
+        };
+        match wanted.into_iter().find(|(id, count)| *count > room(*id)) {
+            None => Ok(()),
+            Some((id, count)) => Err(Error::Shape(format!(
+                "expected class ids in [0, {}) and no more members of a class than were \
+                 announced, got {count} of class {id} where {} are still to come; did the data \
+                 set change?",
+                self.classes.len(),
+                room(id)
+            ))),
+        }
+    }
+
     /// The examples kept, ascending.
     ///
     /// # Errors
@@ -142,11 +156,17 @@ fn herd_block(block: Examples<'_>, indices: &[i64], quota: usize, trim: Trim) ->
     if quota == 0 {
         return Vec::new();
     }
-    let everyone: Vec<u32> = (0..indices.len() as u32).collect();
-    let mut members = untrimmed(block.agreement, &everyone, quota, trim);
-    members.sort_unstable_by_key(|place| indices[*place as usize]); // ties go to the lower index
+    // By index, not by arrival: so ties go to the lower index.
+    let mut by_index: Vec<u32> = (0..indices.len() as u32).collect();
+    by_index.sort_unstable_by_key(|place| indices[*place as usize]);
+    let agreement: Vec<f32> =
+        by_index.iter().map(|place| block.agreement[*place as usize]).collect();
+    let ranks: Vec<u32> = (0..indices.len() as u32).collect();
+    let members: Vec<u32> = untrimmed(&agreement, &ranks, quota, trim)
+        .into_iter()
+        .map(|rank| by_index[rank as usize])
+        .collect();
     let spread = members.len().div_ceil(BANDWIDTH_ROWS);
-    // The stream comes in a seeded order, so an even thinning of it is a seeded draw.
     let sample: Vec<u32> = members.iter().copied().step_by(spread.max(1)).collect();
     let tau = bandwidth(&unit_rows(block, &sample));
     let picks = herd(&unit_rows(block, &members), tau, quota);

@@ -226,6 +226,11 @@ impl FrequentDirections {
     }
 
     #[getter]
+    fn block_rows(&self) -> usize {
+        block_rows(self.sketch_size())
+    }
+
+    #[getter]
     fn dim(&self) -> usize {
         self.dim
     }
