@@ -6,7 +6,7 @@ Side by side in one run, rounds interleaved, medians of the rounds:
     torch      sage_torch, the path that CUDA uses, here on the CPU (on the GPU with --device cuda)
     gram       the same algorithm in plain torch: float32 Gram of a 2l buffer, float64 eigh, rotation
     svd        the textbook form: torch.linalg.svd of a 2l buffer
-    numpy      the same through NumPy's SVD in float32
+    numpy      the same through NumPy's SVD in float32 (its own threads held to as many)
 
     python benchmarks/sketch.py
 """
@@ -27,8 +27,9 @@ from torch import Tensor
 
 Sizes = list[tuple[int, int]]
 SIZES: Sizes = [(64, 8_192), (64, 51_200), (64, 500_000), (256, 8_192), (256, 51_200)]
-# A row of svd costs tens of times what a row of ours does: fewer rows give it the same time.
-SHRINKS = {"host": 12, "torch": 12, "gram": 12, "svd": 3, "numpy": 3}
+# Timed rows in units of l: 3 l are two shrinks of ours, three of the others. A row of an SVD costs
+# tens of times what a row of ours does, so one shrink is enough to time it.
+TIMED = {"host": 12, "torch": 12, "gram": 12, "svd": 1, "numpy": 1}
 
 
 class GramSketch:
@@ -94,20 +95,19 @@ def makers(sketch_size: int, dim: int, device: str) -> dict[str, Callable[[], An
     return contenders
 
 
-def seconds_a_row(
-    make: Callable[[], Any], rows: Tensor, sketch_size: int, shrinks: int
-) -> float:
-    """Time `shrinks` full blocks of rows after a first one that warms up."""
+def seconds_a_row(make: Callable[[], Any], rows: Tensor, sketch_size: int, units: int) -> float:
+    """Time `units * l` rows, given in batches of at most 3 l, after 6 l rows that warm up."""
     sketch = make()
-    block = 2 * sketch_size  # rows that trigger a whole number of shrinks in every contender
-    sketch.update(rows[:block])
+    sketch.update(rows[: 6 * sketch_size] if units > 1 else rows[: 2 * sketch_size])
     _wait(rows)
     start = time.perf_counter()
-    for i in range(shrinks):
-        at = (i * block) % (len(rows) - block + 1)
-        sketch.update(rows[at : at + block])
+    left = units * sketch_size
+    while left > 0:
+        batch = min(left, 3 * sketch_size)
+        sketch.update(rows[:batch])
+        left -= batch
     _wait(rows)
-    return (time.perf_counter() - start) / (shrinks * block)
+    return (time.perf_counter() - start) / (units * sketch_size)
 
 
 def gemm_rate(dim: int, sketch_size: int, device: str) -> float:
@@ -144,15 +144,14 @@ def main(
         if dim > longest:
             continue
         generator = torch.Generator().manual_seed(seed)
-        count = 4 * sketch_size
+        count = 6 * sketch_size
         decay = torch.linspace(0, -3, count)[:, None].exp()
         rows = (torch.randn(count, dim, generator=generator) * decay).to(device)
         contenders = makers(sketch_size, dim, device)
         timings: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, make in contenders.items():
-                shrinks = SHRINKS[name] if dim <= 51_200 else max(2, SHRINKS[name] // 4)
-                timings[name].append(seconds_a_row(make, rows, sketch_size, shrinks))
+                timings[name].append(seconds_a_row(make, rows, sketch_size, TIMED[name]))
         ours = sorted(timings["host" if device == "cpu" else "torch"])[rounds // 2]
         cell = {
             "sketch_size": sketch_size,
@@ -162,8 +161,8 @@ def main(
                 name: 1 / sorted(values)[rounds // 2] for name, values in timings.items()
             },
             "torch_gemm_gflops": gemm_rate(dim, sketch_size, device),
-            # (4l + b + 2l^2/b) d multiply-adds a row at b = 2l.
-            "our_gflops": 2 * 3.5 * 2 * sketch_size * dim / ours / 1e9,
+            # (4l + b + 2l^2/b) d multiply-adds a row at b = 1.5 l.
+            "our_gflops": 2 * 6.833 * sketch_size * dim / ours / 1e9,
         }
         cells.append(cell)
         typer.echo(

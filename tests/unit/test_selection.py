@@ -1,0 +1,301 @@
+"""A selection is a frozen value, and its file comes back whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import os
+import pickle
+import random
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from sage_torch import Selection, select_subset
+
+
+@pytest.fixture
+def selection(network: nn.Module, blobs: TensorDataset) -> Selection:
+    return select_subset(network, blobs, 0.25)
+
+
+def assert_same(first: Selection, second: Selection) -> None:
+    for name in ("indices", "scores", "labels"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one is None:
+            assert other is None
+        else:
+            assert one.dtype == other.dtype
+            assert one.tobytes() == other.tobytes()
+    assert first.certificate == second.certificate
+    assert first.seconds == second.seconds
+    assert first.settings == second.settings
+
+
+def assert_frozen(selection: Selection) -> None:
+    for field in dataclasses.fields(selection):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(selection, field.name, None)
+    if selection.certificate is not None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            selection.certificate.shrinkage = 0.0  # type: ignore[misc]
+    for array in (selection.indices, selection.scores, selection.labels):
+        if array is not None:
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+
+
+def test_contents(selection: Selection) -> None:
+    assert len(selection) == len(selection.indices) == 22  # round(22.5)
+    assert repr(selection) == "Selection(22 of 90 examples, herding)"
+    assert set(selection.seconds) == {"pass_1", "pass_2", "rule", "total"}
+    parts = [selection.seconds[name] for name in ("pass_1", "pass_2", "rule")]
+    assert min(parts) >= 0
+    assert sum(parts) == pytest.approx(selection.seconds["total"])
+    assert json.loads(json.dumps(selection.settings)) == selection.settings
+    assert selection.settings["k"] == 22
+    certificate = selection.certificate
+    assert certificate is not None
+    assert certificate.shrinkage == certificate["shrinkage"] >= 0
+    assert 0 < certificate.energy_kept <= certificate.energy_kept_at_most <= 1
+    assert certificate.consensus_cosine == 1
+
+
+def test_it_is_frozen(selection: Selection) -> None:
+    assert_frozen(selection)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
+def test_copies_are_the_same_and_frozen(
+    duplicate: Callable[[Selection], Selection], selection: Selection
+) -> None:
+    assert_same(duplicate(selection), selection)
+    assert_frozen(duplicate(selection))
+    assert_frozen(selection)
+
+
+@pytest.mark.parametrize("rule", ["herding", "agreement", "random"])
+@pytest.mark.parametrize("name", ["subset.npz", "subset", "sub set.selection"])
+def test_round_trip(
+    rule: Any, name: str, network: nn.Module, blobs: TensorDataset, tmp_path: Path
+) -> None:
+    saved = select_subset(network, blobs, 0.25, rule=rule, consensus="streaming")
+    saved.save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # as named, and nothing beside it
+    loaded = Selection.load(str(tmp_path / name))
+    assert_same(loaded, saved)
+    assert_frozen(loaded)
+
+
+def test_round_trip_without_labels(
+    network: nn.Module, blobs: TensorDataset, tmp_path: Path
+) -> None:
+    def loss(model: nn.Module, batch: Any) -> Any:
+        return model(batch[0]).square().sum(1)
+
+    saved = select_subset(network, TensorDataset(blobs.tensors[0]), 0.25, loss=loss)
+    assert saved.labels is None
+    saved.save(tmp_path / "subset.npz")
+    assert_same(Selection.load(tmp_path / "subset.npz"), saved)
+
+
+def test_the_file_has_the_permissions_of_any_file(selection: Selection, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    selection.save(tmp_path / "subset.npz")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "subset.npz")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["write", "move"])
+def test_saving_is_all_or_nothing(
+    step: str,
+    error: BaseException,
+    selection: Selection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "subset.npz"
+    selection.save(path)
+    before = path.read_bytes()
+    attempts = []
+
+    def half_a_file(file: Any, **arrays: Any) -> None:
+        (file if hasattr(file, "write") else open(file, "wb")).write(before[:100])
+        attempts.append(file)
+        raise error
+
+    def no_move(*paths: Any) -> None:
+        attempts.append(paths)
+        raise error
+
+    if step == "write":
+        monkeypatch.setattr(np, "savez_compressed", half_a_file)
+    else:
+        monkeypatch.setattr(os, "replace", no_move)
+    with pytest.raises(type(error)):
+        selection.save(path)
+    assert len(attempts) == 1
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_to_no_folder(selection: Selection, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        selection.save(tmp_path / "missing" / "subset.npz")
+    with pytest.raises(FileNotFoundError):
+        Selection.load(tmp_path / "missing.npz")
+
+
+executed: list[str] = []
+
+
+class Malicious:
+    """Leaves a trace when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return executed.append, ("by a pickle",)
+
+
+def npy_bytes(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npz_bytes(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in arrays.items():
+            archive.writestr(f"{name}.npy", npy_bytes(value))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 100,
+        b"PK\x03\x04",
+        b"hello, this is no archive at all",
+        json.dumps({"indices": [1, 2]}).encode(),
+        pickle.dumps(Malicious()),
+        pickle.dumps({"indices": np.arange(3)}),
+        npy_bytes(np.arange(3)),
+        npy_bytes(np.array([Malicious()], dtype=object)),
+        npz_bytes(meta=np.array([Malicious()], dtype=object)),
+        npz_bytes(indices=np.array([Malicious()], dtype=object), scores=np.zeros(3, np.float32)),
+        npz_bytes(),
+    ],
+)
+def test_loading_what_is_no_selection(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "subset.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="holds no readable selection"):
+        Selection.load(path)
+    assert not executed
+
+
+@pytest.fixture
+def altered(selection: Selection, tmp_path: Path) -> Callable[..., Path]:
+    """Write a file as `save` does, but with some arrays or JSON values replaced, or left out."""
+    selection.save(tmp_path / "good.npz")
+    with np.load(tmp_path / "good.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+
+    def write(meta: Any = None, **replaced: Any) -> Path:
+        values = json.loads(arrays["meta"].tobytes())
+        if isinstance(meta, dict):
+            values.update(meta)
+        text = json.dumps(values if meta is None or isinstance(meta, dict) else meta)
+        merged = {**arrays, "meta": np.frombuffer(text.encode(), np.uint8), **replaced}
+        path = tmp_path / "altered.npz"
+        np.savez(path, **{name: value for name, value in merged.items() if value is not None})
+        return path
+
+    return write
+
+
+def test_the_unaltered_file_is_read(altered: Callable[..., Path], selection: Selection) -> None:
+    assert_same(Selection.load(altered()), selection)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"meta": {"format": 999}},
+        {"meta": {"format": None}},
+        {"meta": []},
+        {"meta": "text"},
+        {"meta": {"certificate": {"shrinkage": 1.0}}},
+        {"meta": {"certificate": [1, 2]}},
+        {"meta": {"seconds": None}},
+        {"meta": {"settings": 3}},
+        {"indices": None},
+        {"scores": None},
+        {"labels": None},
+        {"indices": np.arange(22, dtype=np.int32)},
+        {"indices": np.arange(22, dtype=np.float64)},
+        {"indices": np.arange(22)[:, None]},
+        {"indices": np.arange(22)[::-1]},
+        {"indices": np.zeros(22, np.int64)},
+        {"indices": np.arange(22) - 1},
+        {"indices": np.arange(22) + 69},
+        {"indices": np.zeros(0, np.int64)},
+        {"indices": np.array(3)},
+        {"scores": np.zeros(90)},
+        {"scores": np.zeros((90, 1), np.float32)},
+        {"scores": np.zeros(10, np.float32)},
+        {"scores": np.float32(1.0)},
+        {"labels": np.zeros(89, np.int64)},
+        {"labels": np.zeros(90)},
+        {"labels": np.array(["a"] * 90)},
+    ],
+    ids=lambda change: "-".join(
+        f"{k} {v if k == 'meta' else np.shape(v)}" for k, v in change.items()
+    ),
+)
+def test_loading_an_inconsistent_file(change: dict[str, Any], altered: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="holds no readable selection"):
+        Selection.load(altered(**change))
+
+
+def test_loading_a_newer_format_says_so(altered: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="expected format 1, got 999"):
+        Selection.load(altered(meta={"format": 999}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loading_a_damaged_file(selection: Selection, tmp_path: Path) -> None:
+    path = tmp_path / "subset.npz"
+    selection.save(path)
+    good, draw, refused = path.read_bytes(), random.Random(0), 0
+    directory = good.index(b"PK\x01\x02")
+    # Anywhere; and as often in the zip's directory, which no checksum guards.
+    places = [draw.randrange(len(good)) for _ in range(200)]
+    places += [draw.randrange(directory, len(good)) for _ in range(200)]
+    damaged = [good[: draw.randrange(len(good))] for _ in range(50)]
+    for place in places:
+        changed = bytearray(good)
+        changed[place] ^= draw.choice([0x01, 0x80, 0xFF, draw.randrange(1, 256)])
+        damaged.append(bytes(changed))
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            loaded = Selection.load(path)
+        except ValueError:
+            refused += 1
+        else:
+            assert_same(loaded, selection)  # a date or an attribute of the zip was hit
+    assert refused > 200
