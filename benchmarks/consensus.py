@@ -14,21 +14,20 @@ bases (`weighted`: z = S g, `orthonormal`: z = V g):
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from data import DATA_ROOT_VARIABLE, fashion_mnist
-from sage_torch._core import CountSketch, FrequentDirections
+from record import RESULTS, environment, write
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
+
+from sage_torch import CountSketch, FrequentDirections
+from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 
 CLASSES = 10
 COMPRESSED = 8_192
@@ -42,6 +41,8 @@ class StreamingForms:
 
     def __init__(self, dim: int, sketch_size: int) -> None:
         self.sketch = FrequentDirections(sketch_size, dim)
+        for basis in BASES:
+            self.sketch.carry_consensus(orthonormal=basis == "orthonormal")
         self.rows_seen = 0
         self._normalised = torch.zeros(CLASSES, dim)
         self._running = {basis: torch.zeros(CLASSES, dim) for basis in BASES}
@@ -55,7 +56,7 @@ class StreamingForms:
     def add(self, rows: Tensor, class_ids: Tensor) -> None:
         """Take in the rows (b, d) between two shrinks."""
         before = self.bases()
-        self.sketch.update(rows)
+        self.sketch.update(rows, class_ids.to(torch.int32).numpy())
         self.rows_seen += len(rows)
         self._normalised += per_class(unit(rows), class_ids)
         after = self.bases()
@@ -77,12 +78,14 @@ class StreamingForms:
             yield basis, "normalised gradients", unit(self._normalised @ onto.T)
             yield basis, "carried", unit(self._carried[basis])
             yield basis, "running norm", unit(self._running[basis] @ onto.T)
+            shipped = self.sketch.class_directions(orthonormal=basis == "orthonormal")
+            yield basis, "running norm, as shipped", unit(shipped[:CLASSES])
 
 
 def measure(gradients: Tensor, class_ids: Tensor, sketch_size: int) -> dict[str, dict[str, Any]]:
     """One stream, in the order given: how each form compares with the exact consensus."""
     forms = StreamingForms(gradients.shape[1], sketch_size)
-    block = 2 * sketch_size  # the sketch shrinks after so many rows
+    block = forms.sketch.block_rows
     for rows, ids in zip(gradients.split(block), class_ids.split(block), strict=True):
         forms.add(rows, ids)
     exact = {}
@@ -184,14 +187,15 @@ def gradient_rows(
     blocks = per_example_gradients(network, images, class_ids)
     for gradients, out in zip(blocks, whole.split(BATCH), strict=True):
         flat = [g.flatten(1) for g in gradients.values()]
-        compression.apply(torch.cat(flat, dim=1), out)
+        out.copy_(compression(torch.cat(flat, dim=1)))
         last_layer.append(torch.cat(flat[-2:], dim=1))
     return whole, torch.cat(last_layer)
 
 
 def streams(root: Path, examples: int, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, gradients and class ids of each stream of one seed."""
-    images, class_ids = fashion_mnist(root, examples=examples, seed=seed).tensors
+    data = load("fashion-mnist", root).with_train_examples(examples, seed)
+    images, class_ids = data.train.tensors
     generator = torch.Generator().manual_seed(seed)
     flip = torch.rand(examples, generator=generator) < FLIPPED
     wrong = (class_ids + torch.randint(1, CLASSES, (examples,), generator=generator)) % CLASSES
@@ -228,9 +232,7 @@ def main(
     examples: Annotated[int, typer.Option(help="Training images.")] = 20_000,
     sketch_size: Annotated[int, typer.Option(help="Rows of the sketch, l.")] = 64,
     seeds: Annotated[int, typer.Option(help="Seeds 0 to this.")] = 3,
-    out: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path(
-        "benchmarks/results/consensus.json"
-    ),
+    out: Annotated[Path, typer.Option(help="Where the numbers go.")] = RESULTS / "consensus.json",
 ) -> None:
     """Measure the three streaming forms against the exact consensus and write the numbers down."""
     torch.set_num_threads(1)
@@ -250,17 +252,14 @@ def main(
             "network": "CNN of 105,866 parameters, 1 warm-up epoch",
             "compressed": COMPRESSED,
             "sketch_size": sketch_size,
-            "rows_between_shrinks": 2 * sketch_size,
+            "rows_between_shrinks": FrequentDirections(sketch_size, 1).block_rows,
             "seeds": list(range(seeds)),
             "spread": "sample standard deviation over seeds",
         },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("sage-torch", "torch", "numpy")},
-        "machine": f"{platform.machine()} CPU, torch threads: {torch.get_num_threads()}",
+        **environment(),
         "results": results,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write(out, record)
     shown = ("smallest_cosine", "spearman", "class_top_quarter", "global_top_quarter")
     for stream, forms in results.items():
         typer.echo(f"{stream}: smallest cosine, Spearman, class and global top quarter, {{a < 0}}")

@@ -4,7 +4,7 @@ Side by side in one run, rounds interleaved, medians of the rounds:
 
     host       sage_torch, faer on the tensor's own memory
     torch      sage_torch, the path that CUDA uses, here on the CPU (on the GPU with --device cuda)
-    gram       the same algorithm in plain torch: float32 Gram of a 2l buffer, float64 eigh, rotation
+    gram       the same algorithm in plain torch: Gram of a 2l buffer, float64 eigh, rotation
     svd        the textbook form: torch.linalg.svd of a 2l buffer
     numpy      the same through NumPy's SVD in float32 (its own threads held to as many)
 
@@ -22,8 +22,9 @@ import numpy as np
 import torch
 import typer
 from record import RESULTS, environment, spread, write
-from sage_torch import FrequentDirections
 from torch import Tensor
+
+from sage_torch import FrequentDirections
 
 Sizes = list[tuple[int, int]]
 SIZES: Sizes = [(64, 8_192), (64, 51_200), (64, 500_000), (256, 8_192), (256, 51_200)]

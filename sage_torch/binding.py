@@ -33,6 +33,7 @@ def find_loader(sampler: Sampler[int]) -> tuple[Dataset[Any], Collate | None]:
     """
     loaders = _holders(sampler)
     if not _agree(loaders):
+        loaders = []  # or this list would keep them all
         gc.collect()  # a loader that only a reference cycle keeps is nobody's
         loaders = _holders(sampler)
     if not loaders:

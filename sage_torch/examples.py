@@ -90,7 +90,8 @@ class Examples:
             total=self.total, desc=title, unit="ex", delay=2, disable=not options.progress
         ) as bar:
             start = 0
-            reading = self._noticing_lost_examples(iter(loader))
+            with torch.device("cpu"):  # a default device of the user's is not the generator's
+                reading = self._noticing_lost_examples(iter(loader))
             for batch in reading:
                 n = batches.length(batch)
                 expected = min(options.batch_size, self.total - start)
@@ -99,10 +100,11 @@ class Examples:
                         f"expected a batch of {expected} examples, got {n}: the collate function "
                         "must keep every example"
                     )
+                labels = batches.labels(batch)
                 yield (
                     self._order.indices(start, n),
                     batches.to_device(batch, self._device),
-                    batches.labels(batch),
+                    None if labels is None else labels.cpu(),
                 )
                 start += n
                 bar.update(n)

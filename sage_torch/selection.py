@@ -108,6 +108,7 @@ class Selection:
         path = Path(path)
         meta = {
             "format": _FORMAT,
+            "has_labels": self.labels is not None,
             "certificate": None if self.certificate is None else asdict(self.certificate),
             "seconds": self.seconds,
             "settings": self.settings,
@@ -164,22 +165,29 @@ class Selection:
                 seconds=dict(meta["seconds"]),
                 settings=dict(meta["settings"]),
             )
-            loaded._check()
+            loaded._check(has_labels=meta["has_labels"])
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
         except Exception as error:  # a damaged zip raises whatever its bytes lead to
             raise ValueError(f"{os.fspath(path)!r} holds no readable selection: {error}") from error
         return loaded
 
-    def _check(self) -> None:
+    def _check(self, *, has_labels: bool) -> None:
         total = len(self.scores)
+        if has_labels != (self.labels is not None):
+            raise ValueError(f"expected {'labels' if has_labels else 'no labels'}")
         shapes_fit = (
             self.indices.dtype == np.int64
             and self.scores.dtype == np.float32
             and self.indices.ndim == self.scores.ndim == 1
-            and (self.labels is None or self.labels.shape == (total,))
+            and (
+                self.labels is None
+                or (self.labels.shape == (total,) and self.labels.dtype == np.int64)
+            )
         )
         if not shapes_fit or not len(self.indices):
-            raise ValueError("expected int64 indices (k,), float32 scores (N,) and labels (N,)")
+            raise ValueError(
+                "expected int64 indices (k,), float32 scores (N,) and int64 labels (N,)"
+            )
         if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():
             raise ValueError(f"expected ascending indices within [0, {total})")

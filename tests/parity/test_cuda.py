@@ -1,13 +1,14 @@
-"""The same results on a CUDA device; skipped where there is none (the code also runs on the CPU)."""
+"""The same results on a CUDA device; skipped where there is none."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from sage_torch import CountSketch, FrequentDirections, SageSampler, select_subset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from sage_torch import CountSketch, FrequentDirections, SageSampler, select_subset
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -47,7 +47,7 @@ class Watched(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Trap(nn.Module):
-    """Passes its input on until it is `armed`, then goes off in the middle of a forward pass."""
+    """Passes its input on, and calls its spring in the middle of the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,6 @@ class Restless(nn.Module):
         super().__init__()
         self.register_buffer("calls", torch.zeros(2))
         self.register_buffer("hidden", torch.ones(3), persistent=False)
-        self.nothing: Tensor | None
         self.register_buffer("nothing", None)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -111,7 +110,6 @@ class User:
         inputs, labels = blobs.tensors
         nn.functional.cross_entropy(self.model(inputs), labels).backward()
         self.optimizer.step()
-        # In the midst: some frozen, some without a gradient yet, some modules set to eval.
         self.model[1].bias.requires_grad_(False)
         self.model[2].weight.grad = None
         self.model[2].eval()
@@ -186,8 +184,7 @@ def process_state() -> dict[str, object]:
         ),
         "defaults": (torch.get_default_dtype(), torch.get_default_device()),
         "threads": torch.get_num_threads(),
-        "determinism": torch.are_deterministic_algorithms_enabled(),
-        "anomaly detection": torch.is_anomaly_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warnings": list(warnings.filters),
         "interrupt": signal.getsignal(signal.SIGINT),
     }
