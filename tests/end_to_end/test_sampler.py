@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def test_several_loaders_at_once(network: nn.Module, blobs: TensorDataset) -> No
     drawn: list[list[int]] = [[], [], [], []]
     for _ in range(2):
         iterators = [iter(loader) for loader in (first, second, third, plain)]
-        for step in range(18):  # taking turns
+        for _step in range(18):  # taking turns
             for place, iterator in enumerate(iterators):
                 batch = next(iterator, None)
                 drawn[place] += [] if batch is None else batch["index"].tolist()
@@ -292,17 +292,16 @@ def test_pickling(
     assert [labels.tolist() for _, labels in used_by] == expected
 
 
-@pytest.fixture
-def spawned(network: nn.Module, blobs: TensorDataset) -> Iterator[DataLoader[Any]]:
-    sampler = SageSampler(network, keep=0.5)
-    yield DataLoader(
-        blobs, batch_size=8, sampler=sampler, num_workers=1, multiprocessing_context="spawn"
+def test_spawned_workers(network: nn.Module, blobs: TensorDataset) -> None:
+    loader = DataLoader(
+        blobs,
+        batch_size=8,
+        sampler=SageSampler(network, keep=0.5),
+        num_workers=1,
+        multiprocessing_context="spawn",
     )
-
-
-def test_spawned_workers(spawned: DataLoader[Any]) -> None:
-    assert len(spawned) == 6
-    assert sum(len(labels) for _, labels in spawned) == 45
+    assert len(loader) == 6
+    assert sum(len(labels) for _, labels in loader) == 45
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

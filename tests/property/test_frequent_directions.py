@@ -366,13 +366,12 @@ def test_a_power_of_two_scales_the_sketch_and_nothing_else(backend: str) -> None
 
 @backends
 def test_rounding_stays_below_1e_7_a_shrink_on_a_long_stream(backend: str) -> None:
-    # Roundings of many shrinks of unlike rows partly cancel: far below the bound of one shrink.
-    sketch_size, rows = 8, make_rows("random", np.random.default_rng(4), 640, 64)
-    stream = Stream("", sketch_size, rows)
-    sketch = stream.sketch(backend)
-    error, rounding = underestimate(stream.exact, sketch), stream.shrinks * 1e-7 * stream.energy[0]
+    # Rank l: nothing need be lost, so all error is rounding. That of many shrinks partly cancels,
+    # far below the bound for one: 1e-8 to 4e-8 of lambda_1 a shrink were measured.
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(1500, 32)) @ rng.normal(size=(32, 250))
+    stream = Stream("", 32, torch.from_numpy(rows.astype(np.float32)))
     assert stream.shrinks > 30
-    assert error[0] >= -rounding
-    assert error[-1] <= sketch.shrinkage + rounding
-    for k in range(sketch_size):
-        assert sketch.shrinkage <= stream.energy[k:].sum() / (sketch_size - k) + rounding
+    sketch, rounding = stream.sketch(backend), stream.shrinks * 1e-7 * stream.energy[0]
+    assert np.abs(underestimate(stream.exact, sketch)).max() <= rounding
+    assert sketch.shrinkage <= rounding

@@ -1,0 +1,55 @@
+"""Does a SAGE subset train a better model than a random one of the same size?
+
+The demo's comparison (`python -m sage_torch demo`) with its defaults: equal steps, equal seeds,
+the same initialisation.
+
+    python benchmarks/subset.py --data digits --seeds 10
+    python benchmarks/subset.py --data fashion-mnist --data-root DIR
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from record import RESULTS, environment, write
+
+from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
+from sage_torch.demo.report import as_json, verdict
+from sage_torch.demo.training import Plan, compare
+
+# (seeds, steps, batch size), as in the demo.
+DEFAULTS = {"digits": (10, 400, 16), "fashion-mnist": (5, 1_500, 64)}
+
+
+def main(
+    data: Annotated[str, typer.Option(help="digits or fashion-mnist")] = "digits",
+    data_root: Annotated[
+        Path | None, typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with fashion-mnist/.")
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the examples.")] = 0.25,
+    seeds: Annotated[int | None, typer.Option(help="How many.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of every run.")] = None,
+) -> None:
+    """Compare and write the numbers down."""
+    default_seeds, default_steps, batch_size = DEFAULTS[data]
+    plan = Plan(
+        keep=keep,
+        steps=steps or default_steps,
+        seeds=tuple(range(seeds or default_seeds)),
+        batch_size=batch_size,
+    )
+    loaded = load(data, data_root)
+    comparison = compare(loaded, plan)
+    record = {
+        "question": "Does a SAGE subset train a better model than a random one of the same size?",
+        **environment(),
+        "results": as_json(comparison, loaded),
+    }
+    write(RESULTS / f"subset_{data}_{keep}.json", record)
+    typer.echo(verdict(comparison))
+
+
+if __name__ == "__main__":
+    typer.run(main)
