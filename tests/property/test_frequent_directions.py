@@ -26,7 +26,7 @@ KINDS = [
 ]
 
 backends = pytest.mark.parametrize("backend", ["host", "torch"])
-checked = settings(max_examples=50, derandomize=True, deadline=None, database=None)
+checked = settings(max_examples=80, derandomize=True, deadline=None, database=None)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def test_exact_below_the_rank(backend: str, stream: Stream) -> None:
     length = np.linalg.norm(stream.exact, axis=1, keepdims=True)
     if energy[rank - 1] > 1e-3 * energy[0]:
         assert np.linalg.norm(coordinates, axis=1) == pytest.approx(length[:, 0], rel=1e-5)
-        assert (np.abs(coordinates[:, rank:]) <= 1e-3 * length).all()
+        # A row of noise is about 1e-8 sigma_1 long, and no singular value is below 1e-6 sigma_1.
+        assert (np.abs(coordinates[:, rank:]) <= 1e-2 * length).all()
 
 
 @backends

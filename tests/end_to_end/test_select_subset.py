@@ -1,0 +1,420 @@
+"""`select_subset` from a model and data to indices: what it promises, on small and on real data."""
+
+from __future__ import annotations
+
+import random
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+
+from sage_torch import SageSampler, Selection, select_subset
+
+Digits = tuple[TensorDataset, TensorDataset]
+Warm = Callable[[], nn.Module]
+
+
+def inputs_of(batch: Any) -> Tensor:
+    """A cheap computer of gradients: the inputs themselves."""
+    return batch[0].flatten(1)
+
+
+def select(data: Any, keep: float = 0.25, **options: Any) -> Selection:
+    """Select by the inputs themselves."""
+    return select_subset(nn.Linear(1, 1), data, keep, **{"gradients": inputs_of, **options})
+
+
+@pytest.fixture
+def uneven() -> TensorDataset:
+    """100 examples in classes of 5, 20 and 75."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 5 + [1] * 20 + [2] * 75)[torch.randperm(100, generator=generator)]
+    means = 2 * torch.randn(3, 6, generator=generator)
+    return TensorDataset(torch.randn(100, 6, generator=generator) + means[labels], labels)
+
+
+rules = pytest.mark.parametrize("rule", ["herding", "agreement", "random"])
+modes = pytest.mark.parametrize("consensus", ["exact", "streaming"])
+
+
+@modes
+@rules
+@pytest.mark.parametrize("keep", [1, 3, 0.05, 0.25, 0.333, 0.5, 0.985, 0.999, 1.0, 100])
+@pytest.mark.parametrize("balanced", ["auto", False])
+@pytest.mark.filterwarnings("ignore:.*gives no example")
+def test_keeps_exactly_k(
+    keep: float, rule: str, consensus: str, balanced: Any, uneven: TensorDataset
+) -> None:
+    kept = select(uneven, keep, rule=rule, consensus=consensus, class_balanced=balanced)
+    k = keep if isinstance(keep, int) else round(keep * 100)
+    assert kept.indices.dtype == np.int64
+    assert kept.indices.shape == (k,)
+    assert (np.diff(kept.indices) > 0).all()
+    assert kept.indices[0] >= 0
+    assert kept.indices[-1] < 100
+    if k == 100:
+        assert np.array_equal(kept.indices, np.arange(100))
+    assert len(Subset(uneven, kept.indices)) == k  # type: ignore[arg-type]
+    assert kept.scores.dtype == np.float32
+    assert kept.scores.shape == (100,)
+    if rule == "random":
+        assert np.isnan(kept.scores).all()
+        assert kept.certificate is None
+    else:
+        assert np.abs(kept.scores).max() <= 1 + 1e-6
+    assert np.array_equal(kept.labels, uneven.tensors[1])
+
+
+@modes
+@rules
+@pytest.mark.parametrize("mode", ["proportional", "equal"])
+@pytest.mark.parametrize("keep", [10, 25, 60])
+def test_class_quotas(
+    mode: str, keep: int, rule: str, consensus: str, uneven: TensorDataset
+) -> None:
+    kept = select(uneven, keep, rule=rule, consensus=consensus, quotas=mode)
+    counts = np.bincount(uneven.tensors[1][kept.indices.copy()], minlength=3)
+    assert counts.tolist() == reference.class_quotas([5, 20, 75], keep, mode).tolist()
+    if (mode, keep) == ("equal", 60):
+        assert counts.tolist() == [5, 20, 35]
+
+
+def closed_form(data: TensorDataset, basis: str, class_ids: Any) -> tuple[Any, Any]:
+    """Scores and orthonormal coordinates where rank < l: the sketch is then S^T S = A^T A."""
+    rows = data.tensors[0].flatten(1).double().numpy()
+    z = rows
+    if basis == "weighted":
+        eigenvalues, vectors = np.linalg.eigh(rows.T @ rows)
+        z = rows @ vectors * np.sqrt(eigenvalues)
+    directions = reference.consensus(z, class_ids, class_ids.max() + 1)
+    return reference.agreement(z, class_ids, directions), rows
+
+
+@pytest.mark.parametrize("basis", ["weighted", "orthonormal"])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_scores_and_rules_are_what_they_are_defined_to_be(
+    balanced: bool, basis: str, uneven: TensorDataset
+) -> None:
+    class_ids = uneven.tensors[1].numpy() * balanced
+    quotas = reference.class_quotas(np.bincount(class_ids), 25)
+    scores, z = closed_form(uneven, basis, class_ids)
+    weighted, _ = closed_form(uneven, "weighted", class_ids)
+    assert 0 < (weighted < 0).mean() < 0.5  # so that the trim has something to do
+    options = {"basis": basis, "class_balanced": balanced}
+    agreeing = select(uneven, rule="agreement", **options)
+    np.testing.assert_allclose(agreeing.scores, scores, atol=1e-4)
+    assert np.array_equal(agreeing.indices, reference.top_k(scores, class_ids, quotas))
+    for trim in ("negative", 0.3, None):
+        herded = select(uneven, rule="herding", trim=trim, **options)
+        assert np.array_equal(herded.scores, agreeing.scores)
+        expected = reference.herding(z, weighted, class_ids, quotas, trim)  # type: ignore[arg-type]
+        assert np.array_equal(herded.indices, expected)
+
+
+@modes
+def test_trim(consensus: str, digits: Digits, warm: Warm) -> None:
+    inputs, clean = digits[0].tensors
+    wrong = torch.rand(len(clean), generator=torch.Generator().manual_seed(0)) < 0.2
+    noisy = TensorDataset(inputs, torch.where(wrong, (clean + 3) % 10, clean))
+
+    def kept(trim: Any) -> Selection:
+        return select_subset(warm(), noisy, 0.25, trim=trim, consensus=consensus, sketch_size=16)  # type: ignore[arg-type]
+
+    negative, share, nothing = kept("negative"), kept(0.3), kept(None)
+    assert np.array_equal(negative.scores, nothing.scores)
+    scores, labels = negative.scores, noisy.tensors[1].numpy()
+    assert (scores[negative.indices] >= 0).all()  # more than a quarter of each class is not
+    assert (scores[nothing.indices] < 0).any()
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        lowest = members[np.argsort(scores[members], kind="stable")[: int(0.3 * len(members))]]
+        assert not set(lowest) & set(share.indices)
+        assert consensus == "streaming" or set(lowest) & set(nothing.indices)
+    flipped = [float(wrong[s.indices.copy()].float().mean()) for s in (negative, share, nothing)]
+    print(
+        f"{consensus}: wrong labels kept, negative {flipped[0]:.3f}, 0.3 {flipped[1]:.3f}, ", end=""
+    )
+    print(f"None {flipped[2]:.3f}; of all 0.200")
+    assert max(flipped[:2]) < 0.1 < flipped[2]
+
+
+@pytest.mark.parametrize("rule", ["herding", "agreement"])
+@pytest.mark.parametrize("gradients", ["functional", "last_layer"])
+@pytest.mark.parametrize("basis", ["weighted", "orthonormal"])
+def test_streaming_agrees_with_exact(
+    rule: Any, gradients: str, basis: Any, digits: Digits, warm: Warm
+) -> None:
+    exact, streaming = (
+        select_subset(
+            warm(), digits[0], 0.25, rule=rule, gradients=gradients, basis=basis, consensus=mode
+        )
+        for mode in ("exact", "streaming")
+    )
+    overlap = len(np.intersect1d(exact.indices, streaming.indices)) / len(exact)
+    assert exact.certificate is not None
+    assert streaming.certificate is not None
+    cosine = streaming.certificate.consensus_cosine
+    print(f"{rule}, {gradients}, {basis}: overlap {overlap:.3f}, consensus cosine {cosine:.4f}")
+    assert exact.certificate.consensus_cosine == 1
+    assert 0.99 < cosine < 1  # measured: 0.9996 and above
+    assert overlap > 0.95  # measured: 0.978 and above
+    assert np.corrcoef(exact.scores, streaming.scores)[0, 1] > 0.99
+
+
+def test_auto_consensus_follows_the_memory_budget(blobs: TensorDataset) -> None:
+    fits = 4 * 90 * 16
+    for budget, expected in ((fits, "exact"), (fits - 1, "streaming")):
+        kept = select(blobs, sketch_size=16, memory_budget=budget)
+        assert kept.settings["consensus"] == expected
+
+
+@rules
+@modes
+def test_a_seed_names_a_result(rule: Any, consensus: Any, digits: Digits, warm: Warm) -> None:
+    def kept(seed: int, batch_size: int = 256) -> Selection:
+        return select_subset(
+            warm(), digits[0], 0.25, rule=rule, consensus=consensus, compress=32, seed=seed,
+            gradients="last_layer", batch_size=batch_size,
+        )  # fmt: skip
+
+    one, same, other, rebatched = kept(0), kept(0), kept(1), kept(0, 100)
+    assert np.array_equal(one.indices, same.indices)
+    assert one.scores.tobytes() == same.scores.tobytes()
+    assert one.certificate == same.certificate
+    assert not np.array_equal(one.indices, other.indices)
+    shared = len(np.intersect1d(one.indices, rebatched.indices)) / len(one)
+    assert shared > 0.98  # batches change only rounding
+    np.testing.assert_allclose(one.scores, rebatched.scores, atol=1e-3)
+
+
+@rules
+@pytest.mark.parametrize(
+    "labels",
+    [[-1, 0, 1], [2**62, -(2**62), 0], [5, 300, 17], [-(2**63), 2**63 - 1, 3]],
+    ids=["negative", "huge", "sparse", "extreme"],
+)
+def test_labels_are_any_integers(labels: list[int], rule: str, uneven: TensorDataset) -> None:
+    inputs, ids = uneven.tensors
+    data = TensorDataset(inputs, torch.tensor(labels)[ids])
+    kept = select(data, quotas="equal", rule=rule)
+    assert kept.labels is not None
+    assert kept.labels.dtype == np.int64
+    assert np.array_equal(kept.labels, data.tensors[1])
+    counts = {label: int((kept.labels[kept.indices] == label).sum()) for label in labels}
+    assert list(counts.values()) == [5, 10, 10]
+    if rule == "agreement":  # names of classes make no difference
+        assert np.array_equal(kept.indices, select(uneven, quotas="equal", rule=rule).indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype(dtype: torch.dtype, uneven: TensorDataset) -> None:
+    inputs, labels = uneven.tensors
+    kept = select(TensorDataset(inputs, labels.to(dtype)))
+    assert np.array_equal(kept.labels, labels)
+    assert np.array_equal(kept.indices, select(uneven).indices)
+
+
+Pair = namedtuple("Pair", "x labels")
+
+
+@dataclass
+class Record:
+    x: Tensor
+    labels: Tensor
+
+
+BATCHES: list[Callable[[Tensor, Tensor], Any]] = [
+    lambda x, y: (x, y),
+    lambda x, y: [x, y],
+    lambda x, y: {"input": x, "labels": y},
+]
+
+
+@pytest.mark.parametrize("form", BATCHES, ids=["tuple", "list", "dict"])
+@pytest.mark.parametrize("gradients", ["functional", "last_layer"])
+def test_forms_of_a_batch(
+    form: Callable[[Tensor, Tensor], Any], gradients: str, network: nn.Module, blobs: TensorDataset
+) -> None:
+    def collate(examples: list[Any]) -> Any:
+        return form(*default_collate(examples))
+
+    kept = select_subset(network, blobs, 0.25, gradients=gradients, collate_fn=collate)
+    plain = select_subset(network, blobs, 0.25, gradients=gradients)
+    assert np.array_equal(kept.indices, plain.indices)
+    assert np.array_equal(kept.scores, plain.scores)
+    assert np.array_equal(kept.labels, plain.labels)
+
+
+@pytest.mark.parametrize("form", [Pair, Record, lambda x, y: {"x": (x, {"y": y}), "labels": y}])
+def test_forms_of_a_batch_with_a_loss(
+    form: Callable[[Tensor, Tensor], Any], network: nn.Module, blobs: TensorDataset
+) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if isinstance(batch, dict):
+            x, labels = batch["x"][0], batch["x"][1]["y"]
+        else:
+            x, labels = batch.x, batch.labels
+        return F.cross_entropy(model(x), labels, reduction="none")
+
+    def collate(examples: list[Any]) -> Any:
+        return form(*default_collate(examples))
+
+    kept = select_subset(network, blobs, 0.25, loss=loss, collate_fn=collate)
+    assert np.array_equal(kept.indices, select_subset(network, blobs, 0.25).indices)
+    assert np.array_equal(kept.labels, blobs.tensors[1])
+
+
+@modes
+@pytest.mark.parametrize("rule", ["herding", "agreement"])
+@pytest.mark.parametrize("gradients", ["functional", "last_layer"])
+def test_regression(rule: Any, gradients: str, consensus: Any, blobs: TensorDataset) -> None:
+    inputs = blobs.tensors[0]
+    data = TensorDataset(inputs, inputs.sum(1).sin())
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0])[:, 0] - batch[1]) ** 2
+
+    kept = select_subset(
+        model, data, 0.3, loss=loss, rule=rule, gradients=gradients, consensus=consensus
+    )
+    assert kept.labels is None
+    assert len(kept) == 27
+    assert np.isfinite(kept.scores).all()
+    assert np.ptp(kept.scores) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("compress", "gradients", "dim"),
+    [(None, "functional", 2410), ("auto", "functional", 2410), (100, "functional", 100)]
+    + [(5000, "functional", 2410), (None, "last_layer", 330), (50, "last_layer", 50)],
+)
+def test_compression(compress: Any, gradients: str, dim: int, digits: Digits, warm: Warm) -> None:
+    data = Subset(digits[0], range(300))
+    kept = select_subset(warm(), data, 0.25, compress=compress, gradients=gradients)
+    assert kept.settings["dim"] == dim
+    assert ("count sketch" in kept.settings["gradients"]) == (dim == compress)
+    exact = select_subset(warm(), data, 0.25, compress=None, gradients=gradients)
+    assert np.array_equal(kept.scores, exact.scores) == (dim != compress)
+    assert np.corrcoef(kept.scores, exact.scores)[0, 1] > 0.8
+
+
+def test_compression_of_long_gradients(digits: Digits) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))  # D = 9,610
+    data = Subset(digits[0], range(100))
+    kept = select_subset(model, data, 0.25)
+    assert kept.settings["dim"] == 8192
+    exact = select_subset(model, data, 0.25, compress=None)
+    assert exact.settings["dim"] == 9610
+    assert np.corrcoef(kept.scores, exact.scores)[0, 1] > 0.99
+
+
+def test_the_default_dtype_does_not_matter(network: nn.Module, blobs: TensorDataset) -> None:
+    expected = select_subset(network, blobs, 0.25, compress=16, consensus="streaming")
+    torch.set_default_dtype(torch.float64)
+    try:
+        kept = select_subset(network, blobs, 0.25, compress=16, consensus="streaming")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(kept.indices, expected.indices)
+    assert np.array_equal(kept.scores, expected.scores)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_data_on_the_device(network: nn.Module, blobs: TensorDataset) -> None:
+    there = TensorDataset(*(tensor.cuda() for tensor in blobs.tensors))
+    kept = select_subset(network.cuda(), there, 0.25)
+    assert np.array_equal(kept.labels, blobs.tensors[1])
+
+
+def test_short_work_shows_no_progress_and_prints_nothing(
+    network: nn.Module, blobs: TensorDataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    select_subset(network, blobs, 0.25)
+    assert capfd.readouterr() == ("", "")
+
+
+class Counting(Dataset[Any]):
+    """Counts how often each example is read."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data, self.readings = data, np.zeros(len(data), int)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        self.readings[index] += 1
+        return self.data[index]
+
+
+@modes
+def test_the_data_is_read_twice(consensus: Any, network: nn.Module, blobs: TensorDataset) -> None:
+    data = Counting(blobs)
+    select_subset(network, data, 0.25, consensus=consensus, batch_size=32)
+    assert data.readings[0] == 4  # two more, to see whether readings differ
+    assert (data.readings[1:] == 2).all()
+    labels_only = Counting(blobs)
+    select_subset(network, labels_only, 0.25, rule="random")
+    assert (labels_only.readings == 1).all()
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Each reading is another view, drawn from all three global generators."""
+
+    def __init__(self, blobs: TensorDataset) -> None:
+        self.blobs = blobs
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        inputs, label = self.blobs[index]
+        noise = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
+        return inputs * noise.float(), label
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:reading item 0 twice")
+def test_the_callers_random_state_changes_nothing(
+    num_workers: int, network: nn.Module, blobs: TensorDataset
+) -> None:
+    kept = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            seed_all(seed)
+            kept.append(select_subset(network, Augmented(blobs), 0.5, num_workers=num_workers))
+    assert np.array_equal(kept[0].indices, kept[1].indices)
+    assert np.array_equal(kept[0].scores, kept[1].scores)
+
+
+def test_other_loaders_shuffle_as_ever(network: nn.Module, blobs: TensorDataset) -> None:
+    def orders(select: Callable[[], object]) -> list[list[float]]:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            loader = DataLoader(blobs, batch_size=8, shuffle=True)
+            drawn = iter(loader)
+            first = [next(drawn)]
+            select()  # in the midst of an epoch, and between two
+            first.extend(drawn)
+            select()
+            return [batch[0].flatten().tolist() for batch in [*first, *loader]]
+
+    sampler = SageSampler(network, blobs, keep=0.5)
+    assert orders(sampler.select) == orders(lambda: None)
