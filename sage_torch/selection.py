@@ -113,17 +113,16 @@ class Selection:
             "seconds": self.seconds,
             "settings": self.settings,
         }
-        arrays: dict[str, NDArray[Any]] = {
-            "indices": self.indices,
-            "scores": self.scores,
-            "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
-        }
-        if self.labels is not None:
-            arrays["labels"] = self.labels
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
             with open(part, "xb") as file:  # with the permissions that the user's umask gives
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(
+                    file,
+                    indices=self.indices,
+                    scores=self.scores,
+                    labels=np.empty(0, np.int64) if self.labels is None else self.labels,
+                    meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+                )
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -158,24 +157,22 @@ class Selection:
             loaded = cls(
                 indices=arrays["indices"],
                 scores=arrays["scores"],
-                labels=arrays.get("labels"),
+                labels=arrays["labels"] if meta["has_labels"] else None,
                 certificate=(
                     None if meta["certificate"] is None else Certificate(**meta["certificate"])
                 ),
                 seconds=dict(meta["seconds"]),
                 settings=dict(meta["settings"]),
             )
-            loaded._check(has_labels=meta["has_labels"])
+            loaded._check()
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
         except Exception as error:  # a damaged zip raises whatever its bytes lead to
             raise ValueError(f"{os.fspath(path)!r} holds no readable selection: {error}") from error
         return loaded
 
-    def _check(self, *, has_labels: bool) -> None:
+    def _check(self) -> None:
         total = len(self.scores)
-        if has_labels != (self.labels is not None):
-            raise ValueError(f"expected {'labels' if has_labels else 'no labels'}")
         shapes_fit = (
             self.indices.dtype == np.int64
             and self.scores.dtype == np.float32
