@@ -41,7 +41,7 @@ bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python benchmarks/results.py
 
 notebooks: $(VENV)/built ## Execute the notebooks in place
-	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean: ## Remove what was built
 	rm -rf $(VENV) target dist sage_torch/*.so

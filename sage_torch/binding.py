@@ -54,12 +54,20 @@ def find_loader(sampler: Sampler[int]) -> tuple[Dataset[Any], Collate | None]:
 
 
 def _holders(sampler: Sampler[int]) -> list[DataLoader[Any]]:
-    # type(o), not isinstance: that would ask lazy proxies for their __class__ and wake them.
+    # type(o), not isinstance: that would ask lazy proxies for their __class__ and wake them. By id,
+    # since a metaclass may have made its classes unhashable.
+    kinds = {id(kind) for kind in _with_subclasses(DataLoader)}
     return [
         candidate
         for candidate in gc.get_objects()
-        if issubclass(type(candidate), DataLoader) and _leads_to(candidate, sampler)
+        if id(type(candidate)) in kinds and _leads_to(candidate, sampler)
     ]
+
+
+def _with_subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _with_subclasses(subclass)
 
 
 def _agree(loaders: list[DataLoader[Any]]) -> bool:

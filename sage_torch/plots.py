@@ -1,6 +1,6 @@
 """Pictures of a selection: what was kept, what was dropped, and how the examples scored.
 
-They need matplotlib (`pip install 'sage-torch[demo]'`), which is imported when a function is called.
+They need matplotlib (`pip install 'sage-torch[demo]'`), imported when a function is called.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _KEPT, _DROPPED = "#0072B2", "#D55E00"
 _GAP = 0.18  # between images, in image widths
 _SCORE_ROOM = 0.36  # under an image, for its score, in image heights
+_IMAGE_INCHES = 0.6
 _ROWS = 10
+_HISTOGRAM_INCHES = 3.0
 
 
 def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
@@ -34,7 +36,7 @@ def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
         ax: Where to draw; None for a new figure.
 
     Returns:
-        The axes: dropped on top of kept, so that the outline is all examples.
+        The axes; counts on a log scale, because the interesting tail is thin.
 
     Raises:
         ValueError: The selection has no scores.
@@ -52,18 +54,20 @@ def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
     is_kept = _is_kept(selection)
-    ax.hist(
-        [scores[is_kept], scores[~is_kept]],
-        bins=np.histogram_bin_edges(scores, bins=50),
-        stacked=True,
-        color=[_KEPT, _DROPPED],
-        label=[f"kept ({is_kept.sum():,})", f"dropped ({(~is_kept).sum():,})"],
-    )
+    bins = np.histogram_bin_edges(scores, bins=50).tolist()
+    kept, dropped = scores[is_kept], scores[~is_kept]
+    look = {"bins": bins, "histtype": "stepfilled", "linewidth": 1.5}
+    ax.hist(kept, fc=(_KEPT, 0.25), ec=_KEPT, label=f"kept ({len(kept):,})", **look)
+    ax.hist(dropped, fc="none", ec=_DROPPED, label=f"dropped ({len(dropped):,})", **look)
+    trimmed_by_these = {"rule": "herding", "trim": "negative", "basis": "weighted"}
+    if scores.min() < 0 and trimmed_by_these.items() <= selection.settings.items():
+        ax.axvline(0, color="0.4", linestyle="--", linewidth=1, label="trim: below 0")
+    ax.set_yscale("log")
     ax.set_xlabel("agreement with the consensus of the class (1: the same direction)")
-    ax.set_ylabel("examples")
+    ax.set_ylabel("examples, log scale")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return ax
 
 
@@ -109,32 +113,37 @@ def kept_and_dropped(
         )
     rows = _members(selection, classes)
     if figure is None:
-        height = 1.0 + 0.78 * len(rows)
-        figure = pyplot.figure(figsize=(1.6 + 1.2 * columns, height), layout="constrained")
-    names = [_name(label, class_names) for label, _ in rows]
+        figure = pyplot.figure(figsize=_size(len(rows), columns), layout="constrained")
     is_kept = _is_kept(selection)
-    for ax, wanted, title, colour in zip(
-        figure.subplots(1, 2), (True, False), ("kept", "dropped"), (_KEPT, _DROPPED), strict=True
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    for ax, wanted, title, colour in (
+        (left, True, "kept", _KEPT),
+        (right, False, "dropped", _DROPPED),
     ):
         shown = [_spread(selection, ids[is_kept[ids] == wanted], columns) for _, ids in rows]
         _montage(ax, [[_image(dataset[int(i)]) for i in row] for row in shown], columns)
         _write_scores(ax, [selection.scores[row] for row in shown])
         ax.set_title(title, color=colour, fontweight="bold")
         ax.set_yticks([(1 + _SCORE_ROOM) * row + 0.5 for row in range(len(rows))])
-        ax.set_yticklabels(names if wanted else [""] * len(rows))
+        ax.set_yticklabels([_name(label, class_names) if wanted else "" for label, _ in rows])
         if not np.isnan(selection.scores).all():
             ax.set_xlabel("highest agreement → lowest")
     return figure
 
 
 def overview(
-    selection: Selection, dataset: Dataset[Any], *, class_names: Sequence[str] | None = None
+    selection: Selection,
+    dataset: Dataset[Any],
+    *,
+    columns: int = 6,
+    class_names: Sequence[str] | None = None,
 ) -> Figure:
     """Draw `kept_and_dropped` and `score_histogram` in one figure.
 
     Args:
         selection: A selection with scores.
         dataset: The data set it was chosen from: images.
+        columns: Images kept, and images dropped, in each row.
         class_names: Names by label; None for the labels.
 
     Returns:
@@ -145,14 +154,22 @@ def overview(
     """
     from matplotlib import pyplot
 
-    rows = len(_members(selection, None))
-    heights = (1.0 + 0.78 * rows, 3.0)
-    figure = pyplot.figure(figsize=(10.5, sum(heights)), layout="constrained")
-    figure.suptitle(f"SAGE kept {len(selection):,} of {len(selection.scores):,} examples")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
-    kept_and_dropped(selection, dataset, class_names=class_names, figure=above)
-    score_histogram(selection, below.subplots())
+    width, height = _size(len(_members(selection, None)), columns)
+    figure = pyplot.figure(figsize=(width, height + _HISTOGRAM_INCHES))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    rule = selection.settings.get("rule", "SAGE")
+    figure.suptitle(f"{len(selection):,} of {len(selection.scores):,} examples kept by {rule}")
+    parts = figure.add_gridspec(2, 1, height_ratios=(height, _HISTOGRAM_INCHES))
+    above, below = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
+    kept_and_dropped(selection, dataset, columns=columns, class_names=class_names, figure=above)
+    score_histogram(selection, below.add_subplot())
     return figure
+
+
+def _size(rows: int, columns: int) -> tuple[float, float]:
+    """Return width and height in inches of a figure of images, with room for its words."""
+    width = 2 * _IMAGE_INCHES * (columns * (1 + _GAP) + _GAP) + 1.3
+    return width, _IMAGE_INCHES * rows * (1 + _SCORE_ROOM) + 1.1
 
 
 def _is_kept(selection: Selection) -> NDArray[np.bool_]:
@@ -186,33 +203,43 @@ def _name(label: int | None, class_names: Sequence[str] | None) -> str:
 def _spread(selection: Selection, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return `count` of the examples, evenly over their ranks, highest score first."""
     ranked = ids[np.argsort(-selection.scores[ids], kind="stable")]
-    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(np.int64)
-    return ranked[places]
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
+    spread: NDArray[np.int64] = ranked[places.round().astype(np.int64)]
+    return spread
 
 
 def _image(item: Any) -> NDArray[np.float64]:
-    """Return an item's image as (H, W) or (H, W, 3) in [0, 1], whatever its range was."""
+    """Return an item's image as (H, W) or (H, W, 3), in the range it has."""
     first = item[0] if isinstance(item, (tuple, list)) else item
-    values = np.asarray(first.detach().cpu() if isinstance(first, Tensor) else first, np.float64)
-    if values.ndim == 3 and values.shape[0] in (1, 3):
+    values = np.asarray(first.detach().cpu() if isinstance(first, Tensor) else first)
+    shape = values.shape
+    if values.ndim == 3 and shape[0] in (1, 3):
         values = np.moveaxis(values, 0, -1)
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3):
+    if values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] == 3):
         raise ValueError(
             "expected images of shape (H, W), (C, H, W) or (H, W, C) with one or three channels, "
-            f"got {values.shape}"
+            f"got {shape}"
         )
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return values.astype(np.float64)
 
 
 def _montage(ax: Axes, rows: list[list[NDArray[np.float64]]], columns: int) -> None:
     """Draw images in a grid: column x at `x * (1 + gap)`, row y at `y * (1 + room)`, 1 wide."""
+    images = [image for row in rows for image in row]
+    # One scale for all, so that a pale image stays pale; standardised pixels are brought back.
+    low, high = min(map(np.min, images), default=0.0), max(map(np.max, images), default=1.0)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             left, top = x * (1 + _GAP), y * (1 + _SCORE_ROOM)
-            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
+            ax.imshow(
+                (image - low) / (high - low or 1.0),
+                cmap="gray_r",
+                vmin=0,
+                vmax=1,
+                extent=(left, left + 1, top + 1, top),
+            )
     ax.set_xlim(-_GAP, columns * (1 + _GAP))
     ax.set_ylim(len(rows) * (1 + _SCORE_ROOM), -_GAP)
     ax.set_aspect("equal")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich import box
 from rich.table import Table
 from scipy import stats  # type: ignore[import-untyped]
 
 from sage_torch.demo.data import DemoData
-from sage_torch.demo.training import METHODS, RANDOM, SAGE, Comparison, Run
+from sage_torch.demo.training import FULL, METHODS, RANDOM, SAGE, Comparison, Run
 
 
 def table(comparison: Comparison, data: DemoData) -> Table:
@@ -28,18 +29,20 @@ def table(comparison: Comparison, data: DemoData) -> Table:
     shown = Table(
         title=f"{data.name}: mean over {seeds}" + (" ± standard deviation" if count > 1 else ""),
         title_justify="left",
+        box=box.SIMPLE_HEAD,
         caption="The warm-up is one epoch on all data; the model it trains only selects.",
         caption_justify="left",
     )
     shown.add_column("method", no_wrap=True)
-    for heading in (
+    headings = (
         "examples",
         "steps",
-        "test accuracy, %",
+        "test\naccuracy, %",
         "warm-up and\nselection, s",
         "training, s",
-    ):
-        shown.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    )
+    for heading in headings:
+        shown.add_column(heading, justify="right", no_wrap=True)
     for method in METHODS:
         runs = _runs(comparison, method)
         ahead = np.mean([run.warm_up_seconds + run.selection_seconds for run in runs])
@@ -51,7 +54,7 @@ def table(comparison: Comparison, data: DemoData) -> Table:
             f"{runs[0].examples:,}",
             f"{runs[0].steps:,}",
             f"{accuracy.mean():.2f}{spread}",
-            f"{ahead:.1f}",
+            "-" if method == FULL else f"{ahead:.1f}",
             f"{training:.1f}",
         )
     return shown

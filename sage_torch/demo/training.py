@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,16 +97,18 @@ def compare(data: DemoData, plan: Plan, *, progress: bool = True) -> Comparison:
     epoch = total // batch_size
     runs: list[Run] = []
     selections: list[Selection] = []
+    is_terminal = sys.stderr.isatty()
     with tqdm(
         total=len(plan.seeds) * (epoch + 3 * plan.steps),
         unit="step",
         disable=not progress,
         leave=False,
+        mininterval=0.1 if is_terminal else 10,  # a log file needs a line now and then
     ) as bar:
         for place, seed in enumerate(plan.seeds, 1):
 
             def announce(what: str, place: int = place) -> None:
-                bar.set_description(f"seed {place} of {len(plan.seeds)}: {what}")
+                bar.set_description(f"seed {place} of {len(plan.seeds)}: {what}", is_terminal)
 
             announce("warm-up")
             all_data = _loader(data.train, batch_size, seed)

@@ -42,7 +42,9 @@ uses = pytest.mark.parametrize("use", USES, ids=["len", "iter", "select", "indic
 
 @uses
 def test_no_loader(use: Callable[[SageSampler], object], sampler: SageSampler) -> None:
-    with pytest.raises(RuntimeError, match=r"DataLoader.*found none.*SageSampler\(model, dataset"):
+    with pytest.raises(
+        RuntimeError, match=r"DataLoader.*found none.*in a variable.*SageSampler\(model, dataset"
+    ):
         use(sampler)
     assert sampler.selection is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -313,3 +314,54 @@ def test_workers_of_its_own(num_workers: int, network: nn.Module, blobs: TensorD
     sampler = SageSampler(network, blobs, keep=0.5, batch_size=7, num_workers=num_workers)
     expected = SageSampler(network, blobs, keep=0.5, batch_size=7)
     assert np.array_equal(sampler.indices, expected.indices)
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Each reading is another view, drawn from all three global generators."""
+
+    def __init__(self, blobs: TensorDataset) -> None:
+        self.blobs = blobs
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        inputs, label = self.blobs[index]
+        noise = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
+        return inputs * noise.float(), label
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:reading item 0 twice")
+def test_the_callers_random_state_changes_nothing(
+    num_workers: int, network: nn.Module, blobs: TensorDataset
+) -> None:
+    kept = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            seed_all(seed)
+            kept.append(select_subset(network, Augmented(blobs), 0.5, num_workers=num_workers))
+    assert np.array_equal(kept[0].indices, kept[1].indices)
+    assert np.array_equal(kept[0].scores, kept[1].scores)
+
+
+def test_other_loaders_shuffle_as_ever(network: nn.Module, blobs: TensorDataset) -> None:
+    def orders(select: Callable[[], object]) -> list[list[float]]:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            loader = DataLoader(blobs, batch_size=8, shuffle=True)
+            drawn = iter(loader)
+            first = [next(drawn)]
+            select()  # in the midst of an epoch, and between two
+            first.extend(drawn)
+            select()
+            return [batch[0].flatten().tolist() for batch in [*first, *loader]]
+
+    sampler = SageSampler(network, blobs, keep=0.5)
+    assert orders(sampler.select) == orders(lambda: None)

@@ -158,14 +158,11 @@ def test_saving_to_no_folder(selection: Selection, tmp_path: Path) -> None:
         Selection.load(tmp_path / "missing.npz")
 
 
-executed: list[str] = []
-
-
 class Malicious:
-    """Leaves a trace when it is unpickled."""
+    """Leaves a trace in the working directory when it is unpickled."""
 
     def __reduce__(self) -> Any:
-        return executed.append, ("by a pickle",)
+        return os.mkdir, ("trace",)
 
 
 def npy_bytes(value: Any) -> bytes:
@@ -199,12 +196,15 @@ def npz_bytes(**arrays: Any) -> bytes:
         npz_bytes(),
     ],
 )
-def test_loading_what_is_no_selection(content: bytes, tmp_path: Path) -> None:
+def test_loading_what_is_no_selection(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "subset.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="holds no readable selection"):
         Selection.load(path)
-    assert not executed
+    assert list(tmp_path.iterdir()) == [path]  # nothing was executed
 
 
 @pytest.fixture
