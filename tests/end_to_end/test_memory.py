@@ -12,7 +12,7 @@ import pytest
 SMALL, LARGE = 20_000, 200_000
 # 8 bytes a label, 8 an index, 4 a score and 4 a class id.
 BYTES_AN_EXAMPLE = 24
-# The same run repeated: its peak varied by up to 0.26 MiB (page-granular heaps, 3 runs each).
+# The same two runs repeated: their difference varied by up to 0.4 MiB (page-granular heaps).
 NOISE = 2**19
 
 # Each run is a process of its own: a peak never falls. VmHWM, because ru_maxrss survives exec and

@@ -306,12 +306,8 @@ def test_in_the_callers_mode(
     assert user.data.is_in_pass(2)
 
 
-def set_cuda_precision(value: str) -> None:
-    torch.backends.cuda.matmul.fp32_precision = value
-
-
-def set_mkldnn_precision(value: str) -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = value
+def precision_of(backend: Any) -> Callable[[str], None]:
+    return lambda value: setattr(backend.matmul, "fp32_precision", value)
 
 
 @pytest.mark.parametrize(
@@ -319,8 +315,8 @@ def set_mkldnn_precision(value: str) -> None:
     [
         (torch.set_float32_matmul_precision, "medium", "highest"),
         (torch.set_float32_matmul_precision, "high", "highest"),
-        (set_cuda_precision, "tf32", "none"),
-        (set_mkldnn_precision, "bf16", "none"),
+        (precision_of(torch.backends.cuda), "tf32", "none"),
+        (precision_of(torch.backends.mkldnn), "bf16", "none"),
         (torch.set_default_dtype, torch.float64, torch.float32),
         (torch.set_num_threads, 3, torch.get_num_threads()),
         (torch.use_deterministic_algorithms, True, False),
