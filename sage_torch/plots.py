@@ -98,8 +98,8 @@ def kept_and_dropped(
         The figure, with one axes for kept and one for dropped images.
 
     Raises:
-        ValueError: The data set has another length than the selection, an item is no image, or a
-            label of `classes` does not occur.
+        ValueError: The data set has another length than the selection, an item is no image, a label
+            of `classes` does not occur, or `columns` is below 1.
 
     Cost:
         `2 * columns` items of each class are read.
@@ -111,21 +111,31 @@ def kept_and_dropped(
             f"expected the data set that the selection was made from, {len(selection.scores):,} "
             f"examples, got {len(dataset):,}"  # type: ignore[arg-type]
         )
+    if columns < 1:
+        raise ValueError(f"expected at least one column, got {columns}")
     rows = _members(selection, classes)
     if figure is None:
         figure = pyplot.figure(figsize=_size(len(rows), columns), layout="constrained")
     is_kept = _is_kept(selection)
-    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    for ax, wanted, title, colour in (
-        (left, True, "kept", _KEPT),
-        (right, False, "dropped", _DROPPED),
+    kept, dropped = (
+        [_spread(selection, ids[is_kept[ids] == wanted], columns) for _, ids in rows]
+        for wanted in (True, False)
+    )
+    images = {int(i): _image(dataset[int(i)]) for i in np.concatenate(kept + dropped)}
+    # One scale for all, so that a pale image stays pale; standardised pixels are brought back.
+    low, high = min(map(np.min, images.values())), max(map(np.max, images.values()))
+    images = {i: (image - low) / (high - low or 1.0) for i, image in images.items()}
+    names = [_name(label, class_names) for label, _ in rows]
+    for place, shown, title, colour in (
+        (1, kept, "kept", _KEPT),
+        (2, dropped, "dropped", _DROPPED),
     ):
-        shown = [_spread(selection, ids[is_kept[ids] == wanted], columns) for _, ids in rows]
-        _montage(ax, [[_image(dataset[int(i)]) for i in row] for row in shown], columns)
+        ax = figure.add_subplot(1, 2, place)
+        _montage(ax, [[images[int(i)] for i in row] for row in shown], columns)
         _write_scores(ax, [selection.scores[row] for row in shown])
         ax.set_title(title, color=colour, fontweight="bold")
         ax.set_yticks([(1 + _SCORE_ROOM) * row + 0.5 for row in range(len(rows))])
-        ax.set_yticklabels([_name(label, class_names) if wanted else "" for label, _ in rows])
+        ax.set_yticklabels(names if place == 1 else [""] * len(rows))
         if not np.isnan(selection.scores).all():
             ax.set_xlabel("highest agreement → lowest")
     return figure
@@ -227,19 +237,10 @@ def _image(item: Any) -> NDArray[np.float64]:
 
 def _montage(ax: Axes, rows: list[list[NDArray[np.float64]]], columns: int) -> None:
     """Draw images in a grid: column x at `x * (1 + gap)`, row y at `y * (1 + room)`, 1 wide."""
-    images = [image for row in rows for image in row]
-    # One scale for all, so that a pale image stays pale; standardised pixels are brought back.
-    low, high = min(map(np.min, images), default=0.0), max(map(np.max, images), default=1.0)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             left, top = x * (1 + _GAP), y * (1 + _SCORE_ROOM)
-            ax.imshow(
-                (image - low) / (high - low or 1.0),
-                cmap="gray_r",
-                vmin=0,
-                vmax=1,
-                extent=(left, left + 1, top + 1, top),
-            )
+            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=(left, left + 1, top + 1, top))
     ax.set_xlim(-_GAP, columns * (1 + _GAP))
     ax.set_ylim(len(rows) * (1 + _SCORE_ROOM), -_GAP)
     ax.set_aspect("equal")

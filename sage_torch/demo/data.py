@@ -9,7 +9,9 @@ argument or by the environment variable SAGE_TORCH_DATA:
 from __future__ import annotations
 
 import gzip
+import math
 import os
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,21 +164,21 @@ def _read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
     """Read a gzipped idx file: two zeros, element type, number of axes, lengths, elements."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path.name} is no whole gzip file ({error}); fetch it again") from error
     if content[:4] != bytes([0, 0, _IDX_UNSIGNED_BYTE, axes]):
         raise ValueError(
             f"expected {path.name} to hold unsigned bytes over {axes} axes (idx format), got the "
             f"header {content[:4]!r}; fetch it again"
         )
-    shape = np.frombuffer(content, ">i4", count=axes, offset=4)
-    elements = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if len(elements) != shape.prod():
+    start = 4 + 4 * axes
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"expected {shape.prod():,} elements in {path.name}, got {len(elements):,}; fetch it "
-            "again"
+            f"expected {math.prod(shape):,} elements in {path.name}, got "
+            f"{max(0, len(content) - start):,}; fetch it again"
         )
-    return elements.reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _tensors(images: NDArray[np.float32], labels: NDArray[np.integer]) -> TensorDataset:

@@ -20,7 +20,11 @@ enum Path {
     Torch,
 }
 
-/// See `_core.pyi` for the documentation that users read.
+/// A sketch S (l, d) of a stream of rows A with `0 <= |Ax|^2 - |Sx|^2 <= shrinkage` for unit x.
+///
+/// Frequent Directions: deterministic, mergeable, in O(l d) memory;
+/// `shrinkage <= |A - A_k|_F^2 / (l - k)` for every k < l, exact while rank(A) <= l. Arguments, errors
+/// and costs are documented in `_core.pyi`, which editors read.
 #[pyclass(module = "sage_torch")]
 pub struct FrequentDirections {
     pub(super) state: State,
@@ -100,6 +104,7 @@ impl FrequentDirections {
         })
     }
 
+    /// Add rows (n, dim), n >= 1, to the stream; all are checked before the first is added.
     #[pyo3(signature = (rows, class_ids=None))]
     fn update(
         &mut self,
@@ -117,6 +122,7 @@ impl FrequentDirections {
         on_path!(self, py, update_on(&rows, ids))
     }
 
+    /// Carry the consensus of each class along with the stream, in one of the two bases.
     #[pyo3(signature = (*, orthonormal))]
     fn carry_consensus(&mut self, py: Python<'_>, orthonormal: bool) -> PyResult<()> {
         if self.state.rows_seen > 0 {
@@ -129,6 +135,7 @@ impl FrequentDirections {
         Ok(())
     }
 
+    /// Return the carried consensus (C, l) in sketch coordinates, up to a length each.
     #[pyo3(signature = (*, orthonormal))]
     fn class_directions<'py>(
         &mut self,
@@ -145,6 +152,7 @@ impl FrequentDirections {
         self.project(py, sums.bind(py), if orthonormal { "orthonormal" } else { "weighted" })
     }
 
+    /// Add another sketch's stream to this one; bounds and shrinkages add up.
     fn merge(&mut self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<()> {
         let other = other.cast::<Self>().map_err(|_| {
             PyTypeError::new_err("expected another FrequentDirections to merge with")
@@ -171,11 +179,13 @@ impl FrequentDirections {
         on_path!(self, py, merge_on(&rows, &other.state, spectrum.shrinkage))
     }
 
+    /// Return a copy of S (sketch_size, dim) of the whole stream so far; reading changes nothing.
     fn matrix<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let (rows, _) = self.whole_stream(py)?;
         rows.bind(py).call_method0(intern!(py, "clone"))
     }
 
+    /// Return sketched gradients (n, sketch_size): `S g` (weighted) or `V g` (orthonormal).
     #[pyo3(signature = (rows, *, basis="weighted"))]
     fn project<'py>(
         &mut self,
@@ -201,45 +211,54 @@ impl FrequentDirections {
         Ok(out)
     }
 
+    /// Return the lengths of the sketch's rows, float64 (sketch_size,), descending.
     fn singular_values<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f64>>> {
         Ok(self.whole_stream(py)?.1.singular_values.into_pyarray(py))
     }
 
+    /// Delta: the most that the sketch underestimates `|Ax|^2` by, for a unit x.
     #[getter]
     fn shrinkage(&mut self, py: Python<'_>) -> PyResult<f64> {
         Ok(self.whole_stream(py)?.1.shrinkage)
     }
 
+    /// `|A|_F^2` of all rows so far.
     #[getter]
     fn squared_norm(&self) -> f64 {
         self.state.squared_norm
     }
 
+    /// Rows so far, those of merged sketches included.
     #[getter]
     fn rows_seen(&self) -> u64 {
         self.state.rows_seen
     }
 
+    /// Rows l of the sketch.
     #[getter]
     pub(super) fn sketch_size(&self) -> usize {
         self.state.spectrum.singular_values.len()
     }
 
+    /// Rows b between two shrinks.
     #[getter]
     fn block_rows(&self) -> usize {
         block_rows(self.sketch_size())
     }
 
+    /// Columns d.
     #[getter]
     fn dim(&self) -> usize {
         self.dim
     }
 
+    /// Where rows and sketch live.
     #[getter]
     fn device(&self, py: Python<'_>) -> Py<PyAny> {
         self.device.clone_ref(py)
     }
 
+    /// Where products run: "host" or "torch".
     #[getter]
     fn backend(&self) -> &'static str {
         match self.path {
@@ -248,10 +267,12 @@ impl FrequentDirections {
         }
     }
 
+    /// Return tensors and plain numbers from which `load_state_dict` goes on bit by bit.
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.write_state(py)
     }
 
+    /// Go on where the sketch that gave `state` was; sizes must agree.
     fn load_state_dict(&mut self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
         // Everything is read and checked before anything is replaced.
         let read = self.read_state(py, state)?;
