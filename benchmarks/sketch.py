@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import typer
 from record import RESULTS, environment, spread, write
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from sage_torch import FrequentDirections
@@ -139,6 +140,7 @@ def main(
 ) -> None:
     """Measure every contender at every size and write the numbers down."""
     torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")  # NumPy's
     cells = []
     for sketch_size, dim in SIZES:
         generator = torch.Generator().manual_seed(seed)

@@ -66,7 +66,8 @@ def _holders(sampler: Sampler[int]) -> list[DataLoader[Any]]:
 
 def _with_subclasses(kind: type) -> Iterator[type]:
     yield kind
-    for subclass in kind.__subclasses__():
+    subclasses: list[type] = kind.__subclasses__()
+    for subclass in subclasses:
         yield from _with_subclasses(subclass)
 
 

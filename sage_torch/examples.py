@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sage_torch import _core
 from sage_torch.gradients import batches
@@ -87,7 +87,12 @@ class Examples:
         )
         seed_everything(options.seed)  # both passes see the same draws of a random transform
         with tqdm(
-            total=self.total, desc=title, unit="ex", delay=2, disable=not options.progress
+            total=self.total,
+            desc=title,
+            unit="ex",
+            delay=2,  # a pass under two seconds needs no bar
+            leave=None,  # nested under a bar of the caller's, it clears itself
+            disable=not options.progress,
         ) as bar:
             start = 0
             with torch.device("cpu"):  # a default device of the user's is not the generator's
