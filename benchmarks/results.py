@@ -31,16 +31,18 @@ class-balanced and has the same number of examples. Differences are paired by se
 SKETCH = """\
 ## Sketch: rows a second
 
-`python benchmarks/sketch.py`, {cpu}, {threads} thread(s), float32 rows, medians of {rounds}
+`python benchmarks/sketch.py`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
 interleaved rounds. `host` and `torch` are ours; `gram` is the same algorithm in plain torch;
-`svd` and `numpy` decompose the 2l buffer.
+`svd` and `numpy` decompose the 2l buffer. A ratio below 1 means that plain torch was faster:
+on Intel its matrix products (MKL) beat faer's, and the eigenproblem of the small Gram matrix
+weighs most where rows are short.
 """
 CONSENSUS = """\
 ## Streaming consensus against the exact one
 
-`python benchmarks/consensus.py`: {data}, {network}, d = {compressed:,}, l = {sketch_size},
-seeds {seeds}; the worst seed of each. `sage_torch` carries the *running norm* along, and reads
-its data in a seeded order, hence *shuffled*.
+`python benchmarks/consensus.py`: {data}; {network}; d = {compressed:,}, l = {sketch_size}, seeds
+{seeds}; the worst seed of each. `sage_torch` carries the *running norm* along, and reads its data
+in a seeded order, hence *shuffled*.
 """
 MARKED = re.compile(r"(<!-- results:subset -->\n).*?(<!-- /results -->)", re.DOTALL)
 
