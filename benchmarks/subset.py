@@ -31,6 +31,7 @@ def main(
     keep: Annotated[float, typer.Option(help="Share of the examples.")] = 0.25,
     seeds: Annotated[int | None, typer.Option(help="How many.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of every run.")] = None,
+    examples: Annotated[int | None, typer.Option(help="A random part of the data.")] = None,
 ) -> None:
     """Compare and write the numbers down."""
     default_seeds, default_steps, batch_size = DEFAULTS[data]
@@ -41,7 +42,9 @@ def main(
         batch_size=batch_size,
     )
     loaded = load(data, data_root)
-    comparison = compare(loaded, plan)
+    if examples is not None:
+        loaded = loaded.with_train_examples(examples)
+    comparison = compare(loaded, plan, progress=False)
     record = {
         "question": "Does a SAGE subset train a better model than a random one of the same size?",
         **environment(),
