@@ -53,8 +53,11 @@ def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
         )
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    width = float(scores.max() - scores.min()) / 50 or 0.02
+    first, last = np.floor(scores.min() / width), np.floor(scores.max() / width)
+    bins = (width * np.arange(first, last + 2)).tolist()  # one edge is 0, where the trim cuts
+    scores = scores.clip(bins[0], bins[-1])  # rounding may have put an extreme outside
     is_kept = _is_kept(selection)
-    bins = np.histogram_bin_edges(scores, bins=50).tolist()
     kept, dropped = scores[is_kept], scores[~is_kept]
     look = {"bins": bins, "histtype": "stepfilled", "linewidth": 1.5}
     ax.hist(kept, fc=(_KEPT, 0.25), ec=_KEPT, label=f"kept ({len(kept):,})", **look)

@@ -149,7 +149,9 @@ def _fashion_folder(data_root: str | os.PathLike[str] | None) -> Path:
     how = f"pass --data-root DATA_ROOT (or data_root=) or set {DATA_ROOT_VARIABLE}"
     named = data_root or os.environ.get(DATA_ROOT_VARIABLE)
     if not named:
-        raise FileNotFoundError(f"fashion-mnist needs a data root, got none: {how}, to {layout}")
+        raise FileNotFoundError(
+            f"fashion-mnist needs a data root, got none: {how}; expected: {layout}"
+        )
     folder = Path(named) / "fashion-mnist"
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:

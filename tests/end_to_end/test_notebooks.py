@@ -1,0 +1,74 @@
+"""Every notebook runs from top to bottom, and is committed as it ran."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+# A drive, or a slash that starts a path of two parts or more; the slash of a fraction is neither.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])(/[\w.-]+){2,}|\b[A-Z]:\\")
+
+
+def read(path: Path) -> Any:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def words(cell: Any) -> str:
+    """All text that a cell shows."""
+    shown = [output.get("text", "") for output in cell.outputs]
+    shown += [output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "\n".join(shown)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    given: Path = request.param
+    return given
+
+
+def test_there_is_a_quickstart() -> None:
+    assert "quickstart" in [path.stem for path in NOTEBOOKS]
+
+
+def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path) -> None:
+    committed, fresh = read(path), read(path)
+    for cell in code_cells(fresh):
+        cell.outputs, cell.execution_count = [], None
+    # Elsewhere, so that it can lean on no file of the project's; an error in a cell raises.
+    NotebookClient(fresh, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for before, after in zip(code_cells(committed), code_cells(fresh), strict=True):
+        assert bool(words(before)) == bool(words(after).strip()), before.source
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_committed_as_it_ran(path: Path) -> None:
+    notebook = read(path)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), "run it from top to bottom and save it"
+    assert not notebook.metadata.get("widgets")
+    for cell in code_cells(notebook):
+        assert not any(output.get("name") == "stderr" for output in cell.outputs), cell.source
+        assert not ABSOLUTE_PATH.search(words(cell)), words(cell)
+
+
+def test_it_shows_a_picture(path: Path) -> None:
+    pictures = [
+        output.data["image/png"]
+        for cell in code_cells(read(path))
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures
+    assert all(len(picture) > 10_000 for picture in pictures)

@@ -1,0 +1,208 @@
+"""Pictures: the right bars, the right images in the right places, and errors before any drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from sage_torch import Selection
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from sage_torch.plots import kept_and_dropped, overview, score_histogram  # noqa: E402
+
+N = 40
+SETTINGS = {"rule": "herding", "trim": "negative", "basis": "weighted"}
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    yield
+    pyplot.close("all")
+
+
+def selection(**changes: Any) -> Selection:
+    """Class = i % 2, score rises with i from -0.2 to 1, every third example kept."""
+    given: dict[str, Any] = {
+        "indices": np.arange(0, N, 3),
+        "scores": np.linspace(-0.2, 1, N, dtype=np.float32),
+        "labels": np.arange(N) % 2,
+        "certificate": None,
+        "seconds": {},
+        "settings": SETTINGS,
+    }
+    return Selection(**given | changes)
+
+
+def images(*shape: int) -> TensorDataset:
+    """Image i is i throughout, so that what is drawn can be told."""
+    values = torch.arange(N, dtype=torch.float32).reshape(N, *[1] * len(shape))
+    return TensorDataset(values.expand(N, *shape), torch.arange(N) % 2)
+
+
+def drawn(ax: Axes) -> list[float]:
+    """The mean grey of each image, row by row, from left to right."""
+    return [float(np.mean(np.asarray(image.get_array()))) for image in ax.images]
+
+
+def test_histogram_counts_every_example_once() -> None:
+    ax = score_histogram(selection())
+    kept, dropped = ax.patches
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "kept (14)",
+        "dropped (26)",
+        "trim: below 0",
+    ]
+    for outline, count in ((kept, 14), (dropped, 26)):
+        # Along the top of the outline, a bin's height stands at both of its edges.
+        corners = outline.get_xy()
+        bins = (len(corners) - 1) // 4
+        heights = corners[1 : 2 * bins : 2, 1]
+        assert 0 in corners[:, 0]
+        assert heights.sum() == pytest.approx(count)
+    assert kept.get_edgecolor() != dropped.get_edgecolor()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": np.linspace(0, 1, N, dtype=np.float32)},
+        {"settings": SETTINGS | {"rule": "agreement"}},
+        {"settings": SETTINGS | {"trim": None}},
+        {"settings": SETTINGS | {"basis": "orthonormal"}},
+        {"settings": {}},
+    ],
+)
+def test_histogram_marks_the_trim_only_where_it_dropped_by_these_scores(
+    changes: dict[str, Any],
+) -> None:
+    assert len(score_histogram(selection(**changes)).lines) == 0
+    assert len(score_histogram(selection()).lines) == 1
+
+
+def test_histogram_draws_where_it_is_told() -> None:
+    _, ax = pyplot.subplots()
+    assert score_histogram(selection(), ax) is ax
+    assert len(pyplot.get_fignums()) == 1
+
+
+@pytest.mark.parametrize("score", [1.0, 0.0, -0.3])
+def test_histogram_of_equal_scores(score: float) -> None:
+    equal = selection(scores=np.full(N, score, np.float32))
+    kept, dropped = score_histogram(equal).patches
+    assert kept.get_xy()[:, 1].max() == 14
+    assert dropped.get_xy()[:, 1].max() == 26
+
+
+def test_histogram_of_a_selection_without_scores() -> None:
+    nothing = selection(scores=np.full(N, np.nan, np.float32))
+    with pytest.raises(ValueError, match="rule='random', which scores nothing"):
+        score_histogram(nothing)
+
+
+def test_montage_shows_kept_left_and_dropped_right_by_descending_score() -> None:
+    figure = kept_and_dropped(selection(), images(4, 4), columns=3, class_names=("even", "odd"))
+    left, right = figure.axes
+    assert left.get_title() == "kept"
+    assert right.get_title() == "dropped"
+    assert [label.get_text() for label in left.get_yticklabels()] == ["even", "odd"]
+    # Kept are the multiples of 3; the ends are the extremes of each class, then the median.
+    kept = [[36, 18, 0], [39, 21, 3]]
+    assert [text.get_text() for text in left.texts] == [
+        f"{selection().scores[i]:.2f}" for row in kept for i in row
+    ]
+    np.testing.assert_allclose(drawn(left), np.ravel(kept) / 39, rtol=1e-6)
+    assert drawn(right)[0] == pytest.approx(38 / 39)
+    shown = np.array([text.get_text() for text in right.texts], float).reshape(2, 3)
+    assert (np.diff(shown) < 0).all()
+    assert shown[0, 0] == pytest.approx(selection().scores[38], abs=0.01)
+    assert shown[1, 2] == pytest.approx(selection().scores[1], abs=0.01)
+
+
+def test_montage_cells_do_not_overlap() -> None:
+    left = kept_and_dropped(selection(), images(4, 4), columns=4).axes[0]
+    boxes = [image.get_extent() for image in left.images]
+    for i, (left_1, right_1, bottom_1, top_1) in enumerate(boxes):
+        for left_2, right_2, bottom_2, top_2 in boxes[:i]:
+            is_beside = right_1 <= left_2 or right_2 <= left_1
+            is_above = bottom_1 <= top_2 or bottom_2 <= top_1
+            assert is_beside or is_above
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (3, 4, 6), (4, 6, 3), (4, 6, 1)])
+def test_montage_reads_every_usual_shape(shape: tuple[int, ...]) -> None:
+    first = kept_and_dropped(selection(), images(*shape), columns=2).axes[0].images[0]
+    expected = (4, 6, 3) if 3 in shape else (4, 6)
+    assert np.asarray(first.get_array()).shape == expected
+
+
+def test_montage_takes_pixels_of_any_range_and_kind() -> None:
+    whole = TensorDataset((torch.arange(N, dtype=torch.uint8))[:, None, None].expand(N, 4, 4))
+    constant = TensorDataset(torch.full((N, 4, 4), -3.0))
+    for dataset in (whole, constant):
+        greys = drawn(kept_and_dropped(selection(), dataset).axes[0])
+        assert min(greys) >= 0
+        assert max(greys) <= 1
+
+
+def test_montage_of_a_short_class_leaves_places_empty() -> None:
+    labels = np.zeros(N, np.int64)
+    labels[3] = 7
+    short = selection(labels=labels)
+    left, right = kept_and_dropped(short, images(4, 4), columns=5).axes
+    assert len(left.images) == 5 + 1
+    assert len(right.images) == 5
+    assert [label.get_text() for label in left.get_yticklabels()] == ["0", "7"]
+
+
+def test_montage_without_labels_has_one_row_and_without_scores_no_order() -> None:
+    plain = selection(labels=None, scores=np.full(N, np.nan, np.float32))
+    left, right = kept_and_dropped(plain, images(4, 4), columns=3).axes
+    assert len(left.images) == len(right.images) == 3
+    assert not left.texts
+    assert left.get_xlabel() == ""
+
+
+def test_montage_shows_ten_classes_unless_told_which() -> None:
+    many = selection(labels=np.arange(N) % 20)
+    left = kept_and_dropped(many, images(4, 4), columns=1).axes[0]
+    assert [label.get_text() for label in left.get_yticklabels()] == [str(c) for c in range(10)]
+    left = kept_and_dropped(many, images(4, 4), columns=1, classes=[19, 2]).axes[0]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["19", "2"]
+
+
+def test_montage_errors() -> None:
+    with pytest.raises(ValueError, match="40 examples, got 39"):
+        kept_and_dropped(selection(), TensorDataset(torch.zeros(N - 1, 4, 4)))
+    with pytest.raises(ValueError, match=r"expected images of shape .*, got \(5,\)"):
+        kept_and_dropped(selection(), TensorDataset(torch.zeros(N, 5)))
+    with pytest.raises(ValueError, match=r"labels that occur in the data, got \[5\]"):
+        kept_and_dropped(selection(), images(4, 4), classes=[0, 5])
+    with pytest.raises(ValueError, match="made without labels"):
+        kept_and_dropped(selection(labels=None), images(4, 4), classes=[0])
+    with pytest.raises(ValueError, match="at least one column, got 0"):
+        kept_and_dropped(selection(), images(4, 4), columns=0)
+
+
+def test_overview_holds_both_and_no_words_touch() -> None:
+    names = ("a rather long name", "odd")
+    figure = overview(selection(), images(4, 4), class_names=names)
+    montage_left, montage_right, histogram = figure.axes
+    assert montage_left.get_title() == "kept"
+    assert histogram.get_legend() is not None
+    assert figure.get_suptitle() == "14 of 40 examples kept by herding"
+    figure.canvas.draw()
+    boxes = [ax.get_tightbbox() for ax in (montage_left, montage_right, histogram)]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:i])
