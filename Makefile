@@ -37,7 +37,8 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python benchmarks/sketch.py
-	$(BIN)/python benchmarks/consensus.py
+	$(BIN)/python benchmarks/subset.py
+	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA
 	$(BIN)/python benchmarks/results.py
 
 notebooks: $(VENV)/built ## Execute the notebooks in place

@@ -236,6 +236,7 @@ def main(
 ) -> None:
     """Measure the three streaming forms against the exact consensus and write the numbers down."""
     torch.set_num_threads(1)
+    where = environment()  # of the code that runs, not of what is committed meanwhile
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for seed in range(seeds):
         for stream, gradients, class_ids in streams(data_root, examples, seed):
@@ -256,7 +257,7 @@ def main(
             "seeds": list(range(seeds)),
             "spread": "sample standard deviation over seeds",
         },
-        **environment(),
+        **where,
         "results": results,
     }
     write(out, record)

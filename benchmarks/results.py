@@ -33,9 +33,7 @@ SKETCH = """\
 
 `python benchmarks/sketch.py`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
 interleaved rounds. `host` and `torch` are ours; `gram` is the same algorithm in plain torch;
-`svd` and `numpy` decompose the 2l buffer. A ratio below 1 means that plain torch was faster:
-on Intel its matrix products (MKL) beat faer's, and the eigenproblem of the small Gram matrix
-weighs most where rows are short.
+`svd` and `numpy` decompose the 2l buffer. A ratio below 1 means that plain torch was faster.
 """
 CONSENSUS = """\
 ## Streaming consensus against the exact one

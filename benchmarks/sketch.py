@@ -141,6 +141,7 @@ def main(
     """Measure every contender at every size and write the numbers down."""
     torch.set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")  # NumPy's
+    where = environment()
     cells = []
     for sketch_size, dim in SIZES:
         generator = torch.Generator().manual_seed(seed)
@@ -175,7 +176,7 @@ def main(
         {
             "question": "How fast are rows taken into a Frequent Directions sketch?",
             "settings": {"device": device, "rounds": rounds, "seed": seed, "dtype": "float32"},
-            **environment(),
+            **where,
             "results": cells,
         },
     )

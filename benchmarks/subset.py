@@ -44,10 +44,11 @@ def main(
     loaded = load(data, data_root)
     if examples is not None:
         loaded = loaded.with_train_examples(examples)
+    where = environment()  # of the code that runs, not of what is committed meanwhile
     comparison = compare(loaded, plan, progress=False)
     record = {
         "question": "Does a SAGE subset train a better model than a random one of the same size?",
-        **environment(),
+        **where,
         "results": as_json(comparison, loaded),
     }
     write(RESULTS / f"subset_{data}_{keep}.json", record)

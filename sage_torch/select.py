@@ -77,7 +77,7 @@ def select_subset(
             anything that `collate_fn` and `loss` agree on.
         keep: A share in (0, 1] (1.0 is all) or a count (int).
         rule: `"herding"` (trim, then greedy kernel herding in each class), `"agreement"` (the
-            paper's rule, the k highest scores; measured, it loses to random on clean data) or
+            paper's rule, the k highest scores: the most typical examples, without cover) or
             `"random"` (the baseline, no gradients).
         trim: What herding drops first: `"negative"` (agreement below 0 in the weighted basis), a
             share of each class (lowest agreement first), or None. Never below the quota. The

@@ -132,8 +132,8 @@ fn kernel_row(row: &mut [f32], dots: &[f64], squared: &[f64], own: f64, factor: 
     }
 }
 
-/// `exp(x)` for x <= 0, to 1e-8 relative; exp(-87) below -87. Written out so that it vectorises: a call of
-/// libm for each of n² entries took 200 ns (AVX and SSE code mixed) where this takes one or two.
+/// `exp(x)` for x <= 0, to 1e-8 relative; exp(-87) below -87. Written out so that it vectorises: a
+/// call of libm for each of n² entries stalls where its AVX code meets our SSE code.
 #[inline(always)]
 fn exp_of_negative(x: f64) -> f64 {
     const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52: adding it rounds to a whole number

@@ -93,8 +93,7 @@ pub struct State {
 }
 
 /// Rows b between two shrinks. Products cost `4l + b + 2l²/b` multiply-adds a row and column, least
-/// at `b = sqrt(2) l`, the eigenproblem `(l + b)³ / b` a row. Measured at l = 64 and 256, d = 8,192
-/// and 51,200: 1.5 l is best or within noise of it, l and 3l lose up to a fifth in some cell.
+/// at `b = sqrt(2) l`; the eigenproblem, `(l + b)³ / b` a row, wants less. 1.5 l is near both.
 pub fn block_rows(sketch_size: usize) -> usize {
     (sketch_size + sketch_size / 2).max(16)
 }
