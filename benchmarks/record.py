@@ -15,11 +15,11 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment() -> dict[str, Any]:
-    """Versions, processor, device, threads and commit of this run."""
+def environment(*packages: str) -> dict[str, Any]:
+    """Versions (those of some more packages, too), processor, device, threads and commit."""
     return {
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("sage-torch", "torch", "numpy")},
+        | {name: version(name) for name in ("sage-torch", "torch", "numpy", *packages)},
         "cpu": _processor(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
         "threads": torch.get_num_threads(),

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from torch.utils.data import Dataset, IterableDataset
 
-from sage_torch.gradients import GradientChoice, LossFunction, check_choice
+from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, check_choice
 
 Rule = Literal["herding", "agreement", "random"]
 Basis = Literal["weighted", "orthonormal"]
@@ -29,6 +29,7 @@ class SelectionOptions(TypedDict, total=False):
     quotas: Quotas
     sketch_size: int
     gradients: GradientChoice
+    params: ParameterChoice | None
     compress: Literal["auto"] | int | None
     consensus: ConsensusMode
     memory_budget: int
@@ -52,6 +53,7 @@ class Options:
     quotas: Quotas = "proportional"
     sketch_size: int = 64
     gradients: GradientChoice = "auto"
+    params: ParameterChoice | None = None
     compress: Literal["auto"] | int | None = "auto"
     consensus: ConsensusMode = "auto"
     memory_budget: int = 2**30
@@ -68,7 +70,8 @@ class Options:
         _one_of("rule", self.rule, "herding", "agreement", "random")
         _one_of("basis", self.basis, "weighted", "orthonormal")
         _one_of("quotas", self.quotas, "proportional", "equal")
-        check_choice(self.gradients)
+        check_choice(self.gradients, self.params)
+        _check_params(self.params)
         _one_of("consensus", self.consensus, "auto", "exact", "streaming")
         if self.class_balanced != "auto" and not isinstance(self.class_balanced, bool):
             raise ValueError(
@@ -183,13 +186,26 @@ def _check_keep(keep: object) -> None:
         raise ValueError(f"{wanted}{keep!r}")
 
 
-def _plain(value: object) -> str | int | float | bool | None:
+def _check_params(params: object) -> None:
+    is_names = isinstance(params, (list, tuple, set, frozenset)) and all(
+        isinstance(name, str) for name in params
+    )
+    if not (params is None or isinstance(params, str) or is_names or callable(params)):
+        raise TypeError(
+            "expected params to be a name, names or patterns, a predicate (name, parameter) -> "
+            f"bool, or None, got {params!r}"
+        )
+
+
+def _plain(value: object) -> str | int | float | bool | list[str] | None:
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         return float(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return sorted(map(str, value))
     return getattr(value, "__name__", type(value).__name__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 import warnings
@@ -18,7 +19,14 @@ from sage_torch import _core
 from sage_torch.classes import ClassBook
 from sage_torch.compression import compressed
 from sage_torch.examples import Examples
-from sage_torch.gradients import GradientChoice, LossFunction, choose_gradients, unwrap
+from sage_torch.gradients import (
+    GradientChoice,
+    LossFunction,
+    ParameterChoice,
+    choose_gradients,
+    handling_of,
+    unwrap,
+)
 from sage_torch.options import (
     Basis,
     Collate,
@@ -39,6 +47,8 @@ from sage_torch.passes import (
 from sage_torch.selection import Certificate, Selection
 from sage_torch.user_state import preserved
 
+_LOG = logging.getLogger("sage_torch")
+
 
 def select_subset(
     model: nn.Module,
@@ -52,6 +62,7 @@ def select_subset(
     quotas: Quotas = "proportional",
     sketch_size: int = 64,
     gradients: GradientChoice = "auto",
+    params: ParameterChoice | None = None,
     compress: Literal["auto"] | int | None = "auto",
     consensus: ConsensusMode = "auto",
     memory_budget: int = 2**30,
@@ -88,16 +99,19 @@ def select_subset(
         quotas: `"proportional"` to the classes' sizes, or `"equal"` for long tails; what a short
             class cannot give goes to the others.
         sketch_size: Rows l of the sketch.
-        gradients: `"auto"`, `"functional"`, `"last_layer"` or a computer of your own
-            (see `sage_torch.gradients`).
+        gradients: `"auto"` (`"functional"` up to 8,192 parameters, else `"projected"`),
+            `"functional"` (exact), `"projected"` (the whole network, cheaper than a training step),
+            `"last_layer"` or a computer of your own (see `sage_torch.gradients`).
+        params: Parameters to take gradients of: names or patterns (`"blocks.11.*"`), a predicate
+            `(name, parameter) -> bool`, or None for all that require grad.
         compress: Count sketch of gradients longer than `"auto"` (8,192) or this many coordinates;
             None for no compression.
         consensus: `"exact"` keeps N x l numbers on the host, `"streaming"` scores at once with a
             consensus carried along in pass 1, in memory that grows by 24 bytes an example at most;
             `"auto"` is exact while its numbers fit `memory_budget`.
         memory_budget: Bytes for gradients held at once, and for exact scoring.
-        loss: `loss(model, batch) -> (n,)`, one loss per example; None for cross-entropy on integer
-            class targets.
+        loss: `loss(model, batch) -> (n,)`, one loss per example; None for the cross-entropy of
+            integer class or token targets, and for what Hugging Face models train on.
         score_dataset: The same examples without augmentation, read instead of `dataset`.
         collate_fn: How examples become a batch; None for torch's default.
         batch_size: Examples scored at once; it does not change the result beyond rounding.
@@ -115,8 +129,8 @@ def select_subset(
         SageError: A loss or gradient is not finite; `index` names the example.
 
     Warns:
-        UserWarning: A class gets no example; items change from reading to reading; the model is too
-            long for whole-network gradients.
+        UserWarning: A class gets no example; items change from reading to reading; memory ran out
+            and the chunk size was halved.
 
     Cost:
         Two gradients an example, and about 9 l d multiply-adds.
@@ -143,6 +157,7 @@ def select_subset(
         quotas=quotas,
         sketch_size=sketch_size,
         gradients=gradients,
+        params=params,
         compress=compress,
         consensus=consensus,
         memory_budget=memory_budget,
@@ -169,7 +184,12 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
     start = time.perf_counter()
     examples = Examples(dataset, _device_of(model), options)
     computer = choose_gradients(
-        model, options.loss, options.gradients, memory_budget=options.memory_budget
+        model,
+        options.loss,
+        options.gradients,
+        params=options.params,
+        seed=options.seed,
+        memory_budget=options.memory_budget,
     )
     if options.compress is not None:
         computer = compressed(
@@ -184,6 +204,9 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         and 4 * examples.total * options.sketch_size > options.memory_budget
     )
     sketched = sketch_pass(examples, computer, options, is_streaming=is_streaming)
+    parameters = handling_of(model, computer)
+    for name, how in parameters.items():
+        _LOG.info("gradient of %s: %s", name, how)
     quotas = _quotas(sketched.classes, k, options)
     middle = time.perf_counter()
     if is_streaming:
@@ -208,6 +231,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         | {
             "gradients": getattr(computer, "describe", lambda: repr(computer))(),
             "consensus": "streaming" if is_streaming else "exact",
+            "parameters": parameters,
             "dim": sketched.sketch.dim,
             "model": type(model).__name__,
         },

@@ -7,17 +7,19 @@ example i's loss with respect to the chosen parameters.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 
+from sage_torch.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.functional import FunctionalGradients, ParameterChoice
+from sage_torch.gradients.functional import FunctionalGradients
 from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.loss import LossFunction, unwrap
+from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
+from sage_torch.gradients.projected import ProjectedGradients
 
 __all__ = [
     "Batch",
@@ -27,14 +29,16 @@ __all__ = [
     "LastLayerGradients",
     "LossFunction",
     "ParameterChoice",
+    "ProjectedGradients",
     "choose_gradients",
+    "handling_of",
     "rows_of",
     "unwrap",
 ]
 
-# Above this many parameters "auto" takes the last layer: sketching rows of length D costs about
-# 8 l D operations an example, which then outgrows the gradient itself.
-LONGEST_WHOLE_NETWORK = 2_000_000
+# Exact gradients up to this length go into the sketch as they are; above, projecting them layer by
+# layer is cheaper than computing them (benchmarks/gradients.py).
+LONGEST_EXACT = DEFAULT_WIDTH
 
 
 class GradientComputer(Protocol):
@@ -128,31 +132,40 @@ def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batc
 
 GradientChoice: TypeAlias = str | GradientComputer | Callable[[Batch], Tensor]
 
+_NAMES = ("auto", "functional", "projected", "last_layer")
+
 
 def choose_gradients(
     model: nn.Module,
     loss: LossFunction | None = None,
     kind: GradientChoice = "auto",
     *,
+    params: ParameterChoice | None = None,
+    seed: int = 0,
     memory_budget: int = 2**30,
 ) -> GradientComputer:
     """Return the gradient computer that `kind` names, and log the choice.
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        loss: `loss(model, batch) -> (n,)` losses, one per example; None for the cross-entropy of
-            integer class targets. A computer of the user's own has its own loss.
-        kind: `"functional"` (exact, all parameters that require grad), `"last_layer"` (the
-            classifier only), `"auto"` (functional up to D = 2,000,000 parameters that require
-            grad, else the last layer), or a computer of the user's own, which is returned as it
-            is, attributes missing or not.
-        memory_budget: Bytes for the temporaries of `"functional"`.
+        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says. A
+            computer of the user's own has its own loss.
+        kind: `"functional"` (exact, one gradient of length D an example), `"projected"` (the whole
+            network, cheaper than a training step), `"last_layer"` (the classifier only), `"auto"`
+            (functional up to D = 8,192 chosen parameters, which the sketch takes as they are; else
+            projected), or a computer of the user's own, which is returned as it is, attributes
+            missing or not.
+        params: Which parameters: None for all that require grad, names or fnmatch patterns
+            (`"blocks.11.*"`, `"*lora*"`), or a predicate `(name, parameter) -> bool`.
+        seed: Seed of the projections.
+        memory_budget: Bytes for the temporaries of `"functional"` and `"projected"`.
 
     Returns:
         The computer.
 
     Raises:
-        ValueError: `kind` is an unknown name, or the model has no parameter that requires grad.
+        ValueError: `kind` is an unknown name, `params` matches nothing or does not go with `kind`,
+            or the model has no parameter that requires grad.
         TypeError: `kind` is neither a name nor callable.
 
     Example:
@@ -161,53 +174,45 @@ def choose_gradients(
         >>> choose_gradients(torch.nn.Linear(4, 3)).describe()
         'functional: vmap(grad) over 2 parameters, D = 15'
     """
+    check_choice(kind, params)
     inner = unwrap(model)
     if not isinstance(kind, str):
-        check_choice(kind)
         computer = cast(GradientComputer, kind)
         name = getattr(computer, "__name__", type(computer).__name__)
         _log_choice(inner, f"{name}, given by the caller")
         return computer
-    check_choice(kind)
-    dim = sum(p.numel() for p in inner.parameters() if p.requires_grad)
-    if dim == 0:
-        raise ValueError(
-            f"{type(inner).__name__} has no parameter that requires grad; call "
-            "model.requires_grad_(True), or pass FunctionalGradients(model, params=[...])"
-        )
+    dim = sum(parameter.numel() for parameter in choose_parameters(inner, params).values())
     reason = "as asked for"
     if kind == "auto":
-        kind = "functional" if dim <= LONGEST_WHOLE_NETWORK else "last_layer"
+        kind = "functional" if dim <= LONGEST_EXACT else "projected"
         sign = "<=" if kind == "functional" else ">"
-        reason = f"auto: {dim:,} parameters require grad, {sign} {LONGEST_WHOLE_NETWORK:,}"
-        if kind == "last_layer":
-            warnings.warn(
-                f"{type(inner).__name__} has {dim:,} parameters that require grad: gradients are "
-                "taken of the last layer only. The negative trim needs whole-network gradients "
-                'and does not apply; pass gradients="functional" to have them',
-                UserWarning,
-                stacklevel=2,
-            )
+        reason = f"auto: D = {dim:,} {sign} {LONGEST_EXACT:,}"
     if kind == "functional":
-        chosen: GradientComputer = FunctionalGradients(inner, loss, memory_budget=memory_budget)
+        chosen: GradientComputer = FunctionalGradients(
+            inner, loss, params, memory_budget=memory_budget
+        )
+    elif kind == "projected":
+        chosen = ProjectedGradients(
+            inner, loss=loss, params=params, seed=seed, memory_budget=memory_budget
+        )
     else:
         chosen = LastLayerGradients(inner, loss)
-    _log_choice(inner, f"{chosen.describe()}; {reason}")
+    _log_choice(inner, f"{chosen.describe()}; {reason}; budget {memory_budget / 2**20:,.0f} MiB")
     return chosen
 
 
-def check_choice(kind: object) -> None:
+def check_choice(kind: object, params: object = None) -> None:
     """Refuse what `choose_gradients` does not know, before there is a model or a batch.
 
     Raises:
-        ValueError: An unknown name.
+        ValueError: An unknown name, or `params` beside a computer that does not take it.
         TypeError: Neither a name nor callable, or a class instead of its instance.
     """
     if isinstance(kind, str):
-        if kind not in ("auto", "functional", "last_layer"):
+        if kind not in _NAMES:
+            names = ", ".join(f'"{name}"' for name in _NAMES)
             raise ValueError(
-                'expected gradients to be "auto", "functional", "last_layer" or a callable '
-                f"batch -> (n, D), got {kind!r}"
+                f"expected gradients to be {names} or a callable batch -> (n, D), got {kind!r}"
             )
     elif isinstance(kind, type):
         raise TypeError(f"expected a gradient computer, got the class {kind.__name__}; call it")
@@ -215,6 +220,32 @@ def check_choice(kind: object) -> None:
         raise TypeError(
             f"expected gradients to be a name or a callable batch -> (n, D), got {kind!r}"
         )
+    if params is not None and (kind == "last_layer" or not isinstance(kind, str)):
+        raise ValueError(
+            'params goes with gradients="auto", "functional" and "projected"; '
+            f"{'the last layer' if kind == 'last_layer' else 'a computer of your own'} chooses "
+            "its parameters itself"
+        )
+
+
+def handling_of(model: nn.Module, computer: object) -> dict[str, str]:
+    """Say of each parameter of a model how its gradient is computed.
+
+    Args:
+        model: The model.
+        computer: Its gradient computer, after the first batch.
+
+    Returns:
+        Names and words, such as `{"conv1.weight": "conv2d: (64, 27) projected to (16, 16)"}`; empty
+        for a computer that does not say.
+    """
+    handling = getattr(computer, "handling", None)
+    if not isinstance(handling, dict):
+        return {}
+    return {
+        name: handling.get(name, "left out" if parameter.requires_grad else "frozen, left out")
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _log_choice(model: nn.Module, choice: str) -> None:

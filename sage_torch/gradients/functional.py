@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from textwrap import shorten
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +21,13 @@ from sage_torch.gradients.loss import (
     differentiable,
     ordinary,
 )
+from sage_torch.gradients.parameters import (
+    ParameterChoice,
+    choose_parameters,
+    covers_whole_network,
+)
 
-# Names or fnmatch patterns of parameters, or a predicate on name and parameter.
-ParameterChoice: TypeAlias = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
-
-__all__ = ["FunctionalGradients", "ParameterChoice"]
+__all__ = ["FunctionalGradients"]
 
 # The gradients of a chunk, vmap's intermediate results of the same size, and its activations.
 _COPIES_PER_CHUNK = 3
@@ -48,8 +48,8 @@ class FunctionalGradients:
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        loss: `loss(model, batch) -> (n,)` losses, one per example. None: the cross-entropy of
-            integer class targets (see `ExampleLoss`). Under vmap it sees batches of one example.
+        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
+            Under vmap it sees batches of one example.
         params: Which parameters. None: all that require grad. Otherwise a name, names or fnmatch
             patterns (`"head.*"`), or a predicate `(name, parameter) -> bool`; these may choose
             frozen parameters too.
@@ -84,14 +84,13 @@ class FunctionalGradients:
         if memory_budget <= 0:
             raise ValueError(f"expected memory_budget in bytes, above 0, got {memory_budget}")
         self._losses = ExampleLoss(model, loss)
-        chosen = _choose_parameters(self._losses.model, params)
-        trainable = {name for name, p in self._losses.model.named_parameters() if p.requires_grad}
+        chosen = choose_parameters(self._losses.model, params)
         self._names = [f"model.{name}" for name in chosen]
         self._loop = LoopGradients(self._losses, self._names)
         self._use_loop = False
         self._dim = sum(parameter.numel() for parameter in chosen.values())
         self._chunk = max(1, memory_budget // (4 * _COPIES_PER_CHUNK * self._dim))
-        self._covers_whole_network = trainable <= chosen.keys()
+        self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
 
     @property
     def dim(self) -> int:
@@ -111,6 +110,12 @@ class FunctionalGradients:
         """
         how = "one backward pass per example" if self._use_loop else "vmap(grad)"
         return f"functional: {how} over {len(self._names)} parameters, D = {self._dim:,}"
+
+    @property
+    def handling(self) -> dict[str, str]:
+        """How each chosen parameter is handled: exactly, all of them."""
+        how = "one backward pass per example" if self._use_loop else "vmap(grad)"
+        return {name.removeprefix("model."): f"{how}: exact" for name in self._names}
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the gradients of a batch.
@@ -181,48 +186,6 @@ class FunctionalGradients:
             chosen, batches.tensor_leaves(part)
         )
         return result
-
-
-def _choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[str, nn.Parameter]:
-    """Return the chosen parameters under their first names, in named_parameters order."""
-    if params is None:
-        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not chosen:
-            raise ValueError(
-                f"{type(model).__name__} has no parameter that requires grad; call "
-                "model.requires_grad_(True), or name parameters with params="
-            )
-    else:
-        # A tied parameter may be asked for by any of its names; it keeps its first.
-        every_name = model.named_parameters(remove_duplicate=False)
-        wanted = _matching(dict(every_name), params)
-        chosen = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if id(parameter) in wanted and (parameter.is_floating_point() or parameter.is_complex())
-        }
-        if not chosen:
-            known = ", ".join(name for name, _ in model.named_parameters())
-            raise ValueError(f"params matches no floating-point parameter; there are: {known}")
-    complex_name = next((name for name, p in chosen.items() if p.is_complex()), None)
-    if complex_name is not None:
-        raise ValueError(
-            f"expected real parameters, got the complex {complex_name!r}; leave it out with params="
-        )
-    return chosen
-
-
-def _matching(parameters: dict[str, nn.Parameter], params: ParameterChoice) -> set[int]:
-    if callable(params):
-        return {id(p) for name, p in parameters.items() if params(name, p)}
-    wanted = set()
-    for pattern in [params] if isinstance(params, str) else params:
-        found = {id(p) for name, p in parameters.items() if fnmatchcase(name, pattern)}
-        if not found:
-            known = ", ".join(parameters)
-            raise ValueError(f"params: {pattern!r} matches no parameter; there are: {known}")
-        wanted |= found
-    return wanted
 
 
 def _may_be_refusal(error: Exception) -> bool:

@@ -35,8 +35,7 @@ class LastLayerGradients:
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        loss: `loss(model, batch) -> (n,)` losses, one per example. None: the cross-entropy of
-            integer class targets (see `ExampleLoss`).
+        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
         layer: The classifier, an `nn.Linear` of the model or its name. None: found on the first
             batch by following the data, whatever the order of registration. It is the Linear
             layer whose output is the model's output, otherwise the only one after which the loss
@@ -114,6 +113,14 @@ class LastLayerGradients:
         layer = self._layer(name)
         size = f"{layer.in_features} -> {layer.out_features}"
         return f"last layer: closed form over {_shown(name)} ({size}), D = {self.dim:,}"
+
+    @property
+    def handling(self) -> dict[str, str]:
+        """How each chosen parameter is handled: the classifier's, exactly."""
+        name = self._known_name()
+        own = set() if name is None else {id(p) for p in _own_parameters(self._layer(name))}
+        parameters = self._losses.model.named_parameters()
+        return {name: "last layer: exact" for name, p in parameters if id(p) in own}
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the gradients of a batch.

@@ -14,7 +14,7 @@ from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import ExampleLoss, check_recorded, differentiable, ordinary
 
-__all__ = ["LoopGradients"]
+__all__ = ["LoopGradients", "grads_kept", "other_leaves", "own_leaf"]
 
 
 class LoopGradients:
@@ -63,7 +63,7 @@ class LoopGradients:
                 # Buffers afresh for each example: what one writes must not reach the next.
                 state = {**parameters, **self._losses.copied_buffers()}
                 state = {f"losses.{name}": tensor for name, tensor in state.items()}
-                example = batches.map_tensors(batches.take(batch, row, row + 1), _own_leaf)
+                example = batches.map_tensors(batches.take(batch, row, row + 1), own_leaf)
                 loss, gradients = functional_call(self._differentiation, state, (example, leaves))
                 losses.append(loss)
                 _write(rows[row], leaves, gradients)
@@ -89,12 +89,12 @@ class _Differentiation(nn.Module):
         loss = check_recorded(self.losses(example)).sum()
         for leaf in leaves:
             leaf.grad = None
-        with _untouched(_other_leaves(loss, leaves)):
+        with grads_kept(other_leaves(loss, leaves)):
             torch.autograd.backward(loss)
         return loss.detach().reshape(1), [leaf.grad for leaf in leaves]
 
 
-def _other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+def other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """Return the other leaves of a graph: inputs, and what the user's loss has brought in."""
     ours = {id(leaf) for leaf in leaves}
     others: dict[int, Tensor] = {}
@@ -114,7 +114,7 @@ def _other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _untouched(others: Sequence[Tensor]) -> Iterator[None]:
+def grads_kept(others: Sequence[Tensor]) -> Iterator[None]:
     """Give tensors back the `.grad` that they had before."""
     before = [tensor.grad for tensor in others]
     for tensor in others:
@@ -126,7 +126,8 @@ def _untouched(others: Sequence[Tensor]) -> Iterator[None]:
             tensor.grad = gradient
 
 
-def _own_leaf(tensor: Tensor) -> Tensor:
+def own_leaf(tensor: Tensor) -> Tensor:
+    """Return an input that requires grad as a leaf of our own, others as they are."""
     # An input may require grad (reentrant checkpointing wants one that does); its gradient must
     # then go to a tensor of ours.
     return tensor.detach().requires_grad_() if tensor.requires_grad else tensor

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_torch._core import SageError
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.default_loss import DefaultLoss
 
 # loss(model, batch) -> (n,) losses, one per example.
 LossFunction: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -26,8 +28,10 @@ __all__ = [
     "unwrap",
 ]
 
-_PASS_LOSS = (
-    "pass loss=, a callable loss(model, batch) that returns one loss per example, shape (n,)"
+# What torch says of integers where it wants other numbers; every kernel has its own words.
+_OF_INTEGERS = re.compile(
+    r"\b(Byte|Char|Short|Int|Long|Bool|unsigned char|signed char|short|int|long|bool)\b"
+    r"|mixed dtype|floating point"
 )
 
 
@@ -39,9 +43,9 @@ class ExampleLoss(nn.Module):
 
     Args:
         model: The model; wrappers (see `unwrap`) are taken off.
-        loss: `loss(model, batch) -> (n,)`, or None for the cross-entropy of integer class targets:
-            of `model(inputs)` for a batch `(inputs, targets)`, of `model(**rest)` for a mapping
-            with `"labels"`, where the model returns logits (n, C) or an object with `.logits`.
+        loss: `loss(model, batch) -> (n,)`, or None for what `DefaultLoss` tells from the labels
+            and logits: cross-entropy of classes, of tokens or of positions, and what a Hugging
+            Face model computes of its labels.
     """
 
     def __init__(self, model: nn.Module, loss: LossFunction | None = None) -> None:
@@ -54,7 +58,7 @@ class ExampleLoss(nn.Module):
         # A loss that is a module is registered beside the model, so that its own parameters are
         # exchanged for detached ones like all others and never receive a gradient.
         self.loss = loss
-        self._classes = 0  # C, as last seen by the default loss
+        self._default = DefaultLoss()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the losses of a batch, checked for their shape.
@@ -63,16 +67,23 @@ class ExampleLoss(nn.Module):
             batch: n examples, on the model's device.
 
         Returns:
-            Tensor (n,) of a floating dtype. A target class out of range gives NaN here; `check`
-            then names it.
+            Tensor (n,) of a floating dtype. A label out of range gives NaN here; `check` then
+            names it.
 
         Raises:
             TypeError: The loss returned no tensor.
-            ValueError: The loss has another shape, or the default loss does not fit batch and
-                model.
+            ValueError: The loss has another shape, the default loss does not fit batch and model,
+                or a layer was given integers that it cannot compute with.
         """
         n = batches.length(batch)
-        losses = self._cross_entropy(batch) if self.loss is None else self.loss(self.model, batch)
+        loss = self._default if self.loss is None else self.loss
+        try:
+            losses = loss(self.model, batch)
+        except RuntimeError as error:
+            message = _of_integer_inputs(self.model, error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
         if not isinstance(losses, Tensor):
             raise TypeError(
                 "loss must return one value per example: expected a tensor of shape (n,), "
@@ -83,16 +94,18 @@ class ExampleLoss(nn.Module):
         return losses
 
     def check(self, losses: Tensor, batch: Batch) -> None:
-        """Refuse losses that are not finite.
+        """Refuse losses that are not finite, and a default loss that is not the model's own.
 
-        It is apart from `forward` because nothing can be raised on values inside vmap.
+        It is apart from `forward` because nothing can be raised on values inside vmap. The model
+        may be called once more, so that hooks must be gone from it.
 
         Args:
             losses: Tensor (n,), what the batch gave.
             batch: The whole batch of n examples.
 
         Raises:
-            ValueError: The default loss met a target class outside [0, C).
+            ValueError: The default loss met a label outside [0, C), or is not what the Hugging
+                Face model itself computes (see `DefaultLoss.compare`).
             SageError: Some loss is NaN or infinite; `row` is its position in the batch.
 
         Cost:
@@ -100,16 +113,14 @@ class ExampleLoss(nn.Module):
         """
         finite = torch.isfinite(losses.detach())
         if bool(finite.all()):
+            if self.loss is None:
+                self._default.compare(self.model, losses.detach(), batch)
             return
         row = int(finite.logical_not().nonzero()[0])
         if self.loss is None:
-            target = int(_targets(batch)[row])
-            if not 0 <= target < self._classes:
-                out_of_range = ValueError(
-                    f"target class {target} (row {row} of the batch) is outside "
-                    f"[0, {self._classes}): the model returned {self._classes} logits per "
-                    f"example; correct the targets or {_PASS_LOSS}"
-                )
+            message = self._default.wrong_label(self.model, batch, row)
+            if message is not None:
+                out_of_range = ValueError(message)
                 out_of_range.row = row  # type: ignore[attr-defined]
                 raise out_of_range
         value = float(losses.detach()[row])
@@ -136,33 +147,6 @@ class ExampleLoss(nn.Module):
             Names (`"model."` before the model's own) and tensors.
         """
         return {name: buffer.detach().clone() for name, buffer in self.named_buffers()}
-
-    def _cross_entropy(self, batch: Batch) -> Tensor:
-        targets = _targets(batch)
-        if isinstance(batch, Mapping):
-            output = self.model(**{k: v for k, v in batch.items() if k != "labels"})
-        else:
-            output = self.model(batch[0])
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor):
-            raise ValueError(
-                "the default loss needs a model that returns logits of shape (n, C), or an object "
-                f"with .logits; got {type(output).__name__}; {_PASS_LOSS}"
-            )
-        if logits.ndim != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
-            raise ValueError(
-                "the default loss (cross-entropy) needs logits of shape (n, C), C >= 2, for "
-                f"targets of shape (n,); got logits {tuple(logits.shape)} for targets "
-                f"{tuple(targets.shape)}; {_PASS_LOSS}"
-            )
-        self._classes = logits.shape[1]
-        # A class out of range becomes NaN, which `check` finds: under vmap no value can be looked
-        # at, and on CUDA the assertion inside cross_entropy would end the process's use of it.
-        in_range = (targets >= 0) & (targets < self._classes)
-        safe = torch.where(in_range, targets, 0).long()
-        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        losses = F.cross_entropy(wide, safe, reduction="none")
-        return torch.where(in_range, losses, torch.nan)
 
 
 def check_recorded(losses: Tensor) -> Tensor:
@@ -231,27 +215,37 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _targets(batch: Batch) -> Tensor:
-    targets = batches.labels(batch)
-    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if targets is not None and (is_pair or isinstance(batch, Mapping)):
-        return targets
-    raise ValueError(
-        "the default loss (cross-entropy) needs a batch (inputs, targets) or a mapping with "
-        f'"labels", the targets integer classes of shape (n,); got {_describe(batch)}; {_PASS_LOSS}'
+def _of_integer_inputs(model: nn.Module, error: RuntimeError) -> str | None:
+    """Say what to do about an error that a layer raised on integers, None about all others.
+
+    Told by the innermost layer in the traceback: it has parameters, and all tensors that it was
+    called with are integers. A loss function that wants other targets, or a model of mixed
+    precision, fails elsewhere.
+    """
+    if not _OF_INTEGERS.search(str(error)) or "indices" in str(error):
+        return None
+    layers = {id(module): name for name, module in model.named_modules()}
+    layer, values, trace = None, [], error.__traceback__
+    while trace is not None:
+        called = inspect.getargvalues(trace.tb_frame)
+        inner = called.locals.get("self")
+        if inner is not layer and id(inner) in layers:  # the first of its frames is the call
+            names = [*called.args, called.varargs, called.keywords]
+            values = [called.locals[name] for name in names if name is not None]
+            layer = inner
+        trace = trace.tb_next
+    tensors = batches.tensor_leaves(values)
+    if layer is None or isinstance(layer, nn.Embedding) or not tensors:
+        return None
+    learns = any(p.is_floating_point() for p in layer.parameters(recurse=False))
+    if not learns or any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors):
+        return None
+    name = layers[id(layer)]
+    where = f"{type(layer).__name__} {name!r}" if name else f"the {type(layer).__name__}"
+    return (
+        f"{where} was given inputs of dtype {tensors[0].dtype}; convert them to floating point in "
+        "the data set or its transform, for instance inputs.float() / 255 for images"
     )
-
-
-def _describe(batch: Batch) -> str:
-    if isinstance(batch, Tensor):
-        return f"a tensor of shape {tuple(batch.shape)} and dtype {batch.dtype}"
-    if isinstance(batch, Mapping):
-        found = ", ".join(f"{key!r}: {_describe(value)}" for key, value in batch.items())
-        return f"a mapping {{{found}}}"
-    if isinstance(batch, (tuple, list)):
-        found = ", ".join(map(_describe, batch))
-        return f"a {type(batch).__name__} of {len(batch)} ({found})"
-    return f"a {type(batch).__name__}"
 
 
 def _wrong_shape(losses: Tensor, n: int) -> str:

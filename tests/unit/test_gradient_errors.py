@@ -276,7 +276,7 @@ def test_complex_parameters() -> None:
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("whole", ValueError, '"auto", "functional", "last_layer" or a callable.*\'whole\''),
+        ("whole", ValueError, '"projected", "last_layer" or a callable.*\'whole\''),
         (3, TypeError, "a name or a callable"),
         (LastLayerGradients, TypeError, "got the class LastLayerGradients"),
     ],

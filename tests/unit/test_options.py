@@ -157,7 +157,7 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
         ({"sketch_size": 0}, ValueError, "sketch_size"),
         ({"sketch_size": 1.5}, TypeError, "sketch_size"),
         ({"sketch_size": True}, TypeError, "sketch_size"),
-        ({"gradients": "first_layer"}, ValueError, '"functional", "last_layer".*first_layer'),
+        ({"gradients": "first_layer"}, ValueError, '"projected", "last_layer".*first_layer'),
         ({"gradients": 3}, TypeError, "gradients"),
         ({"gradients": LastLayerGradients}, TypeError, "LastLayerGradients"),
         ({"compress": 0}, ValueError, "compress"),

@@ -1,0 +1,96 @@
+"""Peak memory of one contender of benchmarks/gradients.py, in a process of its own.
+
+The level before: model, a first call on two examples, which leaves behind what is made once
+(kernels, projections), and the batch, but no gradient. The peak: the most that was held while one
+whole batch was worked on, rows returned included. On the CPU resident memory, with an allocator
+that gives freed memory back at once; on CUDA what torch has allocated.
+
+    python benchmarks/peak_memory.py ResNet-18 projected
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+# glibc keeps freed memory for later otherwise, and the peak would hang on what was freed before.
+GIVES_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+def in_own_process(model: str, contender: str, device: str, threads: int, seed: int) -> int:
+    """Return the increase in bytes that a fresh process measures.
+
+    Raises:
+        RuntimeError: That process failed; the last line that it wrote.
+    """
+    arguments = [model, contender, device, str(threads), str(seed)]
+    asked = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env=os.environ | GIVES_MEMORY_BACK,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode != 0:
+        raise RuntimeError((asked.stderr.strip().splitlines() or ["no message"])[-1])
+    return int(asked.stdout.split()[-1])
+
+
+def increase(model: str, contender: str, device: str, threads: int, seed: int) -> int:
+    """Return the peak over the level before, in bytes, of one batch in this process."""
+    import torch
+    from contenders import CONTENDERS, examples_of
+    from models import CASES
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    case = CASES[model]
+    network = case.model(seed, device)
+    run = CONTENDERS[contender](case, network)
+    run(case.batch(2, seed + 1, device))
+    for parameter in network.parameters():
+        parameter.grad = None
+        if hasattr(parameter, "grad_sample"):
+            parameter.grad_sample = None
+    batch = case.batch(examples_of(case, contender), seed, device)
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = run(batch)
+        torch.cuda.synchronize()
+        after = torch.cuda.max_memory_allocated()
+    else:
+        before = _restarted_peak()
+        kept = run(batch)
+        after = _peak()
+    del kept
+    return after - before
+
+
+def _restarted_peak() -> int:
+    """Return resident memory now, after making it the peak where the system allows that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    arguments = [*sys.argv[1:3], *(sys.argv[3:4] or ["cpu"])]
+    print(increase(*arguments, *(int(a) for a in sys.argv[4:6] or (1, 0))))

@@ -1,0 +1,233 @@
+"""One small rule a kind of layer: from its input and its output's gradient to weight gradients.
+
+Each rule does the call, keeps what it needs of the input and says what to add when the gradient of
+the output arrives. `T` counts positions (tokens, pixels), `G` groups, `I` and `O` input and output
+features. The gradient of a weight is a sum over positions of outer products `left ⊗ right`; its
+projection on both sides is the sum over positions of projected factors.
+
+Reference: Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sage_torch.gradients.elementwise import add, by_vmap, expand, multiply, repeat, subtract
+from sage_torch.gradients.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from sage_torch.gradients.recording import Call, Rule, Target, add_whole
+
+__all__ = ["RULES", "by_vmap"]
+
+
+def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`y = x W^T + b`: `dW = sum_t dy_t ⊗ x_t`."""
+    if weight.ndim != 2:
+        return by_vmap(call, input, weight, bias)
+    return _product(call, input, call.target(weight), call.target(bias), is_transposed=False)
+
+
+def addmm(call: Call, bias: Tensor, input: Tensor, weight: Tensor, **scales: Any) -> Tensor:
+    """`y = b + x W` (Hugging Face's Conv1D): `dW = sum_t x_t ⊗ dy_t`."""
+    if scales or call.target(input) is not None:
+        return by_vmap(call, bias, input, weight, **scales)
+    return _product(call, input, call.target(weight), call.target(bias), is_transposed=True)
+
+
+def matmul(call: Call, input: Tensor, weight: Tensor) -> Tensor:
+    """`y = x W`: `dW = sum_t x_t ⊗ dy_t`."""
+    target = call.target(weight)
+    if target is None or call.target(input) is not None or weight.ndim != 2 or input.ndim < 2:
+        return by_vmap(call, input, weight)
+    return _product(call, input, target, None, is_transposed=True)
+
+
+def _product(
+    call: Call, input: Tensor, weight: Target | None, bias: Target | None, *, is_transposed: bool
+) -> Tensor:
+    kept = None
+    if weight is not None:
+        side = weight.left if is_transposed else weight.right
+        with call.keeping():
+            kept = call.count(side(call.positions(input)))  # (n, T, I) -> (n, T, w)
+
+    def on_gradient(gradient: Tensor) -> None:
+        delta = call.positions(gradient)  # (n, T, O)
+        if weight is not None and kept is not None:
+            if is_transposed:
+                left, right = kept, weight.right(delta)
+            else:
+                left, right = weight.left(delta), kept
+            weight.add_projected(left.mT @ right)  # (n, w, T) @ (n, T, w)
+        if bias is not None:
+            add_whole(bias, delta.sum(1))
+
+    return call.tap(call.run(), on_gradient)
+
+
+def convolution(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Conv1d/2d/3d: right factors are patches of the input, projected by a convolution."""
+    target, of_bias = call.target(weight), call.target(bias)
+    layout = call.inputs[0][1]
+    if layout is None or layout.dim != 0 or input.ndim != weight.ndim:
+        call.refuse("it is a convolution whose first dimension does not count the examples")
+    convolve = _CONVOLUTIONS[weight.ndim - 3]
+    kernel_shape = weight.shape[1:]
+
+    def patches(values: Tensor) -> Tensor:  # (N, I, ...) -> (N, G, w, T)
+        assert target is not None  # asked for only if so
+        kernel = target.right.matrix(values.device).view(-1, *kernel_shape)
+        grouped = values.float().unflatten(1, (groups, -1)).flatten(0, 1)
+        projected: Tensor = convolve(grouped, kernel, None, stride, padding, dilation).flatten(2)
+        return projected.view(-1, groups, *projected.shape[1:])
+
+    output = call.run()
+    kept: Tensor | None = None
+    if target is not None:
+        if target.left.side * target.right.side != weight.numel():
+            call.refuse("its weight has no matrix form")
+        positions = output[0, 0].numel()
+        # A short side that is left as it is makes more of patches than of the input: those wait.
+        is_shorter = groups * target.right.width * positions <= input[0].numel()
+        with call.keeping():
+            kept = call.count(patches(input) if is_shorter else input.detach())
+
+    def on_gradient(gradient: Tensor) -> None:
+        delta = gradient.float().flatten(2)  # (N, O, T)
+        if target is not None and kept is not None:
+            right = kept if is_shorter else patches(kept)
+            if groups == 1:
+                left = _project_channels(target, delta)
+                block = left @ right[:, 0].mT  # (N, w, T) @ (N, T, w)
+            else:
+                exact = delta.unflatten(1, (groups, -1)) @ right.mT  # (N, G, O / G, w)
+                block = target.left(exact.flatten(1, 2).mT).mT
+            target.add_projected(layout.sum(block, call.n))
+        if of_bias is not None:
+            add_whole(of_bias, layout.sum(delta.sum(2), call.n))
+
+    return call.tap(output, on_gradient)
+
+
+def transposed_convolution(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """ConvTranspose1d/2d/3d: right factors are patches of the output's gradient."""
+    target, of_bias = call.target(weight), call.target(bias)
+    layout = call.inputs[0][1]
+    if layout is None or layout.dim != 0 or input.ndim != weight.ndim:
+        call.refuse("it is a convolution whose first dimension does not count the examples")
+    convolve = _CONVOLUTIONS[weight.ndim - 3]
+    kernel_shape, places = weight.shape[1:], input.shape[2:]
+    kept: Tensor | None = None
+    if target is not None:
+        with call.keeping():
+            flat = input.detach().float().flatten(2)  # (N, I, T)
+            kept = call.count(_project_channels(target, flat) if groups == 1 else flat)
+
+    def on_gradient(gradient: Tensor) -> None:
+        delta = gradient.float()
+        if target is not None and kept is not None:
+            kernel = target.right.matrix(delta.device).view(-1, *kernel_shape)
+            grouped = delta.unflatten(1, (groups, -1)).flatten(0, 1)
+            right = convolve(grouped, kernel, None, stride, padding, dilation)
+            for dim, size in enumerate(places):  # output_padding leaves rows that no input made
+                right = right.narrow(dim + 2, 0, size)
+            right = right.flatten(2).unflatten(0, (-1, groups))  # (N, G, w, T)
+            if groups == 1:
+                block = kept @ right[:, 0].mT  # (N, w, T) @ (N, T, w)
+            else:
+                exact = kept.unflatten(1, (groups, -1)) @ right.mT  # (N, G, I / G, w)
+                block = target.left(exact.flatten(1, 2).mT).mT
+            target.add_projected(layout.sum(block, call.n))
+        if of_bias is not None:
+            add_whole(of_bias, layout.sum(delta.flatten(2).sum(2), call.n))
+
+    return call.tap(call.run(), on_gradient)
+
+
+def embedding(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """`y_t = W[token_t]`: left factors are the map's own columns, looked up."""
+    target = call.target(weight)
+    if max_norm is not None or scale_grad_by_freq or target is None:
+        call.refuse("max_norm and scale_grad_by_freq have no rule")
+    rows = len(weight)
+
+    def on_gradient(gradient: Tensor) -> None:
+        delta = call.positions(gradient)
+        tokens = next(layout for _, layout in call.inputs if layout).split(input, call.n)
+        tokens = tokens.reshape(call.n, -1)
+        if target.left.is_identity:
+            left = F.one_hot(tokens, rows).float()
+        else:
+            left = F.embedding(tokens, target.left.matrix(delta.device).T)
+        if padding_idx is not None:
+            left = left * (tokens != padding_idx % rows)[..., None]
+        target.add_projected(left.mT @ target.right(delta))  # (n, w, T) @ (n, T, w)
+
+    return call.tap(call.run(), on_gradient)
+
+
+def _project_channels(target: Target, values: Tensor) -> Tensor:
+    """Apply the left map along dimension 1, (N, O, T) -> (N, w, T)."""
+    return values if target.left.is_identity else target.left.matrix(values.device) @ values
+
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+RULES: dict[Callable[..., Any], Rule] = {
+    F.linear: linear,
+    torch.addmm: addmm,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), matmul),
+    **dict.fromkeys(_CONVOLUTIONS, convolution),
+    **dict.fromkeys(
+        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), transposed_convolution
+    ),
+    F.embedding: embedding,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm), layer_norm),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm), rms_norm),
+    F.batch_norm: batch_norm,
+    F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+    **dict.fromkeys(
+        (
+            *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__),
+            Tensor.__radd__,
+        ),
+        add,
+    ),
+    **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__, Tensor.sub_), subtract),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), multiply),
+    **dict.fromkeys((Tensor.expand, Tensor.expand_as, torch.broadcast_to), expand),
+    Tensor.repeat: repeat,
+}

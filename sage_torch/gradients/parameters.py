@@ -1,0 +1,74 @@
+"""Which parameters a gradient is taken of: by name, by pattern, by predicate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import nn
+
+# Names or fnmatch patterns of parameters, or a predicate on name and parameter.
+ParameterChoice: TypeAlias = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
+
+__all__ = ["ParameterChoice", "choose_parameters", "covers_whole_network"]
+
+
+def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[str, nn.Parameter]:
+    """Return the chosen parameters under their first names, in `named_parameters` order.
+
+    Args:
+        model: The model.
+        params: None: all parameters that require grad. Otherwise a name, names or fnmatch
+            patterns, or a predicate `(name, parameter) -> bool`; these may choose frozen
+            parameters too. A tied parameter may be asked for by any of its names.
+
+    Returns:
+        Names and parameters; tied ones once.
+
+    Raises:
+        ValueError: Nothing matches, nothing requires grad, or a chosen parameter is complex.
+    """
+    if params is None:
+        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not chosen:
+            raise ValueError(
+                f"{type(model).__name__} has no parameter that requires grad; call "
+                "model.requires_grad_(True), or name parameters with params="
+            )
+    else:
+        # A tied parameter may be asked for by any of its names; it keeps its first.
+        every_name = model.named_parameters(remove_duplicate=False)
+        wanted = _matching(dict(every_name), params)
+        chosen = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if id(parameter) in wanted and (parameter.is_floating_point() or parameter.is_complex())
+        }
+        if not chosen:
+            known = ", ".join(name for name, _ in model.named_parameters())
+            raise ValueError(f"params matches no floating-point parameter; there are: {known}")
+    complex_name = next((name for name, p in chosen.items() if p.is_complex()), None)
+    if complex_name is not None:
+        raise ValueError(
+            f"expected real parameters, got the complex {complex_name!r}; leave it out with params="
+        )
+    return chosen
+
+
+def covers_whole_network(model: nn.Module, chosen: dict[str, nn.Parameter]) -> bool:
+    """Say whether every parameter that requires grad is among the chosen ones."""
+    return all(name in chosen for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _matching(parameters: dict[str, nn.Parameter], params: ParameterChoice) -> set[int]:
+    if callable(params):
+        return {id(p) for name, p in parameters.items() if params(name, p)}
+    wanted = set()
+    for pattern in [params] if isinstance(params, str) else params:
+        found = {id(p) for name, p in parameters.items() if fnmatchcase(name, pattern)}
+        if not found:
+            known = ", ".join(parameters)
+            raise ValueError(f"params: {pattern!r} matches no parameter; there are: {known}")
+        wanted |= found
+    return wanted

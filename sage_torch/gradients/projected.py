@@ -1,0 +1,335 @@
+"""Per-example gradients of the whole network, projected layer by layer: cheaper than a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor, nn
+
+from sage_torch._core import SageError
+from sage_torch.gradients import batches
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.functional import FunctionalGradients
+from sage_torch.gradients.loop import LoopGradients
+from sage_torch.gradients.loss import ExampleLoss, LossFunction
+from sage_torch.gradients.parameters import (
+    ParameterChoice,
+    choose_parameters,
+    covers_whole_network,
+)
+from sage_torch.gradients.projections import Block
+from sage_torch.gradients.recording import UnsupportedUseError, Uses, is_out_of_memory
+from sage_torch.gradients.running import WatchedModel, places
+from sage_torch.gradients.self_check import refuse_if_examples_interact, wrong_blocks
+from sage_torch.gradients.tracking import UnstableModelError, name_of
+
+__all__ = ["ProjectedGradients"]
+
+
+class ProjectedGradients:
+    """Per-example gradients `P_left G_i P_right^T`, parameter by parameter, of a whole network.
+
+    One forward and one backward pass of the batch; no gradient of length D ever exists, and no
+    weight gradient is computed. Every use of a chosen parameter in a torch function leaves its part
+    in the rows: the projected input is kept in the forward pass and multiplied by the projected
+    gradient of the output in the backward pass. Inner products between rows are those between the
+    gradients, on average over seeds. With `width` at or above every side nothing is projected, and
+    the rows are those of `FunctionalGradients`.
+
+    Columns follow `model.named_parameters()`; each parameter takes at most `width^2` of them (see
+    `Block`). The model keeps the mode that the caller has set: set eval mode first, as the
+    selection passes do. Parameters, their `.grad` and `requires_grad`, and buffers stay untouched.
+
+    Args:
+        model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
+        width: Coordinates w that a side of a weight matrix is projected to.
+        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
+        params: Which parameters; None: all that require grad (see `choose_parameters`).
+        seed: The same seed names the same maps on every device and in every process.
+        fallback: Whether parameters used in ways that have no rule (recurrent layers, custom
+            kernels) are left to `FunctionalGradients` and projected afterwards.
+        self_check: Whether the first batch is compared with single examples.
+        memory_budget: Bytes for what one chunk of examples holds until its backward pass.
+
+    Raises:
+        TypeError: `width` or `seed` is no whole number.
+        ValueError: `width` below 1, `params` matches nothing, nothing requires grad, or a chosen
+            parameter is complex.
+
+    Cost:
+        About two thirds of a training step, for no weight gradient is computed, and
+        `2 w (I + O)` multiply-adds a position and layer; 4 n d bytes for the rows.
+
+    Reference:
+        Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch.gradients import ProjectedGradients
+        >>> model = torch.nn.Sequential(torch.nn.Linear(100, 50), torch.nn.Linear(50, 10))
+        >>> gradients = ProjectedGradients(model, width=8)
+        >>> gradients((torch.randn(4, 100), torch.randint(10, (4,)))).shape
+        torch.Size([4, 188])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        width: int = 16,
+        loss: LossFunction | None = None,
+        params: ParameterChoice | None = None,
+        seed: int = 0,
+        *,
+        fallback: bool = True,
+        self_check: bool = True,
+        memory_budget: int = 2**30,
+    ) -> None:
+        for name, value, least in (("width", width, 1), ("seed", seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"expected {name} to be a whole number, got {value!r}")
+            if value < least:
+                raise ValueError(f"expected {name} of at least {least}, got {value}")
+        if memory_budget <= 0:
+            raise ValueError(f"expected memory_budget in bytes, above 0, got {memory_budget}")
+        self._losses = ExampleLoss(model, loss)
+        chosen = choose_parameters(self._losses.model, params)
+        self.width, self.seed = int(width), int(seed)
+        self._blocks: dict[str, Block] = {}
+        self._dim = 0
+        for name, parameter in chosen.items():
+            block = Block(name, parameter.shape, self.width, self.seed, self._dim)
+            self._blocks[name], self._dim = block, block.stop
+        self._parameters = sum(parameter.numel() for parameter in chosen.values())
+        self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
+        self._loss = loss
+        self._watched = WatchedModel(self._losses)
+        self._with_fallback, self._self_check = fallback, self_check
+        self._memory_budget = memory_budget
+        self._uses: Uses | None = None
+        self._left_out: dict[str, str] = {}  # parameters of the fallback, and why
+        self._unused: set[str] = set()
+        self._functional: FunctionalGradients | None = None
+        self._chunk = 1
+        self._was_halved = False
+
+    @property
+    def dim(self) -> int:
+        """Number of columns d."""
+        return self._dim
+
+    @property
+    def covers_whole_network(self) -> bool:
+        """Whether every parameter that requires grad was chosen."""
+        return self._covers_whole_network
+
+    @property
+    def handling(self) -> dict[str, str]:
+        """How each chosen parameter is handled; complete after the first batch.
+
+        Returns:
+            For example `{"conv1.weight": "conv2d: (64, 27) projected to (16, 16)"}`.
+        """
+        return {name: self._handling_of(name) for name in self._blocks}
+
+    def describe(self) -> str:
+        """Say in one line how gradients are computed.
+
+        Returns:
+            For example "projected: width 16 over 62 parameters, D = 11,173,962 -> d = 14,123".
+        """
+        text = f"projected: width {self.width} over {len(self._blocks)} parameters"
+        if self._left_out:
+            text += f" ({len(self._left_out)} by the functional fallback)"
+        return f"{text}, D = {self._parameters:,} -> d = {self._dim:,}"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the projected gradients of a batch.
+
+        Args:
+            batch: n examples, on the model's device.
+
+        Returns:
+            Tensor (n, d) float32 on the model's device, detached, whatever the model's dtype.
+
+        Raises:
+            ValueError: The loss or the batch does not fit; examples interact; a parameter has no
+                rule and `fallback` is False.
+            SageError: A loss is not finite; `row` is its position in the batch.
+
+        Warns:
+            UserWarning: Memory ran out and the chunk size was halved.
+        """
+        if self._uses is None:
+            self._prepare(batch)
+        return self._in_chunks(batch)
+
+    def _in_chunks(self, batch: Batch) -> Tensor:
+        n = batches.length(batch)
+        parts, start = [], 0
+        while start < n:
+            part = batches.take(batch, start, min(n, start + self._chunk))
+            try:
+                parts.append(self._rows_of(part))
+                start += batches.length(part)
+                continue
+            except (SageError, ValueError) as error:
+                if hasattr(error, "row"):
+                    error.row += start  # its place in the whole batch
+                raise
+            except UnsupportedUseError as error:  # this batch takes another way through the model
+                self._leave_out(error.names, error.reason)
+                self._plan(part)
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self._was_halved or self._chunk == 1:
+                    raise
+            self._halve(min(self._chunk, n - start))  # outside the handler, which holds tensors
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _rows_of(self, batch: Batch) -> Tensor:
+        assert self._uses is not None  # prepared before
+        rows = self._zeros(batches.length(batch))
+        self._watched.fill(rows, batch, self._ruled(), self._uses)
+        if self._left_out:
+            self._add_fallback(rows, batch)
+        return rows
+
+    def _add_fallback(self, rows: Tensor, batch: Batch) -> None:
+        if self._functional is None:
+            self._functional = FunctionalGradients(
+                self._losses.model,
+                self._loss,
+                lambda name, _: name in self._left_out,
+                memory_budget=self._memory_budget,
+            )
+        names = [name for name in self._blocks if name in self._left_out]
+        at_once = max(1, self._memory_budget // (8 * self._functional.dim))
+        for start in range(0, len(rows), at_once):
+            exact = self._functional(batches.take(batch, start, start + at_once))
+            self._add_exact(rows[start : start + at_once], exact, names)
+
+    def _add_exact(self, rows: Tensor, exact: Tensor, names: Sequence[str]) -> None:
+        """Project exact gradients of some parameters, side by side (n, D), into their columns."""
+        column = 0
+        for name in names:
+            block = self._blocks[name]
+            length = block.left.side * block.right.side
+            block.of(rows).add_(block.project(exact[:, column : column + length]))
+            column += length
+
+    def _prepare(self, batch: Batch) -> None:
+        """Learn from the first batch how parameters are used, and check what comes of it."""
+        try:
+            self._plan(batch)
+            if not self._unseen() and not self._self_check:
+                return
+            n = batches.length(batch)
+            checked = sorted({0, n // 3, 2 * n // 3, n - 1})
+            exact = self._exact_rows(places(batch, checked))
+            self._settle_unseen(exact)
+            while self._self_check:
+                rows = self._in_chunks(batch)[checked]
+                wrong = wrong_blocks(self._losses, list(self._blocks.values()), rows, exact)
+                if not wrong:
+                    return
+                refuse_if_examples_interact(self._losses, batch)
+                self._refuse_if_left_out(wrong)
+                self._leave_out(wrong, "its use does not keep to the order of the examples")
+                self._plan(batch)
+        except BaseException:
+            self._uses, self._left_out, self._functional = None, {}, None
+            raise
+
+    def _plan(self, batch: Batch) -> None:
+        """Observe, and try, until every parameter has a rule or is left to the fallback."""
+        some = places(batch, range(2))
+        while True:
+            self._unused.clear()
+            try:
+                self._uses = self._watched.observe(batch, self._ruled())
+            except UnstableModelError:
+                self._leave_out(list(self._blocks), "other functions are called for more examples")
+                self._uses = {}
+            for use in (use for found in self._uses.values() for use in found):
+                if use.problem:
+                    self._leave_out(use.names, f"{name_of(use.function)}: {use.problem}")
+            rows = self._zeros(2)
+            try:
+                held = self._watched.measure(rows, some, self._ruled(), self._uses)
+            except UnsupportedUseError as error:
+                self._leave_out(error.names, error.reason)
+                continue
+            # What was held for two examples, and as much again for what the largest layer needs.
+            self._chunk = max(1, self._memory_budget // (held + 16 * self._dim))
+            return
+
+    def _exact_rows(self, some: Batch) -> Tensor:
+        """Return the maps applied to the gradients of examples taken one by one."""
+        loop = LoopGradients(self._losses, [f"model.{name}" for name in self._blocks])
+        rows = self._zeros(batches.length(some))
+        for i in range(len(rows)):
+            self._add_exact(rows[i : i + 1], loop(batches.take(some, i, i + 1)), list(self._blocks))
+        return rows
+
+    def _settle_unseen(self, exact: Tensor) -> None:
+        """Leave parameters that no function was seen to use to the fallback, if they are used."""
+        for name in self._unseen():
+            if bool(self._blocks[name].of(exact).any()):
+                self._leave_out([name], "it is used out of sight of torch's functions")
+            else:
+                self._unused.add(name)
+
+    def _unseen(self) -> set[str]:
+        assert self._uses is not None  # asked for when there is a plan
+        seen = {name for _, names in self._uses for name in names}
+        return set(self._blocks) - seen - set(self._left_out)
+
+    def _leave_out(self, names: Sequence[str], reason: str) -> None:
+        fresh = [name for name in names if name not in self._left_out]
+        if fresh and not self._with_fallback:
+            module, _, _ = fresh[0].rpartition(".")
+            kind = type(self._losses.model.get_submodule(module)).__name__
+            raise ValueError(
+                f"parameter {fresh[0]!r} of {module or 'the model'} ({kind}) has no rule: "
+                f'{reason}; pass fallback=True, gradients="functional", or leave it out with '
+                "params="
+            )
+        self._left_out.update(dict.fromkeys(fresh, reason))
+        self._functional = None
+
+    def _refuse_if_left_out(self, wrong: Sequence[str]) -> None:
+        if all(name in self._left_out for name in wrong):
+            raise ValueError(
+                f"gradients of {wrong[0]!r} differ from one computation to the next: the loss of "
+                "an example must not depend on chance; call model.eval(), or pass self_check=False"
+            )
+
+    def _ruled(self) -> list[Block]:
+        return [block for name, block in self._blocks.items() if name not in self._left_out]
+
+    def _handling_of(self, name: str) -> str:
+        sizes = self._blocks[name].describe()
+        if name in self._left_out:
+            return f"functional fallback: {sizes} ({self._left_out[name]})"
+        if self._uses is None:
+            return sizes
+        if name in self._unused:
+            return "unused by the first batch: zero columns"
+        functions = dict.fromkeys(name_of(f) for f, names in self._uses if name in names)
+        return f"{', '.join(functions)}: {sizes}"
+
+    def _halve(self, examples: int) -> None:
+        self._chunk, self._was_halved = max(1, examples // 2), True
+        warnings.warn(
+            f"out of memory with {examples} examples at once: going on with {self._chunk}; lower "
+            "memory_budget to begin there",
+            UserWarning,
+            stacklevel=3,
+        )
+
+    def _zeros(self, n: int) -> Tensor:
+        device = next(self._losses.model.parameters()).device
+        return torch.zeros((n, self._dim), dtype=torch.float32, device=device)

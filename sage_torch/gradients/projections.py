@@ -1,0 +1,145 @@
+"""The seeded maps that shorten one parameter's gradient, `G -> P_left G P_right^T`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sage_torch.count_sketch import CountSketch
+
+__all__ = ["Block", "SideMap"]
+
+# A dense map of a vector with more entries than this (float32: 16 MiB) gives way to a count sketch.
+_LARGEST_MATRIX = 2**22
+
+
+class SideMap:
+    """A linear map of one side of a gradient, R^side -> R^width, with `E[P^T P] = I` over seeds.
+
+    Its rows are orthonormal, drawn uniformly (Haar), times `sqrt(side / width)`; where the side is
+    no longer than the width it is the identity.
+
+    Args:
+        side: Length of the side.
+        width: Length wanted.
+        seed: Seed of the whole computer.
+        name: Tells the maps of one computer apart.
+
+    Cost:
+        One QR decomposition, `2 side width^2` operations; `4 side width` bytes.
+    """
+
+    def __init__(self, side: int, width: int, seed: int, name: str) -> None:
+        self.side, self.width = side, min(side, width)
+        self._seed = _derived_seed(seed, name)
+        self._matrix: Tensor | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether this side is left as it is."""
+        return self.width == self.side
+
+    def matrix(self, device: torch.device) -> Tensor:
+        """Return the map as a tensor (width, side) float32; drawn on the CPU, whatever the device.
+
+        Args:
+            device: Where it is wanted.
+        """
+        if self._matrix is None or self._matrix.device != device:
+            self._matrix = self._draw().to(device)
+        return self._matrix
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Apply the map to the last dimension, (..., side) -> (..., width)."""
+        return values if self.is_identity else values @ self.matrix(values.device).T
+
+    def _draw(self) -> Tensor:
+        if self.is_identity:
+            return torch.eye(self.side, dtype=torch.float32, device="cpu")
+        generator = torch.Generator().manual_seed(self._seed)
+        gaussian = torch.randn(
+            self.side, self.width, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        orthonormal, triangle = torch.linalg.qr(gaussian)
+        # With the diagonal's signs the draw is uniform, and the same in every LAPACK.
+        rows: Tensor = (orthonormal * triangle.diagonal().sign()).T
+        scaled = rows * math.sqrt(self.side / self.width)
+        return scaled.float().contiguous()
+
+
+class _LongVectorMap(SideMap):
+    """The same for a vector too long for a dense map: a count sketch."""
+
+    def __init__(self, side: int, width: int, seed: int, name: str) -> None:
+        super().__init__(side, width, seed, name)
+        self._sketch = CountSketch(side, self.width, self._seed)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        flat = values.reshape(-1, self.side)
+        return self._sketch(flat).view(*values.shape[:-1], self.width)
+
+
+class Block:
+    """The columns of one parameter in a row of projected gradients.
+
+    A gradient of two or more dimensions is a matrix, its first dimension by all others; each side
+    is projected to `width`, and where the first is shorter than that the second may be longer, up
+    to `width^2` columns together. A vector is a matrix of one row: exact up to `width^2` entries.
+
+    Args:
+        name: The parameter's name in the model.
+        shape: Its shape.
+        width: Width w of the projections.
+        seed: Seed of the whole computer.
+        start: First column.
+    """
+
+    def __init__(self, name: str, shape: Sequence[int], width: int, seed: int, start: int) -> None:
+        self.name, self.shape = name, tuple(shape)
+        rows, columns = matrix_form(self.shape)
+        self.left = SideMap(rows, width, seed, f"{name}/left")
+        most = width * width // self.left.width
+        is_dense = rows > 1 or columns * min(columns, most) <= _LARGEST_MATRIX
+        kind = SideMap if is_dense else _LongVectorMap
+        self.right = kind(columns, most, seed, f"{name}/right")
+        self.start, self.stop = start, start + self.left.width * self.right.width
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is projected."""
+        return self.left.is_identity and self.right.is_identity
+
+    def describe(self) -> str:
+        """Say what becomes of the gradient: `"(512, 64) projected to (16, 16)"`, `"exact, 64"`."""
+        before = (self.left.side, self.right.side)
+        if self.is_exact:
+            return f"exact, {math.prod(before):,}"
+        if before[0] == 1:
+            return f"{before[1]:,} projected to {self.right.width:,}"
+        return f"{before} projected to {(self.left.width, self.right.width)}"
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return this parameter's part of rows (n, d) as a view (n, left width, right width)."""
+        part = rows[:, self.start : self.stop]
+        return part.view(len(rows), self.left.width, self.right.width)
+
+    def project(self, gradients: Tensor) -> Tensor:
+        """Project exact gradients (n, *shape) to (n, left width, right width)."""
+        whole = gradients.reshape(len(gradients), self.left.side, self.right.side)
+        return self.left(self.right(whole).mT).mT
+
+
+def matrix_form(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a gradient of this shape as a matrix; a vector has one row."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def _derived_seed(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

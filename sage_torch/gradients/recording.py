@@ -1,0 +1,389 @@
+"""The run that counts: uses of parameters leave their projected gradients in the rows.
+
+In the forward pass a rule (layers.py) keeps what it needs of a layer's input, projected; a hook on
+the layer's output meets its gradient in the backward pass and adds their product to the rows. No
+weight requires grad, so that autograd computes no weight gradient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from sage_torch.gradients.projections import Block, SideMap, matrix_form
+from sage_torch.gradients.tracking import Function, ParameterFunctions, Use, tensors_in
+
+__all__ = [
+    "Call",
+    "Recorder",
+    "Rule",
+    "Target",
+    "UnsupportedUseError",
+    "add_whole",
+    "is_out_of_memory",
+]
+
+Uses = Mapping[tuple[Function, tuple[str, ...]], Sequence[Use]]
+
+# A tensor made of parameters (a slice, a normalised weight) is differentiated exactly, one
+# gradient of its own size an example, up to this many entries.
+_LARGEST_DERIVED = 2**20
+
+
+class UnsupportedUseError(Exception):
+    """No rule can take these parameters' gradients from this use of them.
+
+    Args:
+        names: The parameters.
+        reason: Why not.
+    """
+
+    def __init__(self, names: Sequence[str], reason: str) -> None:
+        super().__init__(reason)
+        self.names, self.reason = tuple(names), reason
+
+
+class ModelError(Exception):
+    """The model's own error, apart from those of the rules.
+
+    Args:
+        error: What the model raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Target(Protocol):
+    """What a rule adds gradients to: a parameter, or a tensor made of parameters."""
+
+    left: SideMap
+    right: SideMap
+    shape: tuple[int, ...]
+
+    def add_projected(self, values: Tensor) -> None:
+        """Add (n, left width, right width), both sides projected."""
+        ...
+
+
+class ParameterTarget:
+    """A parameter: gradients go to its columns of the rows."""
+
+    def __init__(self, block: Block, rows: Tensor) -> None:
+        self.left, self.right, self.shape = block.left, block.right, block.shape
+        self.block, self._columns = block, block.of(rows)
+
+    def add_projected(self, values: Tensor) -> None:
+        """Add to the columns."""
+        self._columns += values
+
+
+class DerivedTarget:
+    """A tensor made of parameters alone: its gradients are carried back to them, exactly.
+
+    Args:
+        tensor: The tensor, with its graph.
+        leaves: The parameters that it was made of: tensors that require grad, and their targets.
+    """
+
+    def __init__(self, tensor: Tensor, leaves: Mapping[Tensor, ParameterTarget]) -> None:
+        self.tensor, self.leaves = tensor, dict(leaves)
+        self.shape = tuple(tensor.shape)
+        rows, columns = matrix_form(self.shape)
+        self.left, self.right = SideMap(rows, rows, 0, ""), SideMap(columns, columns, 0, "")
+
+    def add_projected(self, values: Tensor) -> None:
+        """Carry back through the graph, all examples at once."""
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                self.tensor,
+                list(self.leaves),
+                values.reshape(len(values), *self.shape).to(self.tensor.dtype),
+                is_grads_batched=True,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        for target, gradients in zip(self.leaves.values(), found, strict=True):
+            if gradients is not None:
+                target.add_projected(target.block.project(gradients.detach().float()))
+
+
+class Recorder(ParameterFunctions):
+    """Runs a model on a batch and fills the rows of its projected gradients.
+
+    Args:
+        parameters: Detached parameters and the blocks of columns that they fill.
+        rows: Tensor (n, d) float32, zeros at first.
+        uses: What the observer has seen.
+        rules: The rule of each function.
+        other: The rule of any other function.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[Tensor, Block]],
+        rows: Tensor,
+        uses: Uses,
+        rules: Mapping[Function, Rule],
+        other: Rule,
+    ) -> None:
+        super().__init__()
+        self.n = len(rows)
+        self.kept_bytes = 0
+        # A model may differentiate on its own in its forward pass: only our backward pass counts.
+        self.is_backward = False
+        self._uses, self._rules, self._other = uses, rules, other
+        self._seen: Counter[tuple[Function, tuple[str, ...]]] = Counter()
+        self._targets: dict[int, Target] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
+        # Each tensor of interest beside the one that carries a graph back to the parameters.
+        self._recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        self._anchor = torch.zeros((), device=rows.device, requires_grad=True)
+        for tensor, block in parameters:
+            target = ParameterTarget(block, rows)
+            self._follow(tensor, tensor.detach().requires_grad_(), target, (block.name,))
+
+    def is_of_interest(self, tensor: Tensor) -> bool:
+        """Whether it is a chosen parameter or made of chosen parameters."""
+        return id(tensor) in self._targets
+
+    def target(self, tensor: Tensor | None) -> Target | None:
+        """Return where the gradients of an argument go; None if nobody wants them."""
+        return None if tensor is None else self._targets.get(id(tensor))
+
+    def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do the call by its rule."""
+        followed = [t for t in tensors_in(args, kwargs) if id(t) in self._targets]
+        names = tuple(sorted({name for t in followed for name in self._names[id(t)]}))
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)  # nothing is differentiated here
+        key = (function, names)
+        if key not in self._uses:
+            result = function(*args, **kwargs)
+            if any(True for _ in tensors_in((result,), {})):
+                raise UnsupportedUseError(names, "it is not used in the same way in every batch")
+            return result
+        uses = self._uses[key]
+        use = uses[self._seen[key] % len(uses)]
+        self._seen[key] += 1
+        if use.output is None:
+            return self._derive(function, args, kwargs, followed, names)
+        rule = self._rules.get(function, self._other)
+        call = Call(self, use, function, args, kwargs)
+        with refusing(names):
+            return rule(call, *args, **kwargs)
+
+    def tap(
+        self, output: Tensor, on_gradient: Callable[[Tensor], None], names: tuple[str, ...]
+    ) -> Tensor:
+        """Return the output, with `on_gradient` called on its gradient in the backward pass."""
+        if not output.requires_grad:
+            if output._is_view():
+                output = output.clone()
+            output = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+
+        def receive(gradient: Tensor) -> None:
+            if self.is_backward:
+                with outside_the_model(gradient.device), refusing(names):
+                    on_gradient(gradient)
+
+        output.register_hook(receive)
+        return output
+
+    def _derive(
+        self,
+        function: Function,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        followed: Sequence[Tensor],
+        names: tuple[str, ...],
+    ) -> Any:
+        leaves: dict[Tensor, ParameterTarget] = {}
+        for tensor in followed:
+            target = self._targets[id(tensor)]
+            if isinstance(target, DerivedTarget):
+                leaves.update(target.leaves)
+            else:
+                assert isinstance(target, ParameterTarget)  # there are no others
+                leaves[self._recorded[id(tensor)][1]] = target
+        result = function(
+            *_replace(args, self._with_graph), **_replace_values(kwargs, self._with_graph)
+        )
+        originals = {id(self._with_graph(tensor)): tensor for tensor in followed}
+
+        def watch(tensor: Tensor) -> Tensor:
+            if id(tensor) in originals:  # a conversion that had nothing to do
+                return originals[id(tensor)]
+            if not tensor.requires_grad:
+                return tensor
+            if tensor.numel() > _LARGEST_DERIVED:
+                raise UnsupportedUseError(names, f"{function.__name__} makes a large tensor of it")
+            shown = tensor.detach()
+            self._follow(shown, tensor, DerivedTarget(tensor, leaves), names)
+            return shown
+
+        (watched,) = _replace((result,), watch)
+        return watched
+
+    def _with_graph(self, tensor: Tensor) -> Tensor:
+        found = self._recorded.get(id(tensor))
+        return tensor if found is None else found[1]
+
+    def _follow(
+        self, tensor: Tensor, recorded: Tensor, target: Target, names: tuple[str, ...]
+    ) -> None:
+        self._recorded[id(tensor)] = (tensor, recorded)
+        self._targets[id(tensor)], self._names[id(tensor)] = target, names
+
+
+class Call:
+    """One call of a function with parameters among its arguments, as its rule sees it.
+
+    Args:
+        recorder: The run.
+        use: What was observed of this call.
+        function: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        use: Use,
+        function: Function,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        assert use.output is not None  # else there is no rule to be asked
+        self.n, self.layout, self.names = recorder.n, use.output, use.names
+        self.target = recorder.target
+        self.function = function
+        self._recorder, self._args, self._kwargs = recorder, args, kwargs
+        others = [t for t in tensors_in(args, kwargs) if recorder.target(t) is None]
+        self.inputs = list(zip(others, use.inputs, strict=True))
+
+    def run(self) -> Tensor:
+        """Return what the function returns."""
+        try:
+            output = self.function(*self._args, **self._kwargs)
+        except Exception as error:
+            raise ModelError(error) from error
+        if not isinstance(output, Tensor):
+            self.refuse("it has several results")
+        return output
+
+    def tap(self, output: Tensor, on_gradient: Callable[[Tensor], None]) -> Tensor:
+        """Return the output, with `on_gradient` called on its gradient in the backward pass."""
+        return self._recorder.tap(output, on_gradient, self.names)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Compute what is kept for the backward pass: without a graph, in full precision."""
+        with torch.no_grad(), _full_precision(self.inputs[0][0].device):
+            yield
+
+    def count(self, kept: Tensor) -> Tensor:
+        """Return the tensor, noted as memory held until the backward pass."""
+        self._recorder.kept_bytes += kept.numel() * kept.element_size()
+        return kept
+
+    def examples(self, tensor: Tensor) -> Tensor:
+        """Return an argument, or the output's gradient, with its n examples first, float32."""
+        layout = next((known for other, known in self.inputs if other is tensor), self.layout)
+        if layout is None:
+            self.refuse("its input does not change with the number of examples")
+        return layout.split(tensor, self.n).float()
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        """Return the same as (n, T, features), all dimensions between flattened."""
+        split = self.examples(tensor)
+        return split.unsqueeze(1) if split.ndim == 2 else split.flatten(1, -2)
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Leave these parameters to the fallback."""
+        raise UnsupportedUseError(self.names, reason)
+
+
+Rule = Callable[..., Tensor]
+
+
+def add_whole(target: Target, gradients: Tensor) -> None:
+    """Add gradients (n, *shape), unprojected."""
+    whole = gradients.reshape(len(gradients), target.left.side, target.right.side)
+    target.add_projected(target.left(target.right(whole).mT).mT)
+
+
+class _Start(torch.autograd.Function):
+    """Has a tensor require grad, in place, that no parameter before it does."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+@contextmanager
+def refusing(names: tuple[str, ...]) -> Iterator[None]:
+    """Turn a rule's failure into `UnsupportedUseError`: these parameters go to the fallback."""
+    try:
+        yield
+    except ModelError as error:
+        raise error.error from None
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedUseError(names, str(error)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; the CPU allocator reports it as a plain RuntimeError."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        "out of memory" in text or "allocate memory" in text
+    )
+
+
+@contextmanager
+def outside_the_model(device: torch.device) -> Iterator[None]:
+    """Compute unseen by modes, without a graph, in full precision."""
+    with torch._C.DisableTorchFunction(), torch.no_grad(), _full_precision(device):
+        yield
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    with ExitStack() as stack:
+        for kind in {"cpu", device.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _replace(values: Sequence[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Change the tensors among values, and those one level down in lists and tuples."""
+    changed: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            changed.append(change(value))
+        elif type(value) in (list, tuple):
+            changed.append(type(value)(change(v) if isinstance(v, Tensor) else v for v in value))
+        else:
+            changed.append(value)
+    return changed
+
+
+def _replace_values(
+    values: Mapping[str, Any], change: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    return dict(zip(values, _replace(list(values.values()), change), strict=True))

@@ -1,0 +1,120 @@
+"""Rows of a batch against single examples, and where examples meet if they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sage_torch.gradients import batches
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
+from sage_torch.gradients.projections import Block
+
+__all__ = ["refuse_if_examples_interact", "wrong_blocks"]
+
+# Relative distance between a row computed in a batch and alone: kernels round differently for
+# other batch sizes, and in low precision much more so.
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
+_TOLERANCE_LOW = 0.1
+
+
+def wrong_blocks(
+    losses: ExampleLoss, blocks: Sequence[Block], rows: Tensor, exact: Tensor
+) -> list[str]:
+    """Return the parameters whose gradients in a batch differ from those of single examples.
+
+    Args:
+        losses: Model and loss.
+        blocks: The columns of each parameter.
+        rows: Tensor (n, d), examples computed together.
+        exact: Tensor (n, d), each computed alone by an ordinary backward pass, then projected.
+
+    Returns:
+        Their names; none if every row is within rounding.
+    """
+    allowed = _tolerance(losses, rows) * exact.norm(dim=1) + 1e-12
+    difference = rows - exact
+    if bool((difference.norm(dim=1) <= allowed).all()):
+        return []
+    # If a whole row is too far off, at least one block is by more than its share of that.
+    share = allowed / len(blocks) ** 0.5
+    errors = {b.name: b.of(difference).flatten(1).norm(dim=1) for b in blocks}
+    return [name for name, error in errors.items() if not bool((error <= share).all())]
+
+
+def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch) -> None:
+    """Refuse a model that gives an example another loss in other company.
+
+    Args:
+        losses: Model and loss.
+        batch: Some examples.
+
+    Raises:
+        ValueError: It does; names the first module whose output changes.
+    """
+    alone, alone_loss = _outputs(losses, batches.take(batch, 0, 1))
+    together, of_all = _outputs(losses, batch)
+    tolerance = _tolerance(losses, of_all)
+    if not _differ(of_all[:1], alone_loss, tolerance):
+        return
+    where = "the loss"
+    for (name, module, one), (_, _, several) in zip(alone, together, strict=False):
+        first = _first_example(several, one.shape)
+        if first is not None and one.is_floating_point() and _differ(first, one, tolerance):
+            where = f"{name} ({type(module).__name__})"
+            break
+    raise ValueError(
+        f"examples interact in {where}: what it gives for one example depends on the others in "
+        "the batch, so that there is no gradient per example; call model.eval(), normalise within "
+        "examples, or pass ProjectedGradients(..., self_check=False)"
+    )
+
+
+def _tolerance(losses: ExampleLoss, tensor: Tensor) -> float:
+    if any(torch.is_autocast_enabled(kind) for kind in {"cpu", tensor.device.type}):
+        return _TOLERANCE_LOW
+    dtypes = {p.dtype for p in losses.parameters() if p.is_floating_point()}
+    return max(_TOLERANCE.get(dtype, _TOLERANCE_LOW) for dtype in dtypes)
+
+
+def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    distance = (first.double() - second.double()).norm()
+    return not bool(distance <= tolerance * second.double().norm() + 1e-12)
+
+
+def _first_example(tensor: Tensor, shape: torch.Size) -> Tensor | None:
+    """Return the part of a batch's output that has the shape of one example's, if that is clear."""
+    if tensor.ndim != len(shape):
+        return None
+    changed = [dim for dim, size in enumerate(shape) if tensor.shape[dim] != size]
+    if len(changed) > 1:
+        return None
+    return tensor.narrow(changed[0], 0, shape[changed[0]]) if changed else tensor
+
+
+def _outputs(
+    losses: ExampleLoss, batch: Batch
+) -> tuple[list[tuple[str, nn.Module, Tensor]], Tensor]:
+    """Return every module's outputs in the order of computation, and the losses (n,)."""
+    found: list[tuple[str, nn.Module, Tensor]] = []
+
+    def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            found.extend((name, module, t.detach().clone()) for t in batches.tensor_leaves(output))
+
+        return note
+
+    modules = losses.model.named_modules()
+    handles = [m.register_forward_hook(noting(name or "the model")) for name, m in modules]
+    try:
+        with differentiable():  # a loss may take gradients of its own
+            state = {**losses.detached_parameters(), **losses.copied_buffers()}
+            values: Tensor = functional_call(losses, state, (ordinary(batch),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, values.detach()

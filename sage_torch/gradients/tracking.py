@@ -1,0 +1,264 @@
+"""Where parameters are used: every torch function that a chosen parameter goes into.
+
+A `TorchFunctionMode` sees each call of a torch function, whatever module or plain code makes it, so
+that no use of a parameter is missed because nobody knew the layer. Two runs on 2 and 3 examples
+show which dimension of each call counts the examples.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = [
+    "Layout",
+    "Observer",
+    "ParameterFunctions",
+    "UnstableModelError",
+    "Use",
+    "backward",
+    "name_of",
+    "tensors_in",
+]
+
+Function = Callable[..., Any]
+
+# Gradients do not go through these in training either.
+_CUTS_GRADIENTS = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which dimension of a tensor counts the examples.
+
+    Attributes:
+        dim: The dimension.
+        is_flat: It counts examples and positions together, (n T, ...).
+        is_minor: If so, examples change fastest, (T n, ...).
+    """
+
+    dim: int
+    is_flat: bool = False
+    is_minor: bool = False
+
+    @classmethod
+    def between(cls, of_two: Sequence[int], of_three: Sequence[int], is_minor: bool) -> Layout:
+        """Return the layout of a tensor from its shapes with 2 and with 3 examples.
+
+        Raises:
+            ValueError: They do not tell.
+        """
+        pairs = list(zip(of_two, of_three, strict=True))
+        changed = [dim for dim, (two, three) in enumerate(pairs) if two != three]
+        if len(changed) != 1:
+            raise ValueError(f"shapes {tuple(of_two)} and {tuple(of_three)}")
+        (dim,) = changed
+        two, three = pairs[dim]
+        if two % 2 or three != two // 2 * 3:
+            raise ValueError(f"shapes {tuple(of_two)} and {tuple(of_three)}")
+        is_flat = two > 2
+        return cls(dim, is_flat, is_flat and is_minor)
+
+    def split(self, tensor: Tensor, n: int) -> Tensor:
+        """Return the tensor with its n examples first; flat positions stay where they were.
+
+        Raises:
+            ValueError: It does not hold n examples there.
+        """
+        self._check(tensor.shape[self.dim], n)
+        dim = self.dim
+        if self.is_flat:
+            shape = [*tensor.shape]
+            shape[dim : dim + 1] = [-1, n] if self.is_minor else [n, -1]
+            tensor = tensor.reshape(shape)
+        return tensor.movedim(dim + self.is_minor, 0)
+
+    def sum(self, tensor: Tensor, n: int) -> Tensor:
+        """Return (n, ...) from a tensor whose first dimension this is, positions summed.
+
+        Raises:
+            ValueError: It does not hold n examples there.
+        """
+        self._check(len(tensor), n)
+        if not self.is_flat:
+            return tensor
+        if self.is_minor:
+            return tensor.reshape(-1, n, *tensor.shape[1:]).sum(0)
+        return tensor.reshape(n, -1, *tensor.shape[1:]).sum(1)
+
+    def _check(self, length: int, n: int) -> None:
+        if length % n if self.is_flat else length != n:
+            raise ValueError(f"it is called with {length} of {n} examples")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a function with chosen parameters among its arguments.
+
+    Attributes:
+        function: The function.
+        names: The parameters, or those that its arguments were made of.
+        inputs: Layout of each other tensor argument; None where it does not change with n.
+        output: Layout of the result; None where it does not change with n: then the result depends
+            on parameters alone, and is followed further.
+        problem: Why the layouts could not be told, else empty.
+    """
+
+    function: Function
+    names: tuple[str, ...]
+    inputs: tuple[Layout | None, ...]
+    output: Layout | None
+    problem: str = ""
+
+
+class ParameterFunctions(TorchFunctionMode):
+    """Sees every torch function call; those with tensors of interest go to `on_use`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_minor = False  # inside a function that puts positions before examples
+
+    def is_of_interest(self, tensor: Tensor) -> bool:
+        """Whether calls with this tensor are handed to `on_use`."""
+        raise NotImplementedError
+
+    def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do the call and return its result."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Called by torch in place of each of its functions."""
+        kwargs = kwargs or {}
+        found = any(self.is_of_interest(tensor) for tensor in tensors_in(args, kwargs))
+        if not found or func in _CUTS_GRADIENTS:
+            return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self, self._positions_first():
+                return _attention(*args, **kwargs)
+        return self.on_use(func, args, kwargs)
+
+    @contextmanager
+    def _positions_first(self) -> Iterator[None]:
+        before, self.is_minor = self.is_minor, True
+        try:
+            yield
+        finally:
+            self.is_minor = before
+
+
+class Observer(ParameterFunctions):
+    """Notes the uses of parameters that require grad, on 2 examples and then on 3.
+
+    Args:
+        names: Name of each chosen parameter by the id of its tensor.
+        earlier: The observer of the run on 2 examples, for the run on 3.
+    """
+
+    def __init__(self, names: Mapping[int, str], earlier: Observer | None = None) -> None:
+        super().__init__()
+        self._names: dict[int, tuple[str, ...]] = {key: (name,) for key, name in names.items()}
+        self._earlier = earlier
+        self._kept: list[Tensor] = []  # an id stays unique while its tensor lives
+        self.calls: list[tuple[Function, list[torch.Size], list[torch.Size]]] = []
+        self.uses: dict[tuple[Function, tuple[str, ...]], list[Use]] = defaultdict(list)
+
+    def is_of_interest(self, tensor: Tensor) -> bool:
+        """Whether it depends on a parameter."""
+        return tensor.requires_grad
+
+    def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do the call and note it."""
+        arguments = list(tensors_in(args, kwargs))
+        shapes = [tensor.shape for tensor in arguments]  # before a call in place
+        result = function(*args, **kwargs)
+        outputs = list(tensors_in((result,), {}))
+        if outputs:
+            self.calls.append((function, shapes, [tensor.shape for tensor in outputs]))
+            if self._earlier is not None:
+                self._compare(self._earlier, arguments, outputs)
+        return result
+
+    def _compare(self, earlier: Observer, arguments: list[Tensor], outputs: list[Tensor]) -> None:
+        function, shapes, results = self.calls[-1]
+        at = len(self.calls) - 1
+        if at >= len(earlier.calls) or earlier.calls[at][0] != function:
+            raise UnstableModelError
+        _, shapes_of_two, results_of_two = earlier.calls[at]
+        names = sorted({n for a in arguments for n in self._names.get(id(a), ())})
+        if not names:
+            return
+        problem, inputs, output = "", [], None
+        try:
+            for tensor, two, three in zip(arguments, shapes_of_two, shapes, strict=True):
+                if id(tensor) not in self._names:
+                    inputs.append(_layout(two, three, self.is_minor))
+            layouts = [
+                _layout(two, three, self.is_minor)
+                for two, three in zip(results_of_two, results, strict=True)
+            ]
+            output = next((layout for layout in layouts if layout is not None), None)
+            if output is not None and len(layouts) > 1:
+                problem = "it has several results"
+        except ValueError as error:
+            problem = f"its shapes do not tell which dimension counts the examples: {error}"
+        use = Use(function, tuple(names), tuple(inputs), output, problem)
+        self.uses[function, use.names].append(use)
+        if output is None and not problem:
+            for tensor in outputs:
+                if tensor.requires_grad:
+                    self._names[id(tensor)] = use.names
+                    self._kept.append(tensor)
+
+
+class UnstableModelError(Exception):
+    """A model calls other functions for other numbers of examples."""
+
+
+def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors among arguments, and those one level down in lists and tuples."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                if isinstance(item, Tensor):
+                    yield item
+
+
+def name_of(function: Function) -> str:
+    """Return a function's name for people."""
+    return getattr(function, "__name__", str(function))
+
+
+def _layout(two: Sequence[int], three: Sequence[int], is_minor: bool) -> Layout | None:
+    return None if tuple(two) == tuple(three) else Layout.between(two, three, is_minor)
+
+
+def _without_override(function: types.FunctionType) -> Function:
+    """Return a composite torch function that calls its parts where a mode can see them."""
+    namespace = {**function.__globals__, "has_torch_function": lambda arguments: False}
+    copy = types.FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_attention = _without_override(F.multi_head_attention_forward)  # type: ignore[arg-type]
+# As torch.autograd.backward, but under a mode that also sees what the backward pass computes again.
+backward = _without_override(torch.autograd.backward)  # type: ignore[arg-type]
