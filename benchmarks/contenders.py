@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 from sage_torch import gradients
 
 Run = Callable[[Batch], object]
+Maker = Callable[[Case, nn.Module], Run]
 
 
 def forward(case: Case, model: nn.Module) -> Run:
@@ -44,8 +45,12 @@ def last_layer(case: Case, model: nn.Module) -> Run:
 
 def projected(case: Case, model: nn.Module) -> Run:
     """Make ours for the whole network, at its default width."""
-    computer: Run = gradients.ProjectedGradients(model, loss=case.loss)
-    return computer
+    return gradients.ProjectedGradients(model, loss=case.loss)
+
+
+def projected_to(width: int) -> Maker:
+    """Return the maker of ours at another width."""
+    return lambda case, model: gradients.ProjectedGradients(model, width, loss=case.loss)
 
 
 def functional(case: Case, model: nn.Module) -> Run:
@@ -108,7 +113,7 @@ def single_backward(case: Case, model: nn.Module) -> Run:
     return run
 
 
-CONTENDERS: dict[str, Callable[[Case, nn.Module], Run]] = {
+CONTENDERS: dict[str, Maker] = {
     "forward": forward,
     "forward + backward": forward_backward,
     "last layer": last_layer,
@@ -118,10 +123,17 @@ CONTENDERS: dict[str, Callable[[Case, nn.Module], Run]] = {
     "opacus": opacus,
     "single backward": single_backward,
 }
-# These take whole batches; the others, which hold n D numbers, `few` examples.
+AT_WIDTH = "projected, width "
 CHEAP = ("forward", "forward + backward", "last layer", "projected")
 
 
-def examples_of(case: Case, contender: str) -> int:
-    """Return how many examples a contender is given at once."""
-    return case.examples if contender in CHEAP else case.few
+def maker(name: str) -> Maker:
+    """Return what makes a contender: one of `CONTENDERS`, or "projected, width 32"."""
+    if name.startswith(AT_WIDTH):
+        return projected_to(int(name.removeprefix(AT_WIDTH)))
+    return CONTENDERS[name]
+
+
+def examples_of(case: Case, name: str) -> int:
+    """Return how many examples a contender is given at once: `few` if it holds n D numbers."""
+    return case.examples if name in CHEAP or name.startswith(AT_WIDTH) else case.few

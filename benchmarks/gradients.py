@@ -20,7 +20,6 @@ Memory is measured in processes of their own (benchmarks/peak_memory.py).
 from __future__ import annotations
 
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from contenders import CONTENDERS, examples_of
+from contenders import AT_WIDTH, CONTENDERS, examples_of, maker
 from models import CASES, Case
 from peak_memory import in_own_process
 from record import RESULTS, environment, spread, write
@@ -51,7 +50,7 @@ def timed(case: Case, contender: str, seed: int, device: str) -> tuple[Timed, st
     many calls a timing needs.
     """
     examples = examples_of(case, contender)
-    run = CONTENDERS[contender](case, case.model(seed, device))
+    run = maker(contender)(case, case.model(seed, device))
     batch = case.batch(examples, seed, device)
 
     def seconds(calls: int) -> float:
@@ -68,11 +67,13 @@ def timed(case: Case, contender: str, seed: int, device: str) -> tuple[Timed, st
     return lambda: seconds(calls) / (calls * examples), describe() if describe else ""
 
 
-def timings(case: Case, rounds: int, seed: int, device: str) -> dict[str, dict[str, Any]]:
+def timings(
+    case: Case, contenders: list[str], rounds: int, seed: int, device: str
+) -> dict[str, dict[str, Any]]:
     """Return, for each contender, its seconds an example or why there are none."""
     found: dict[str, dict[str, Any]] = {}
     ready: dict[str, Timed] = {}
-    for name in CONTENDERS:
+    for name in contenders:
         found[name] = {"examples": examples_of(case, name)}
         try:
             ready[name], found[name]["description"] = timed(case, name, seed, device)
@@ -153,6 +154,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="interleaved rounds")] = 15,
     processes: Annotated[int, typer.Option(help="measurements of memory; 0 for none")] = 3,
     models: Annotated[str, typer.Option(help="names with commas between")] = ",".join(CASES),
+    widths: Annotated[str, typer.Option(help="more widths of projections, with commas")] = "",
     seed: Annotated[int, typer.Option(help="seed of models and batches")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="3 rounds, 1 process, no file")] = False,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
@@ -164,9 +166,10 @@ def main(
         rounds, processes = 3, min(1, processes)
     warnings.simplefilter("ignore")  # of the contenders; what they refuse is in the result
     where = environment("torchvision", "opacus")
+    names = [*CONTENDERS, *(AT_WIDTH + width for width in widths.split(",") if width)]
     results = []
     for case in (CASES[name] for name in models.split(",")):
-        contenders = timings(case, rounds, seed, device)
+        contenders = timings(case, names, rounds, seed, device)
         if processes:
             working = [name for name, one in contenders.items() if "refused" not in one]
             # Nothing is timed now, so processes may run side by side.
@@ -179,13 +182,6 @@ def main(
                 contenders[name]["bytes_an_example"] = answer.result()
         results.append(with_ratios(case, contenders))
         typer.echo(shown(results[-1]))
-    for name in RATIOS:
-        values = [r["ratios"][name].get("seconds") for r in results]
-        known = [value for value in values if value is not None]
-        if known:
-            typer.echo(
-                f"{name}: {statistics.median(known):.2f} in the middle, {max(known):.2f} most"
-            )
     if quick and out is None:
         return
     write(

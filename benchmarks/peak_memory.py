@@ -5,7 +5,7 @@ The level before: model, a first call on two examples, which leaves behind what 
 whole batch was worked on, rows returned included. On the CPU resident memory, with an allocator
 that gives freed memory back at once; on CUDA what torch has allocated.
 
-    python benchmarks/peak_memory.py ResNet-18 projected
+    python benchmarks/peak_memory.py ResNet-18 projected cpu 2 0  # device, threads, seed
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def in_own_process(model: str, contender: str, device: str, threads: int, seed: 
 def increase(model: str, contender: str, device: str, threads: int, seed: int) -> int:
     """Return the peak over the level before, in bytes, of one batch in this process."""
     import torch
-    from contenders import CONTENDERS, examples_of
+    from contenders import examples_of, maker
     from models import CASES
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     case = CASES[model]
     network = case.model(seed, device)
-    run = CONTENDERS[contender](case, network)
+    run = maker(contender)(case, network)
     run(case.batch(2, seed + 1, device))
     for parameter in network.parameters():
         parameter.grad = None
@@ -92,5 +92,5 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    arguments = [*sys.argv[1:3], *(sys.argv[3:4] or ["cpu"])]
-    print(increase(*arguments, *(int(a) for a in sys.argv[4:6] or (1, 0))))
+    model, contender, device, threads, seed = sys.argv[1:]
+    print(increase(model, contender, device, int(threads), int(seed)))

@@ -161,7 +161,7 @@ def cost(result: dict[str, Any], name: str, notes: list[str]) -> str:
 
 def digits(value: float) -> str:
     """Return about two digits."""
-    return f"{value:,.{0 if value >= 10 else 1 if value >= 1 else 3}f}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def compression_section() -> list[str]:

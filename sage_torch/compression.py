@@ -11,6 +11,7 @@ from sage_torch._core import SageError
 from sage_torch.count_sketch import DEFAULT_WIDTH, CountSketch
 from sage_torch.gradients import GradientComputer, batches, rows_of
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.loss import in_whole_batch
 
 __all__ = ["CompressedGradients", "CountSketch", "compressed"]
 
@@ -48,9 +49,7 @@ class CompressedGradients:
             try:
                 parts.append(self._sketch(rows_of(self.gradients, part)))
             except (SageError, ValueError) as error:
-                if hasattr(error, "row"):
-                    error.row += start  # its place in the whole batch
-                raise
+                raise in_whole_batch(error, start) from None
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def describe(self) -> str:

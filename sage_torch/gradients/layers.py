@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sage_torch.gradients.elementwise import add, by_vmap, expand, multiply, repeat, subtract
 from sage_torch.gradients.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from sage_torch.gradients.projections import VectorMap
 from sage_torch.gradients.recording import Call, Rule, Target, add_whole
 
 __all__ = ["RULES", "by_vmap"]
@@ -97,8 +98,8 @@ def convolution(
     output = call.run()
     kept: Tensor | None = None
     if target is not None:
-        if target.left.side * target.right.side != weight.numel():
-            call.refuse("its weight has no matrix form")
+        if isinstance(target.right, VectorMap) and not target.right.is_identity:
+            call.refuse("its weight is one long vector")
         positions = output[0, 0].numel()
         # A short side that is left as it is makes more of patches than of the input: those wait.
         is_shorter = groups * target.right.width * positions <= input[0].numel()

@@ -22,8 +22,10 @@ LossFunction: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 __all__ = [
     "ExampleLoss",
     "LossFunction",
+    "UnrecordedError",
     "check_recorded",
     "differentiable",
+    "in_whole_batch",
     "ordinary",
     "unwrap",
 ]
@@ -149,6 +151,16 @@ class ExampleLoss(nn.Module):
         return {name: buffer.detach().clone() for name, buffer in self.named_buffers()}
 
 
+class UnrecordedError(ValueError):
+    """Losses do not depend on the chosen parameters, as far as autograd knows."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "expected losses that depend on the model's parameters, got losses that do not "
+            "require grad; call the model outside torch.no_grad() and do not detach its output"
+        )
+
+
 def check_recorded(losses: Tensor) -> Tensor:
     """Refuse losses that autograd cannot follow back: their gradients would be zeros, not news.
 
@@ -159,14 +171,30 @@ def check_recorded(losses: Tensor) -> Tensor:
         The losses.
 
     Raises:
-        ValueError: They do not require grad.
+        UnrecordedError: They do not require grad.
     """
     if not losses.requires_grad:
-        raise ValueError(
-            "expected losses that depend on the model's parameters, got losses that do not "
-            "require grad; call the model outside torch.no_grad() and do not detach its output"
-        )
+        raise UnrecordedError
     return losses
+
+
+def in_whole_batch(error: Exception, start: int) -> Exception:
+    """Return an error of a part of a batch, its row counted from the start of the whole batch.
+
+    Args:
+        error: What computing a part has raised; with `row`, if it is about one example.
+        start: The part's first example.
+
+    Returns:
+        The error itself, or one of its kind with another row.
+    """
+    row = getattr(error, "row", None)
+    if row is None or start == 0:
+        return error
+    text = str(error).replace(f"row {row} of the batch", f"row {row + start} of the batch")
+    moved = type(error)(text)
+    moved.row = row + start  # type: ignore[attr-defined]
+    return moved
 
 
 @contextmanager

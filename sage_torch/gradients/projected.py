@@ -14,7 +14,7 @@ from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.functional import FunctionalGradients
 from sage_torch.gradients.loop import LoopGradients
-from sage_torch.gradients.loss import ExampleLoss, LossFunction
+from sage_torch.gradients.loss import ExampleLoss, LossFunction, UnrecordedError, in_whole_batch
 from sage_torch.gradients.parameters import (
     ParameterChoice,
     choose_parameters,
@@ -39,19 +39,23 @@ class ProjectedGradients:
     gradients, on average over seeds. With `width` at or above every side nothing is projected, and
     the rows are those of `FunctionalGradients`.
 
-    Columns follow `model.named_parameters()`; each parameter takes at most `width^2` of them (see
+    Columns follow `model.named_parameters()`; each parameter takes at most `2 width^2` of them (see
     `Block`). The model keeps the mode that the caller has set: set eval mode first, as the
     selection passes do. Parameters, their `.grad` and `requires_grad`, and buffers stay untouched.
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        width: Coordinates w that a side of a weight matrix is projected to.
+        width: Coordinates w that the inputs' side of a weight is projected to, and half of those of
+            the outputs' side. The default keeps the top quarter of scores to 0.9 and more of that
+            of exact gradients (benchmarks/compression.py).
         loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
         params: Which parameters; None: all that require grad (see `choose_parameters`).
         seed: The same seed names the same maps on every device and in every process.
         fallback: Whether parameters used in ways that have no rule (recurrent layers, custom
             kernels) are left to `FunctionalGradients` and projected afterwards.
-        self_check: Whether the first batch is compared with single examples.
+        self_check: Whether four examples of the first batch are compared with ordinary backward
+            passes of theirs alone. Without it, a model that reorders its examples inside, or in
+            which they interact, gives wrong rows.
         memory_budget: Bytes for what one chunk of examples holds until its backward pass.
 
     Raises:
@@ -110,9 +114,9 @@ class ProjectedGradients:
         self._memory_budget = memory_budget
         self._uses: Uses | None = None
         self._left_out: dict[str, str] = {}  # parameters of the fallback, and why
-        self._unused: set[str] = set()
         self._functional: FunctionalGradients | None = None
         self._chunk = 1
+        self._checked = 0  # how many different examples of one batch: 0, 1, or 2 for more
         self._was_halved = False
 
     @property
@@ -130,7 +134,7 @@ class ProjectedGradients:
         """How each chosen parameter is handled; complete after the first batch.
 
         Returns:
-            For example `{"conv1.weight": "conv2d: (64, 27) projected to (16, 16)"}`.
+            For example `{"conv1.weight": "conv2d: (64, 27) projected to (64, 27)"}`.
         """
         return {name: self._handling_of(name) for name in self._blocks}
 
@@ -138,7 +142,7 @@ class ProjectedGradients:
         """Say in one line how gradients are computed.
 
         Returns:
-            For example "projected: width 16 over 62 parameters, D = 11,173,962 -> d = 14,123".
+            For example "projected: width 16 over 62 parameters, D = 11,173,962 -> d = 49,860".
         """
         text = f"projected: width {self.width} over {len(self._blocks)} parameters"
         if self._left_out:
@@ -162,13 +166,18 @@ class ProjectedGradients:
         Warns:
             UserWarning: Memory ran out and the chunk size was halved.
         """
-        if self._uses is None:
+        distinct = min(2, batches.length(batch))
+        if self._checked < distinct:
             self._prepare(batch)
-        return self._in_chunks(batch)
+        rows = self._in_chunks(batch)
+        if self._checked < distinct:  # planned again on the way
+            self._prepare(batch)
+            rows = self._in_chunks(batch)
+        return rows
 
     def _in_chunks(self, batch: Batch) -> Tensor:
         n = batches.length(batch)
-        parts, start = [], 0
+        parts, start, is_new = [], 0, True
         while start < n:
             part = batches.take(batch, start, min(n, start + self._chunk))
             try:
@@ -176,11 +185,11 @@ class ProjectedGradients:
                 start += batches.length(part)
                 continue
             except (SageError, ValueError) as error:
-                if hasattr(error, "row"):
-                    error.row += start  # its place in the whole batch
-                raise
+                raise in_whole_batch(error, start) from None
             except UnsupportedUseError as error:  # this batch takes another way through the model
-                self._leave_out(error.names, error.reason)
+                if not is_new:
+                    self._leave_out(error.names, error.reason)
+                is_new = False
                 self._plan(part)
                 continue
             except RuntimeError as error:
@@ -190,14 +199,17 @@ class ProjectedGradients:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _rows_of(self, batch: Batch) -> Tensor:
-        assert self._uses is not None  # prepared before
+        assert self._uses is not None  # there is a plan
         rows = self._zeros(batches.length(batch))
-        self._watched.fill(rows, batch, self._ruled(), self._uses)
+        is_recorded = self._watched.fill(rows, batch, self._ruled(), self._uses)
         if self._left_out:
-            self._add_fallback(rows, batch)
+            is_recorded |= self._add_fallback(rows, batch)
+        if not is_recorded and self._checked:  # before, single examples will tell
+            raise UnrecordedError
         return rows
 
-    def _add_fallback(self, rows: Tensor, batch: Batch) -> None:
+    def _add_fallback(self, rows: Tensor, batch: Batch) -> bool:
+        """Add what is left out of the rules; return whether the losses depend on it."""
         if self._functional is None:
             self._functional = FunctionalGradients(
                 self._losses.model,
@@ -207,9 +219,13 @@ class ProjectedGradients:
             )
         names = [name for name in self._blocks if name in self._left_out]
         at_once = max(1, self._memory_budget // (8 * self._functional.dim))
-        for start in range(0, len(rows), at_once):
-            exact = self._functional(batches.take(batch, start, start + at_once))
-            self._add_exact(rows[start : start + at_once], exact, names)
+        try:
+            for start in range(0, len(rows), at_once):
+                exact = self._functional(batches.take(batch, start, start + at_once))
+                self._add_exact(rows[start : start + at_once], exact, names)
+        except UnrecordedError:
+            return False
+        return True
 
     def _add_exact(self, rows: Tensor, exact: Tensor, names: Sequence[str]) -> None:
         """Project exact gradients of some parameters, side by side (n, D), into their columns."""
@@ -221,35 +237,47 @@ class ProjectedGradients:
             column += length
 
     def _prepare(self, batch: Batch) -> None:
-        """Learn from the first batch how parameters are used, and check what comes of it."""
+        """Learn from a batch how parameters are used, and check what comes of it."""
+        before = (self._uses, dict(self._left_out), self._checked)
         try:
+            self._uses = None  # one example alone shows less than several
             self._plan(batch)
-            if not self._unseen() and not self._self_check:
-                return
             n = batches.length(batch)
             checked = sorted({0, n // 3, 2 * n // 3, n - 1})
-            exact = self._exact_rows(places(batch, checked))
-            self._settle_unseen(exact)
-            while self._self_check:
+            exact: Tensor | None = None
+            while True:
                 rows = self._in_chunks(batch)[checked]
-                wrong = wrong_blocks(self._losses, list(self._blocks.values()), rows, exact)
+                wrong = self._missing(rows)
+                if exact is None and (wrong or self._self_check):
+                    exact = self._exact_rows(places(batch, checked))
+                if exact is not None:
+                    wrong = [name for name in wrong if bool(self._blocks[name].of(exact).any())]
+                if exact is not None and self._self_check:
+                    wrong = wrong_blocks(self._losses, list(self._blocks.values()), rows, exact)
                 if not wrong:
-                    return
+                    break
                 refuse_if_examples_interact(self._losses, batch)
                 self._refuse_if_left_out(wrong)
-                self._leave_out(wrong, "its use does not keep to the order of the examples")
+                self._leave_out(wrong, "no rule gives what a single example gives")
                 self._plan(batch)
+            self._checked = min(2, n)
         except BaseException:
-            self._uses, self._left_out, self._functional = None, {}, None
+            self._uses, self._left_out, self._checked = before
+            self._functional = None
             raise
+
+    def _missing(self, rows: Tensor) -> list[str]:
+        """Return the parameters whose rules have left nothing in the rows."""
+        return [b.name for b in self._ruled() if not bool(b.of(rows).any())]
 
     def _plan(self, batch: Batch) -> None:
         """Observe, and try, until every parameter has a rule or is left to the fallback."""
         some = places(batch, range(2))
+        self._checked = 0
         while True:
-            self._unused.clear()
             try:
-                self._uses = self._watched.observe(batch, self._ruled())
+                observed = self._watched.observe(batch, self._ruled())
+                self._uses = {**(self._uses or {}), **observed}
             except UnstableModelError:
                 self._leave_out(list(self._blocks), "other functions are called for more examples")
                 self._uses = {}
@@ -273,19 +301,6 @@ class ProjectedGradients:
         for i in range(len(rows)):
             self._add_exact(rows[i : i + 1], loop(batches.take(some, i, i + 1)), list(self._blocks))
         return rows
-
-    def _settle_unseen(self, exact: Tensor) -> None:
-        """Leave parameters that no function was seen to use to the fallback, if they are used."""
-        for name in self._unseen():
-            if bool(self._blocks[name].of(exact).any()):
-                self._leave_out([name], "it is used out of sight of torch's functions")
-            else:
-                self._unused.add(name)
-
-    def _unseen(self) -> set[str]:
-        assert self._uses is not None  # asked for when there is a plan
-        seen = {name for _, names in self._uses for name in names}
-        return set(self._blocks) - seen - set(self._left_out)
 
     def _leave_out(self, names: Sequence[str], reason: str) -> None:
         fresh = [name for name in names if name not in self._left_out]
@@ -316,9 +331,9 @@ class ProjectedGradients:
             return f"functional fallback: {sizes} ({self._left_out[name]})"
         if self._uses is None:
             return sizes
-        if name in self._unused:
-            return "unused by the first batch: zero columns"
         functions = dict.fromkeys(name_of(f) for f, names in self._uses if name in names)
+        if not functions:
+            return "unused so far: zero columns"
         return f"{', '.join(functions)}: {sizes}"
 
     def _halve(self, examples: int) -> None:

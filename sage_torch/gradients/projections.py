@@ -11,10 +11,7 @@ from torch import Tensor
 
 from sage_torch.count_sketch import CountSketch
 
-__all__ = ["Block", "SideMap"]
-
-# A dense map of a vector with more entries than this (float32: 16 MiB) gives way to a count sketch.
-_LARGEST_MATRIX = 2**22
+__all__ = ["Block", "SideMap", "VectorMap"]
 
 
 class SideMap:
@@ -71,14 +68,16 @@ class SideMap:
         return scaled.float().contiguous()
 
 
-class _LongVectorMap(SideMap):
-    """The same for a vector too long for a dense map: a count sketch."""
+class VectorMap(SideMap):
+    """The same for vectors, which may be long: a count sketch in place of a dense matrix."""
 
     def __init__(self, side: int, width: int, seed: int, name: str) -> None:
         super().__init__(side, width, seed, name)
         self._sketch = CountSketch(side, self.width, self._seed)
 
     def __call__(self, values: Tensor) -> Tensor:
+        if self.is_identity:
+            return values
         flat = values.reshape(-1, self.side)
         return self._sketch(flat).view(*values.shape[:-1], self.width)
 
@@ -86,9 +85,10 @@ class _LongVectorMap(SideMap):
 class Block:
     """The columns of one parameter in a row of projected gradients.
 
-    A gradient of two or more dimensions is a matrix, its first dimension by all others; each side
-    is projected to `width`, and where the first is shorter than that the second may be longer, up
-    to `width^2` columns together. A vector is a matrix of one row: exact up to `width^2` entries.
+    The gradient of a weight is a matrix, its first dimension (outputs) by all others (inputs): the
+    outputs are projected to `2 width`, which costs little, the inputs to `width`, or to `2 width`
+    where there are no more than `width` outputs. A bias, the scale of a norm or a bare
+    parameter (1, ...) is a vector: exact up to `2 width^2` entries, count-sketched above.
 
     Args:
         name: The parameter's name in the model.
@@ -101,11 +101,13 @@ class Block:
     def __init__(self, name: str, shape: Sequence[int], width: int, seed: int, start: int) -> None:
         self.name, self.shape = name, tuple(shape)
         rows, columns = matrix_form(self.shape)
-        self.left = SideMap(rows, width, seed, f"{name}/left")
-        most = width * width // self.left.width
-        is_dense = rows > 1 or columns * min(columns, most) <= _LARGEST_MATRIX
-        kind = SideMap if is_dense else _LongVectorMap
-        self.right = kind(columns, most, seed, f"{name}/right")
+        self.left = SideMap(rows, 2 * width, seed, f"{name}/left")
+        is_vector = rows == 1 and len(self.shape) < 4  # with four dimensions it is a convolution
+        if is_vector:
+            self.right: SideMap = VectorMap(columns, 2 * width**2, seed, f"{name}/right")
+        else:
+            most = width if rows > width else 2 * width
+            self.right = SideMap(columns, most, seed, f"{name}/right")
         self.start, self.stop = start, start + self.left.width * self.right.width
 
     @property
@@ -118,8 +120,8 @@ class Block:
         before = (self.left.side, self.right.side)
         if self.is_exact:
             return f"exact, {math.prod(before):,}"
-        if before[0] == 1:
-            return f"{before[1]:,} projected to {self.right.width:,}"
+        if isinstance(self.right, VectorMap):
+            return f"{before[1]:,} count-sketched to {self.right.width:,}"
         return f"{before} projected to {(self.left.width, self.right.width)}"
 
     def of(self, rows: Tensor) -> Tensor:

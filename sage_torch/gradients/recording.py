@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -175,25 +175,33 @@ class Recorder(ParameterFunctions):
         if use.output is None:
             return self._derive(function, args, kwargs, followed, names)
         rule = self._rules.get(function, self._other)
-        call = Call(self, use, function, args, kwargs)
         with refusing(names):
-            return rule(call, *args, **kwargs)
+            return rule(Call(self, use, function, args, kwargs), *args, **kwargs)
 
     def tap(
         self, output: Tensor, on_gradient: Callable[[Tensor], None], names: tuple[str, ...]
     ) -> Tensor:
         """Return the output, with `on_gradient` called on its gradient in the backward pass."""
-        if not output.requires_grad:
-            if output._is_view():
-                output = output.clone()
-            output = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+        base = output
+        if output._is_view():
+            if _is_reshaped(output, output._base):
+                base = output._base
+            else:
+                base = output = output.clone()
+        if not base.requires_grad:
+            started = _Start.apply(base, self._anchor)  # type: ignore[no-untyped-call]
+            output = started if base is output else started.view(output.shape)
+            base = started
+        shape = output.shape
 
         def receive(gradient: Tensor) -> None:
             if self.is_backward:
                 with outside_the_model(gradient.device), refusing(names):
-                    on_gradient(gradient)
+                    on_gradient(gradient.reshape(shape))
 
-        output.register_hook(receive)
+        # The base of a view: writing in place into a view of it would leave a hook on another view
+        # behind, but not one on the base.
+        base.register_hook(receive)
         return output
 
     def _derive(
@@ -228,6 +236,10 @@ class Recorder(ParameterFunctions):
             self._follow(shown, tensor, DerivedTarget(tensor, leaves), names)
             return shown
 
+        if isinstance(result, tuple) and type(result) is not tuple:
+            raise UnsupportedUseError(
+                names, f"{function.__name__} returns a {type(result).__name__}"
+            )
         (watched,) = _replace((result,), watch)
         return watched
 
@@ -268,6 +280,8 @@ class Call:
         self._recorder, self._args, self._kwargs = recorder, args, kwargs
         others = [t for t in tensors_in(args, kwargs) if recorder.target(t) is None]
         self.inputs = list(zip(others, use.inputs, strict=True))
+        if any(tensor.is_complex() for tensor in others):
+            self.refuse("it meets complex numbers")
 
     def run(self) -> Tensor:
         """Return what the function returns."""
@@ -281,6 +295,8 @@ class Call:
 
     def tap(self, output: Tensor, on_gradient: Callable[[Tensor], None]) -> Tensor:
         """Return the output, with `on_gradient` called on its gradient in the backward pass."""
+        if output.is_complex():
+            self.refuse("it becomes complex")
         return self._recorder.tap(output, on_gradient, self.names)
 
     @contextmanager
@@ -331,6 +347,16 @@ class _Start(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None
+
+
+def _is_reshaped(view: Tensor, base: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a view is its base in another shape: then so are their gradients."""
+    return (
+        base is not None
+        and base.numel() == view.numel()
+        and base.is_contiguous()
+        and view.is_contiguous()
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.layers import RULES, by_vmap
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
-from sage_torch.gradients.loss import ExampleLoss, check_recorded, differentiable, ordinary
+from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 from sage_torch.gradients.projections import Block
 from sage_torch.gradients.recording import Recorder, Uses
 from sage_torch.gradients.tracking import Observer, backward
@@ -54,7 +54,7 @@ class WatchedModel:
         assert observer is not None  # there are two rounds
         return observer.uses
 
-    def fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> None:
+    def fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> bool:
         """Fill the columns of these parameters with projected gradients.
 
         Args:
@@ -63,21 +63,24 @@ class WatchedModel:
             blocks: The parameters.
             uses: What `observe` returned.
 
+        Returns:
+            Whether the losses depend on them.
+
         Raises:
             UnsupportedUseError: Parameters are used in a way that has no rule.
             ValueError, SageError: As `ExampleLoss` says.
         """
-        self._fill(rows, batch, blocks, uses)
+        return self._fill(rows, batch, blocks, uses).is_backward
 
     def measure(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> int:
         """Do as `fill`, and return the bytes that were held between forward and backward."""
         self._passes.saved = saved = _SavedBytes(self._losses)
         try:
-            return self._fill(rows, batch, blocks, uses) + saved.bytes
+            return self._fill(rows, batch, blocks, uses).kept_bytes + saved.bytes
         finally:
             self._passes.saved = None
 
-    def _fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> int:
+    def _fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> Recorder:
         with differentiable():
             batch = batches.map_tensors(ordinary(batch), own_leaf)
             state = self._state()
@@ -85,9 +88,9 @@ class WatchedModel:
             recorder = Recorder(parameters, rows, uses, RULES, by_vmap)
             state = {f"losses.{name}": tensor for name, tensor in state.items()}
             with recorder:
-                losses = functional_call(self._passes, state, (batch, recorder, bool(uses)))
+                losses = functional_call(self._passes, state, (batch, recorder))
         self._losses.check(losses, batch)
-        return recorder.kept_bytes
+        return recorder
 
     def _state(self) -> dict[str, Tensor]:
         return {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
@@ -105,11 +108,11 @@ class _ForwardAndBackward(nn.Module):
         self.losses = losses
         self.saved: _SavedBytes | None = None  # what counts in the forward pass, if wanted
 
-    def forward(self, batch: Batch, recorder: Recorder, is_used: bool) -> Tensor:
+    def forward(self, batch: Batch, recorder: Recorder) -> Tensor:
         with self.saved or nullcontext():
             losses: Tensor = self.losses(batch)
-        if is_used:
-            total = check_recorded(losses).sum()
+        if losses.requires_grad:
+            total = losses.sum()
             recorder.is_backward = True
             with grads_kept(other_leaves(total, [])):
                 backward(total)

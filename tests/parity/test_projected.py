@@ -235,7 +235,8 @@ def smooth() -> tuple[nn.Module, Any]:
 def test_half_precision_model_gives_float32_rows(dtype: torch.dtype, width: int) -> None:
     model, (inputs, targets) = smooth()
     expected = ProjectedGradients(model, width)((inputs, targets))
-    rows = ProjectedGradients(model.to(dtype), width)((inputs.to(dtype), targets))
+    gradients = ProjectedGradients(model.to(dtype), width, fallback=False)
+    rows = gradients((inputs.to(dtype), targets))
     assert_rows(rows, expected, tolerance=0.05)
 
 
@@ -244,18 +245,34 @@ def test_autocast_gives_float32_rows(width: int) -> None:
     model, batch = smooth()
     expected = ProjectedGradients(model, width)(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows = ProjectedGradients(model, width)(batch)
+        rows = ProjectedGradients(model, width, fallback=False)(batch)
     assert_rows(rows, expected, tolerance=0.05)
 
     def inside(model: nn.Module, batch: Any) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return cross_entropy(model, batch)
 
-    assert_rows(ProjectedGradients(model, width, inside)(batch), expected, tolerance=0.05)
+    rows = ProjectedGradients(model, width, inside, fallback=False)(batch)
+    assert_rows(rows, expected, tolerance=0.05)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm vit", "gpt positions sliced", "transformer", "einsum", "matmul from the left"]
+)
+def test_autocast_keeps_the_rules(name: str) -> None:
+    model, batch = case(name).make()
+    gradients = ProjectedGradients(model, 8, case(name).loss)
+    expected = gradients(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = ProjectedGradients(model, 8, case(name).loss)
+        rows = under_autocast(batch)
+    assert under_autocast.handling == gradients.handling
+    assert rows.dtype == torch.float32
+    assert (rows - expected).norm() <= 0.05 * expected.norm()
 
 
 def test_float64_model_gives_float32_rows() -> None:
     model, (inputs, targets) = smooth()
     expected = ProjectedGradients(model, 4)((inputs, targets))
-    rows = ProjectedGradients(model.double(), 4)((inputs.double(), targets))
+    rows = ProjectedGradients(model.double(), 4, fallback=False)((inputs.double(), targets))
     assert_rows(rows, expected)

@@ -168,7 +168,7 @@ def test_rows_are_float32_whatever_the_default() -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        rows = ProjectedGradients(model, 4)(batch)
+        rows = ProjectedGradients(model, 4, fallback=False)(batch)
     finally:
         torch.set_default_dtype(before)
     assert rows.dtype == torch.float32
@@ -180,4 +180,4 @@ def test_anomaly_mode() -> None:
     expected = ProjectedGradients(model, 4)(batch)
     with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
         warnings.simplefilter("ignore")
-        assert_rows(ProjectedGradients(model, 4)(batch), expected)
+        assert_rows(ProjectedGradients(model, 4, fallback=False)(batch), expected)

@@ -123,7 +123,7 @@ def test_unsupported_layer_without_fallback(
 ) -> None:
     entry = case(name)
     error = refused(*entry.make(), entry.loss, fallback=False)
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     assert parameter in str(error.value)
     assert module in str(error.value)
     assert "fallback=True" in str(error.value)
@@ -148,7 +148,7 @@ def test_supported_layers_need_no_fallback() -> None:
 )
 def test_loss_of_another_shape(refused: Any, reduce: Any, message: str) -> None:
     error = refused(network(), BATCH, lambda m, b: reduce(cross_entropy(m, b)))
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     error.match("one value per example: " + message)
 
 
@@ -171,7 +171,7 @@ def detached(model: nn.Module, batch: Any) -> Tensor:
 @pytest.mark.parametrize("self_check", [True, False])
 def test_loss_without_a_graph(refused: Any, loss: Any, self_check: bool) -> None:
     error = refused(network(), BATCH, loss, self_check=self_check)
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     error.match(r"do not require grad; call the model outside torch.no_grad")
 
 
@@ -181,10 +181,13 @@ def test_callers_grad_mode_does_not_matter(mode: Any, name: str) -> None:
     warnings.filterwarnings("ignore", message="vmap cannot differentiate")
     entry = case(name)
     model, batch = entry.make()
-    expected = ProjectedGradients(model, 4, entry.loss)(batch)
+    usual = ProjectedGradients(model, 4, entry.loss)
+    expected = usual(batch)
     with mode():
         batch = tuple(leaf + 0 for leaf in batch)  # made under the mode, as by a loader
-        assert_rows(ProjectedGradients(model, 4, entry.loss)(batch), expected)
+        under_mode = ProjectedGradients(model, 4, entry.loss)
+        assert_rows(under_mode(batch), expected)
+        assert under_mode.handling == usual.handling
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
@@ -219,7 +222,7 @@ IMAGES = (torch.randn(6, 2, 5, 5), torch.tensor([0, 1, 2, 0, 1, 2]))
 
 def test_batch_norm_in_train_mode(refused: Any) -> None:
     error = refused(batch_norm().train(), IMAGES)
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     error.match(r"\b1 \(BatchNorm2d\).*eval\(\)")
 
 
@@ -230,9 +233,22 @@ def contrastive(model: nn.Module, batch: Any) -> Tensor:
 
 def test_examples_that_interact_in_the_loss(refused: Any) -> None:
     error = refused(network(), BATCH, contrastive)
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     error.match("interact")
     error.match("self_check=False")
+
+
+def test_dropout_in_train_mode(refused: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 30), nn.Dropout(0.5), nn.Linear(30, 3)).train()
+    error = refused(model, BATCH)
+    assert isinstance(error.value, ValueError)
+    error.match(r"eval\(\)")
+
+
+def test_losses_divided_by_the_number_of_examples(refused: Any) -> None:
+    error = refused(network(), BATCH, lambda m, b: cross_entropy(m, b) / len(b[0]))
+    assert isinstance(error.value, ValueError)
+    error.match("interact in the loss")
 
 
 class Centred(nn.Module):
@@ -243,7 +259,7 @@ class Centred(nn.Module):
 def test_examples_that_interact_in_a_module(refused: Any) -> None:
     model = nn.Sequential(nn.Linear(6, 5), Centred(), nn.Linear(5, 3))
     error = refused(model, BATCH)
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     error.match("interact")
 
 
@@ -286,7 +302,7 @@ def test_loss_that_is_not_finite_names_its_row(
         return cross_entropy(model, batch) * torch.where(is_bad, value, 1.0)
 
     error = refused(network(), BATCH, loss, memory_budget=memory_budget)
-    assert error.type is SageError
+    assert isinstance(error.value, SageError)
     assert error.value.row == row
     error.match(rf"finite loss, got {value} \(row {row} of the batch\)")
 
@@ -306,7 +322,7 @@ def test_bad_row_after_a_good_batch(memory_budget: int) -> None:
 @pytest.mark.parametrize("memory_budget", [1, 2**30])
 def test_target_class_out_of_range(refused: Any, memory_budget: int) -> None:
     error = refused(network(), (BATCH[0], torch.tensor([0, 1, 2, 5])), memory_budget=memory_budget)
-    assert error.type is ValueError
+    assert isinstance(error.value, ValueError)
     error.match(r"target class 5 \(row 3 of the batch\) is outside \[0, 3\)")
     assert error.value.row == 3
 

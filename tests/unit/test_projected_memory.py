@@ -1,14 +1,17 @@
-"""Where memory runs out the chunk is halved, once; and what a call may hold."""
+"""No gradient as long as a weight exists; where memory runs out the chunk is halved, once."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from microbatches import assert_rows, cross_entropy
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sage_torch.gradients import ProjectedGradients
 
@@ -98,3 +101,62 @@ def test_smaller_budget_takes_smaller_chunks() -> None:
         largest.append(max(memory.seen))
     assert largest == sorted(largest)
     assert (largest[0], largest[-1]) == (1, 12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes, the model's own storages apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.entries = max(self.entries, tensor.numel())
+        return result
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.positions = (
+            nn.Embedding(900, 300),
+            nn.Parameter(torch.randn(1, 4, 300)),
+        )
+        self.first, self.norm = nn.Linear(300, 300), nn.LayerNorm(300)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embedding(x) + self.positions
+        x = x + torch.relu(self.first(self.norm(x)))
+        return F.linear(x[:, -1], self.embedding.weight)
+
+
+LARGE: list[tuple[Callable[[], nn.Module], Tensor]] = [
+    (
+        lambda: nn.Sequential(nn.Linear(300, 400), nn.Tanh(), nn.Linear(400, 300)),
+        INPUTS.repeat(1, 50),
+    ),
+    (
+        lambda: nn.Sequential(nn.Conv2d(200, 300, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 100)),
+        torch.randn(12, 200, 3, 3),
+    ),
+    (
+        lambda: nn.Sequential(nn.ConvTranspose1d(200, 300, 3), nn.Flatten(), nn.Linear(900, 100)),
+        torch.randn(12, 200, 1),
+    ),
+    (Tied, torch.randint(900, (12, 4))),
+]
+
+
+@pytest.mark.parametrize(("build", "inputs"), LARGE, ids=["linear", "conv", "transposed", "tied"])
+def test_no_gradient_as_long_as_a_weight_exists(build: Any, inputs: Tensor) -> None:
+    model = build()
+    gradients = ProjectedGradients(model, 4)
+    gradients((inputs, TARGETS))
+    with Largest(model) as largest:
+        gradients((inputs, TARGETS))
+    longest = max(parameter.numel() for parameter in model.parameters())
+    assert 0 < largest.entries < longest // 2
