@@ -82,7 +82,7 @@ class ProjectedGradients:
     def __init__(
         self,
         model: nn.Module,
-        width: int = 16,
+        width: int = 32,
         loss: LossFunction | None = None,
         params: ParameterChoice | None = None,
         seed: int = 0,
@@ -142,7 +142,7 @@ class ProjectedGradients:
         """Say in one line how gradients are computed.
 
         Returns:
-            For example "projected: width 16 over 62 parameters, D = 11,173,962 -> d = 49,860".
+            For example "projected: width 32 over 62 parameters, D = 11,173,962 -> d = 49,860".
         """
         text = f"projected: width {self.width} over {len(self._blocks)} parameters"
         if self._left_out:

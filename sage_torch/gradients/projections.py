@@ -76,6 +76,7 @@ class VectorMap(SideMap):
         self._sketch = CountSketch(side, self.width, self._seed)
 
     def __call__(self, values: Tensor) -> Tensor:
+        """Apply the map to the last dimension, (..., side) -> (..., width)."""
         if self.is_identity:
             return values
         flat = values.reshape(-1, self.side)

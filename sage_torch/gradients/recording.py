@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn, Protocol, TypeGuard
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -184,8 +184,9 @@ class Recorder(ParameterFunctions):
         """Return the output, with `on_gradient` called on its gradient in the backward pass."""
         base = output
         if output._is_view():
-            if _is_reshaped(output, output._base):
-                base = output._base
+            whole = output._base
+            if whole is not None and _is_reshaped(output, whole):
+                base = whole
             else:
                 base = output = output.clone()
         if not base.requires_grad:
@@ -349,14 +350,10 @@ class _Start(torch.autograd.Function):
         return None, None
 
 
-def _is_reshaped(view: Tensor, base: Tensor | None) -> TypeGuard[Tensor]:
+def _is_reshaped(view: Tensor, base: Tensor) -> bool:
     """Whether a view is its base in another shape: then so are their gradients."""
-    return (
-        base is not None
-        and base.numel() == view.numel()
-        and base.is_contiguous()
-        and view.is_contiguous()
-    )
+    are_contiguous = base.is_contiguous() and view.is_contiguous()
+    return are_contiguous and base.numel() == view.numel()
 
 
 @contextmanager

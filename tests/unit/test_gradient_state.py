@@ -27,7 +27,9 @@ from sage_torch.gradients import (
     FunctionalGradients,
     GradientComputer,
     LastLayerGradients,
+    ProjectedGradients,
     choose_gradients,
+    handling_of,
 )
 
 
@@ -149,16 +151,45 @@ def test_choice_by_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     (record,) = caplog.records
     assert record.getMessage() == (
         "gradients of Sequential: functional: vmap(grad) over 4 parameters, D = 83; "
-        "auto: 83 parameters require grad, <= 2,000,000"
+        "auto: D = 83 <= 8,192; budget 1,024 MiB"
     )
     assert isinstance(choose_gradients(model, kind="last_layer"), LastLayerGradients)
-    monkeypatch.setattr("sage_torch.gradients.LONGEST_WHOLE_NETWORK", 82)
-    with pytest.warns(UserWarning, match="negative trim needs whole-network gradients"):
-        last = choose_gradients(model)
-    assert isinstance(last, LastLayerGradients)
-    assert not last.covers_whole_network
+    monkeypatch.setattr("sage_torch.gradients.LONGEST_EXACT", 82)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="sage_torch"):
+        projected = choose_gradients(model, seed=3, memory_budget=2**20)
+    assert isinstance(projected, ProjectedGradients)
+    assert projected.covers_whole_network
+    assert projected.seed == 3
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "gradients of Sequential: projected: width 32 over 4 parameters, D = 83 -> d = 83; "
+        "auto: D = 83 > 82; budget 1 MiB"
+    )
+    assert isinstance(choose_gradients(model, params="0.*"), FunctionalGradients)  # D = 56
     assert isinstance(choose_gradients(model, kind="functional"), FunctionalGradients)
-    assert last(batch).shape == (N, last.dim)
+    assert projected(batch).shape == (N, projected.dim)
+
+
+@pytest.mark.parametrize("kind", ["last_layer", lambda batch: batch[0]])
+def test_params_go_with_computers_that_take_them(kind: Any) -> None:
+    with pytest.raises(ValueError, match="params goes with .* chooses its parameters itself"):
+        choose_gradients(mlp(), kind=kind, params="0.weight")
+
+
+@pytest.mark.parametrize("kind", ["functional", "projected", "last_layer"])
+def test_every_parameter_is_accounted_for(kind: str) -> None:
+    model, batch = make(mlp, VECTORS)
+    model.get_submodule("0").requires_grad_(False)
+    params = None if kind == "last_layer" else "2.weight"
+    computer = choose_gradients(model, kind=kind, params=params)
+    computer(batch)
+    found = handling_of(model, computer)
+    assert list(found) == [name for name, _ in model.named_parameters()]
+    assert found["0.weight"] == found["0.bias"] == "frozen, left out"
+    assert "exact" in found["2.weight"]
+    assert ("exact" in found["2.bias"]) == (kind == "last_layer")
+    assert handling_of(model, lambda batch: batch[0]) == {}
 
 
 def test_users_computer_is_passed_through(caplog: pytest.LogCaptureFixture) -> None:

@@ -208,7 +208,7 @@ def make(blobs: TensorDataset) -> Iterator[Callable[[str], User]]:
     random.setstate(python_state)
 
 
-kinds = pytest.mark.parametrize("kind", ["functional", "last_layer", "loop"])
+kinds = pytest.mark.parametrize("kind", ["functional", "projected", "last_layer", "loop"])
 
 
 @contextmanager
@@ -227,6 +227,8 @@ def unchanged(user: User) -> Iterator[None]:
         ("functional", "herding", "exact"),
         ("functional", "agreement", "streaming"),
         ("functional", "random", "auto"),
+        ("projected", "herding", "exact"),
+        ("projected", "agreement", "streaming"),
         ("last_layer", "herding", "streaming"),
         ("last_layer", "agreement", "exact"),
         ("loop", "herding", "exact"),
