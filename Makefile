@@ -36,8 +36,11 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 	$(BIN)/python -m pytest --doctest-modules sage_torch -q
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'opacus>=1.5'
 	$(BIN)/python benchmarks/sketch.py
+	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/subset.py
+	$(BIN)/python benchmarks/compression.py # with SAGE_TORCH_DATA on the papers' data
 	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA
 	$(BIN)/python benchmarks/results.py
 

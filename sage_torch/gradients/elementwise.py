@@ -91,13 +91,13 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
     output = call.run()
     if any(output is value for value in values):
         call.refuse("it is written in place")
-    inputs = [call.count(values[i].detach()) for i in mapped]
-    parameters = [values[i].detach() for i in followed]
+    inputs = [call.count(_in_full(values[i].detach())) for i in mapped]
+    parameters = [_in_full(values[i].detach()) for i in followed]
     targets = [call.target(values[i]) for i in followed]
 
     def of_one(delta: Tensor, *example: Tensor) -> tuple[Tensor, ...]:
         def forward(*chosen: Tensor) -> Tensor:
-            filled = list(values)
+            filled = [_in_full(v) if isinstance(v, Tensor) else v for v in values]
             for i, value in zip(mapped, example, strict=True):
                 filled[i] = value.unsqueeze(0)
             for i, value in zip(followed, chosen, strict=True):
@@ -111,12 +111,17 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
         return gradients
 
     def on_gradient(gradient: Tensor) -> None:
-        found = vmap(of_one)(gradient, *inputs)
+        found = vmap(of_one)(gradient.float(), *inputs)
         for target, gradients in zip(targets, found, strict=True):
             if target is not None:
-                add_whole(target, gradients.float())
+                add_whole(target, gradients)
 
     return call.tap(output, on_gradient)
+
+
+def _in_full(tensor: Tensor) -> Tensor:
+    """Return a floating tensor in float32: under autocast low precision meets full."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _to_shape(call: Call, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:

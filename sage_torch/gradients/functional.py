@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from sage_torch._core import SageError
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.chunks import Chunks, is_out_of_memory
 from sage_torch.gradients.loop import LoopGradients
 from sage_torch.gradients.loss import (
     ExampleLoss,
@@ -89,7 +90,7 @@ class FunctionalGradients:
         self._loop = LoopGradients(self._losses, self._names)
         self._use_loop = False
         self._dim = sum(parameter.numel() for parameter in chosen.values())
-        self._chunk = max(1, memory_budget // (4 * _COPIES_PER_CHUNK * self._dim))
+        self._chunks = Chunks(max(1, memory_budget // (4 * _COPIES_PER_CHUNK * self._dim)))
         self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
 
     @property
@@ -130,6 +131,9 @@ class FunctionalGradients:
             ValueError: The loss returned another shape than (n,), or does not depend on the
                 parameters, or the batch does not fit.
             SageError: A loss is not finite; `row` is its position in the batch.
+
+        Warns:
+            UserWarning: vmap refuses the model, or memory ran out and the chunk size was halved.
         """
         if not self._use_loop:
             try:
@@ -161,13 +165,15 @@ class FunctionalGradients:
             chosen = {name: fixed.pop(name) for name in self._names}
             device = chosen[self._names[0]].device
             rows = torch.empty((n, self._dim), dtype=torch.float32, device=device)
-            losses = []
-            for start in range(0, n, self._chunk):
-                part = batches.take(batch, start, start + self._chunk)
+            losses: list[Tensor] = []
+
+            def fill(start: int, part: Batch) -> None:
                 gradients, part_losses = self._differentiate(chosen, fixed, part)
                 losses.append(part_losses)
-                _write(rows[start : start + self._chunk], [gradients[k] for k in self._names])
-                del gradients  # before the next chunk's are made, or two chunks are held at once
+                part_rows = rows[start : start + len(part_losses)]
+                _write(part_rows, [gradients[k] for k in self._names])
+
+            self._chunks.run(batch, fill)
         return rows, torch.cat(losses)
 
     def _differentiate(
@@ -190,10 +196,9 @@ class FunctionalGradients:
 
 def _may_be_refusal(error: Exception) -> bool:
     """Whether another way of differentiating might do what has just failed."""
-    if isinstance(error, (ValueError, SageError, MemoryError, torch.OutOfMemoryError)):
-        return False
-    # The CPU allocator reports exhaustion as a plain RuntimeError.
-    return "allocate memory" not in str(error) and "out of memory" not in str(error)
+    return not isinstance(error, (ValueError, SageError, MemoryError)) and (
+        not is_out_of_memory(error)
+    )
 
 
 def _write(rows: Tensor, gradients: Sequence[Tensor]) -> None:

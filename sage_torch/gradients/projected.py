@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from sage_torch._core import SageError
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.chunks import Chunks
 from sage_torch.gradients.functional import FunctionalGradients
 from sage_torch.gradients.loop import LoopGradients
-from sage_torch.gradients.loss import ExampleLoss, LossFunction, UnrecordedError, in_whole_batch
+from sage_torch.gradients.loss import ExampleLoss, LossFunction, UnrecordedError
 from sage_torch.gradients.parameters import (
     ParameterChoice,
     choose_parameters,
     covers_whole_network,
 )
 from sage_torch.gradients.projections import Block
-from sage_torch.gradients.recording import UnsupportedUseError, Uses, is_out_of_memory
+from sage_torch.gradients.recording import UnsupportedUseError, Uses
 from sage_torch.gradients.running import WatchedModel, places
-from sage_torch.gradients.self_check import refuse_if_examples_interact, wrong_blocks
+from sage_torch.gradients.self_check import (
+    refuse_if_examples_interact,
+    tolerance_of,
+    wrong_blocks,
+)
 from sage_torch.gradients.tracking import UnstableModelError, name_of
 
 __all__ = ["ProjectedGradients"]
@@ -115,9 +118,8 @@ class ProjectedGradients:
         self._uses: Uses | None = None
         self._left_out: dict[str, str] = {}  # parameters of the fallback, and why
         self._functional: FunctionalGradients | None = None
-        self._chunk = 1
+        self._chunks = Chunks()
         self._checked = 0  # how many different examples of one batch: 0, 1, or 2 for more
-        self._was_halved = False
 
     @property
     def dim(self) -> int:
@@ -167,36 +169,35 @@ class ProjectedGradients:
             UserWarning: Memory ran out and the chunk size was halved.
         """
         distinct = min(2, batches.length(batch))
-        if self._checked < distinct:
-            self._prepare(batch)
-        rows = self._in_chunks(batch)
-        if self._checked < distinct:  # planned again on the way
-            self._prepare(batch)
+        with torch.inference_mode(False):  # rows are added to while gradients are recorded
+            if self._checked < distinct:
+                self._prepare(batch)
             rows = self._in_chunks(batch)
+            if self._checked < distinct:  # planned again on the way
+                self._prepare(batch)
+                rows = self._in_chunks(batch)
         return rows
 
     def _in_chunks(self, batch: Batch) -> Tensor:
-        n = batches.length(batch)
-        parts, start, is_new = [], 0, True
-        while start < n:
-            part = batches.take(batch, start, min(n, start + self._chunk))
+        rows = self._zeros(batches.length(batch))
+
+        def fill(start: int, part: Batch) -> None:
+            rows[start : start + batches.length(part)] = self._planned_rows(part)
+
+        self._chunks.run(batch, fill)
+        return rows
+
+    def _planned_rows(self, batch: Batch) -> Tensor:
+        """Return the rows of a batch, even if it takes a way through the model not seen before."""
+        is_new = True
+        while True:
             try:
-                parts.append(self._rows_of(part))
-                start += batches.length(part)
-                continue
-            except (SageError, ValueError) as error:
-                raise in_whole_batch(error, start) from None
-            except UnsupportedUseError as error:  # this batch takes another way through the model
+                return self._rows_of(batch)
+            except UnsupportedUseError as error:
                 if not is_new:
                     self._leave_out(error.names, error.reason)
-                is_new = False
-                self._plan(part)
-                continue
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or self._was_halved or self._chunk == 1:
-                    raise
-            self._halve(min(self._chunk, n - start))  # outside the handler, which holds tensors
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            is_new = False
+            self._plan(batch)
 
     def _rows_of(self, batch: Batch) -> Tensor:
         assert self._uses is not None  # there is a plan
@@ -245,6 +246,7 @@ class ProjectedGradients:
             n = batches.length(batch)
             checked = sorted({0, n // 3, 2 * n // 3, n - 1})
             exact: Tensor | None = None
+            tolerance = tolerance_of(self._watched.dtypes)
             while True:
                 rows = self._in_chunks(batch)[checked]
                 wrong = self._missing(rows)
@@ -253,10 +255,10 @@ class ProjectedGradients:
                 if exact is not None:
                     wrong = [name for name in wrong if bool(self._blocks[name].of(exact).any())]
                 if exact is not None and self._self_check:
-                    wrong = wrong_blocks(self._losses, list(self._blocks.values()), rows, exact)
+                    wrong = wrong_blocks(list(self._blocks.values()), rows, exact, tolerance)
                 if not wrong:
                     break
-                refuse_if_examples_interact(self._losses, batch)
+                refuse_if_examples_interact(self._losses, batch, tolerance)
                 self._refuse_if_left_out(wrong)
                 self._leave_out(wrong, "no rule gives what a single example gives")
                 self._plan(batch)
@@ -291,7 +293,7 @@ class ProjectedGradients:
                 self._leave_out(error.names, error.reason)
                 continue
             # What was held for two examples, and as much again for what the largest layer needs.
-            self._chunk = max(1, self._memory_budget // (held + 16 * self._dim))
+            self._chunks.size = max(1, self._memory_budget // (held + 16 * self._dim))
             return
 
     def _exact_rows(self, some: Batch) -> Tensor:
@@ -335,15 +337,6 @@ class ProjectedGradients:
         if not functions:
             return "unused so far: zero columns"
         return f"{', '.join(functions)}: {sizes}"
-
-    def _halve(self, examples: int) -> None:
-        self._chunk, self._was_halved = max(1, examples // 2), True
-        warnings.warn(
-            f"out of memory with {examples} examples at once: going on with {self._chunk}; lower "
-            "memory_budget to begin there",
-            UserWarning,
-            stacklevel=3,
-        )
 
     def _zeros(self, n: int) -> Tensor:
         device = next(self._losses.model.parameters()).device

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from sage_torch.gradients.chunks import is_out_of_memory
 from sage_torch.gradients.projections import Block, SideMap, matrix_form
 from sage_torch.gradients.tracking import Function, ParameterFunctions, Use, tensors_in
 
@@ -25,7 +26,6 @@ __all__ = [
     "Target",
     "UnsupportedUseError",
     "add_whole",
-    "is_out_of_memory",
 ]
 
 Uses = Mapping[tuple[Function, tuple[str, ...]], Sequence[Use]]
@@ -367,14 +367,6 @@ def refusing(names: tuple[str, ...]) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise UnsupportedUseError(names, str(error)) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; the CPU allocator reports it as a plain RuntimeError."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        "out of memory" in text or "allocate memory" in text
-    )
 
 
 @contextmanager

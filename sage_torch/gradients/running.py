@@ -30,6 +30,7 @@ class WatchedModel:
 
     def __init__(self, losses: ExampleLoss) -> None:
         self._losses = losses
+        self.dtypes: set[torch.dtype] = set()  # that the model computes in, once observed
         self._passes = _ForwardAndBackward(losses)
 
     def observe(self, some: Batch, blocks: Sequence[Block]) -> Uses:
@@ -52,6 +53,7 @@ class WatchedModel:
                 with observer:
                     functional_call(self._losses, state, (part,))
         assert observer is not None  # there are two rounds
+        self.dtypes |= observer.dtypes
         return observer.uses
 
     def fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> bool:

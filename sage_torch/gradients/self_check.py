@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 from sage_torch.gradients.projections import Block
 
-__all__ = ["refuse_if_examples_interact", "wrong_blocks"]
+__all__ = ["refuse_if_examples_interact", "tolerance_of", "wrong_blocks"]
 
 # Relative distance between a row computed in a batch and alone: kernels round differently for
 # other batch sizes, and in low precision much more so.
@@ -22,21 +22,26 @@ _TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
 _TOLERANCE_LOW = 0.1
 
 
+def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the relative distance allowed where a model computes in these dtypes."""
+    return max((_TOLERANCE.get(dtype, _TOLERANCE_LOW) for dtype in dtypes), default=_TOLERANCE_LOW)
+
+
 def wrong_blocks(
-    losses: ExampleLoss, blocks: Sequence[Block], rows: Tensor, exact: Tensor
+    blocks: Sequence[Block], rows: Tensor, exact: Tensor, tolerance: float
 ) -> list[str]:
     """Return the parameters whose gradients in a batch differ from those of single examples.
 
     Args:
-        losses: Model and loss.
         blocks: The columns of each parameter.
         rows: Tensor (n, d), examples computed together.
         exact: Tensor (n, d), each computed alone by an ordinary backward pass, then projected.
+        tolerance: Relative distance allowed.
 
     Returns:
         Their names; none if every row is within rounding.
     """
-    allowed = _tolerance(losses, rows) * exact.norm(dim=1) + 1e-12
+    allowed = tolerance * exact.norm(dim=1) + 1e-12
     difference = rows - exact
     if bool((difference.norm(dim=1) <= allowed).all()):
         return []
@@ -46,19 +51,19 @@ def wrong_blocks(
     return [name for name, error in errors.items() if not bool((error <= share).all())]
 
 
-def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch) -> None:
+def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch, tolerance: float) -> None:
     """Refuse a model that gives an example another loss in other company.
 
     Args:
         losses: Model and loss.
         batch: Some examples.
+        tolerance: Relative distance allowed.
 
     Raises:
         ValueError: It does; names the first module whose output changes.
     """
     alone, alone_loss = _outputs(losses, batches.take(batch, 0, 1))
     together, of_all = _outputs(losses, batch)
-    tolerance = _tolerance(losses, of_all)
     if not _differ(of_all[:1], alone_loss, tolerance):
         return
     where = "the loss"
@@ -72,13 +77,6 @@ def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch) -> None:
         "the batch, so that there is no gradient per example; call model.eval(), normalise within "
         "examples, or pass ProjectedGradients(..., self_check=False)"
     )
-
-
-def _tolerance(losses: ExampleLoss, tensor: Tensor) -> float:
-    if any(torch.is_autocast_enabled(kind) for kind in {"cpu", tensor.device.type}):
-        return _TOLERANCE_LOW
-    dtypes = {p.dtype for p in losses.parameters() if p.is_floating_point()}
-    return max(_TOLERANCE.get(dtype, _TOLERANCE_LOW) for dtype in dtypes)
 
 
 def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:

@@ -176,6 +176,7 @@ class Observer(ParameterFunctions):
         self._kept: list[Tensor] = []  # an id stays unique while its tensor lives
         self.calls: list[tuple[Function, list[torch.Size], list[torch.Size]]] = []
         self.uses: dict[tuple[Function, tuple[str, ...]], list[Use]] = defaultdict(list)
+        self.dtypes: set[torch.dtype] = set()  # that results have come in
 
     def is_of_interest(self, tensor: Tensor) -> bool:
         """Whether it depends on a parameter."""
@@ -188,6 +189,7 @@ class Observer(ParameterFunctions):
         result = function(*args, **kwargs)
         outputs = list(tensors_in((result,), {}))
         if outputs:
+            self.dtypes.update(tensor.dtype for tensor in outputs if tensor.is_floating_point())
             self.calls.append((function, shapes, [tensor.shape for tensor in outputs]))
             if self._earlier is not None:
                 self._compare(self._earlier, arguments, outputs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sage_torch import CountSketch, FrequentDirections, SageSampler, select_subset
+from sage_torch.gradients import ProjectedGradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -135,7 +136,7 @@ def trained() -> tuple[nn.Module, TensorDataset]:
 
 
 @pytest.mark.parametrize("consensus", ["exact", "streaming"])
-@pytest.mark.parametrize("gradients", ["functional", "last_layer"])
+@pytest.mark.parametrize("gradients", ["functional", "projected", "last_layer"])
 def test_selection_agrees_with_the_cpu(consensus: str, gradients: str) -> None:
     model, data = trained()
     options = {"consensus": consensus, "gradients": gradients, "compress": 1_024}
@@ -153,6 +154,15 @@ def test_selection_agrees_with_the_cpu(consensus: str, gradients: str) -> None:
     assert torch.equal(torch.cuda.get_rng_state(), random_state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+def test_projected_gradients_have_the_same_maps() -> None:
+    model, data = trained()
+    host = ProjectedGradients(model, width=4)(data[:50])
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        cuda = ProjectedGradients(model.cuda(), width=4)([tensor.cuda() for tensor in data[:50]])
+    assert cuda.is_cuda
+    assert relative(cuda, host) < 1e-4
 
 
 def test_the_headline_use() -> None:

@@ -13,7 +13,7 @@ from microbatches import assert_rows, by_microbatches, cross_entropy
 from torch import Tensor, nn
 from zoo import case
 from zoo.case import CLASSES
-from zoo.parameters import Shaped
+from zoo.inputs import Shaped
 from zoo.sequences import GPT, Attends, EncoderDecoder, next_token, next_token_flat
 
 from sage_torch.gradients import ProjectedGradients

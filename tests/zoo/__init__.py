@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from zoo.bare import BARE
 from zoo.case import Case
+from zoo.inputs import INPUTS
 from zoo.layers import LAYERS
 from zoo.odd import ODD
 from zoo.parameters import PARAMETERS
@@ -13,7 +15,7 @@ from zoo.vision import VISION
 
 __all__ = ["ZOO", "Case", "case", "zoo"]
 
-ZOO: list[Case] = [*VISION, *LAYERS, *SEQUENCES, *PARAMETERS, *ODD]
+ZOO: list[Case] = [*VISION, *LAYERS, *SEQUENCES, *BARE, *INPUTS, *PARAMETERS, *ODD]
 
 zoo = pytest.mark.parametrize("case", ZOO, ids=[entry.name for entry in ZOO])
 

@@ -1,8 +1,7 @@
-"""Parameters outside of layers, shared, unused, frozen; layers whose inputs are not examples."""
+"""Parameters that are shared, unused, frozen or adapters; checkpoints; wrapped models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,34 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.case import CLASSES, Case, N, images, sequences, vectors
-
-Forward = Callable[["Bare", Tensor], Tensor]
-
-
-class Bare(nn.Module):
-    """Parameters of the given shapes, and a function of them between two Linear layers."""
-
-    def __init__(self, between: Forward, features: int = 6, **shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 6)
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(0.5 * torch.randn(shape)))
-        self.head, self.between = nn.Linear(features, CLASSES), between
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.between(self, torch.tanh(self.first(x)))
-        return self.head(x if x.ndim == 2 else x.mean(1))
-
-
-def bare(
-    name: str,
-    between: Callable[[Any, Tensor], Tensor],
-    functional: tuple[str, ...] = (),
-    features: int = 6,
-    **shapes: tuple[int, ...],
-) -> Case:
-    build = lambda: Bare(between, features, **shapes)  # noqa: E731
-    return Case(name, build, sequences(), functional=functional)
 
 
 class Conv1D(nn.Module):
@@ -53,83 +24,6 @@ class Conv1D(nn.Module):
     def forward(self, x: Tensor) -> Any:
         shape = (*x.shape[:-1], len(self.bias))
         return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(shape)
-
-
-class Square(torch.autograd.Function):
-    """A user's own operation, of which torch knows nothing but its backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x * weight * weight
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        return gradient * weight * weight, (2 * gradient * x * weight).sum((0, 1))
-
-
-def _class_token(m: Any, x: Tensor) -> Tensor:
-    return torch.cat([m.token.expand(len(x), -1, -1), x], dim=1)
-
-
-def _masked(m: Any, x: Tensor) -> Tensor:
-    return torch.where(x[..., :1] > 0.3, m.token.to(x.dtype), x)
-
-
-def _swin_bias(m: Any, x: Tensor) -> Tensor:
-    places = torch.arange(N)
-    index = (places[:, None] - places + N - 1).view(-1)
-    bias = m.table[index].view(N, N, 2).permute(2, 0, 1).contiguous()
-    scores = (x @ x.transpose(1, 2))[:, None] + bias.unsqueeze(0)
-    return (scores.softmax(-1) @ x[:, None]).mean(1)
-
-
-MODULE = (
-    bare("layer scale", lambda m, x: x * m.scale, scale=(6,)),
-    bare("shift", lambda m, x: x + m.shift, shift=(6,)),
-    bare("scale of every position", lambda m, x: m.scale * x, scale=(N, 6)),
-    bare("scale per position", lambda m, x: x * m.scale, scale=(N, 1)),
-    bare("logit scale", lambda m, x: x * m.scale.exp(), scale=()),
-    bare("scale through softplus", lambda m, x: x / F.softplus(m.scale), scale=(6,)),
-    bare("gate", lambda m, x: torch.lerp(x, x.flip(1), m.gate.sigmoid()), gate=(6,)),
-    bare(
-        "scale in place",
-        lambda m, x: (2 * x).mul_(m.scale).add_(m.shift),
-        functional=("scale",),
-        scale=(6,),
-        shift=(),
-    ),
-    bare("addcmul", lambda m, x: torch.addcmul(m.shift, x, m.scale), scale=(6,), shift=(6,)),
-    bare("class token", _class_token, token=(1, 1, 6)),
-    bare("mask token", _masked, token=(6,)),
-    bare("relative positions", _swin_bias, table=(2 * N - 1, 2)),
-    bare("matmul", lambda m, x: x @ m.weight, features=5, weight=(6, 5)),
-    bare("matmul transposed", lambda m, x: x @ m.weight.T, features=5, weight=(5, 6)),
-    bare("matmul from the left", lambda m, x: m.weight @ x, weight=(N, N)),
-    bare("functional linear", lambda m, x: F.linear(x, m.weight), features=5, weight=(5, 6)),
-    bare("einsum", lambda m, x: torch.einsum("nte,eo->nto", x, m.w), features=5, w=(6, 5)),
-    bare(
-        "einsum over heads",
-        lambda m, x: torch.einsum("nte,heo->ntho", x, m.w).flatten(2),
-        features=6,
-        w=(2, 6, 3),
-    ),
-    bare("batched matmul", lambda m, x: (x[:, None] @ m.w).sum(1), features=4, w=(2, 6, 4)),
-    bare("tensordot", lambda m, x: torch.tensordot(x, m.w, dims=1), features=5, w=(6, 5)),
-    bare(
-        "functional conv",
-        lambda m, x: F.conv1d(x.transpose(1, 2), m.kernel, padding=1).transpose(1, 2),
-        features=5,
-        kernel=(5, 6, 3),
-    ),
-    bare("functional layer norm", lambda m, x: F.layer_norm(x, (6,), m.w, m.b), w=(6,), b=(6,)),
-    bare("function of one's own", lambda m, x: Square.apply(x, m.w), ("w",), w=(6,)),
-    bare("spectrum", lambda m, x: torch.fft.ifft(torch.fft.fft(x) * m.w).real, ("w",), w=(6,)),
-    bare("weight of weights", lambda m, x: x @ (m.a @ m.b).tanh(), features=5, a=(6, 2), b=(2, 5)),
-    bare("soft prompt", lambda m, x: torch.cat([m.p.repeat(len(x), 1, 1), x], 1), p=(3, 6)),
-    bare("weight decay", lambda m, x: x * m.scale + m.scale.square().mean(), scale=(6,)),
-)
 
 
 class AddmmModel(nn.Module):
@@ -156,57 +50,6 @@ class LoRA(nn.Module):
             weight = self.base.weight + 2 * self.lora_B.weight @ self.lora_A.weight
             return self.head(torch.tanh(F.linear(x, weight, self.base.bias)))
         return self.head(torch.tanh(self.base(x) + 2 * self.lora_B(self.lora_A(x))))
-
-
-class Shaped(nn.Module):
-    """A Linear layer whose rows are examples, positions and channels in some order."""
-
-    def __init__(self, apply: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.first, self.second, self.apply_ = nn.Linear(6, 6), nn.Linear(6, 6), apply
-        self.head = nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Any:
-        x = torch.tanh(self.apply_(self.second, torch.tanh(self.first(x))))
-        return self.head(x.mean(1) if x.ndim == 3 else x)
-
-
-def _time_major_rows(layer: nn.Module, x: Tensor) -> Tensor:
-    rows: Tensor = layer(x.transpose(0, 1).reshape(-1, 6))
-    return rows.view(x.shape[1], len(x), 6).transpose(0, 1)
-
-
-def _two_views(layer: nn.Module, x: Tensor) -> Tensor:
-    a, b = layer(torch.cat([x, 2 * x])).chunk(2)
-    return a * b  # type: ignore[no-any-return]
-
-
-def _some_tokens(layer: nn.Module, x: Tensor) -> Tensor:
-    chosen = x[..., 0] > 0
-    out = x.clone()
-    out[chosen] = layer(x[chosen])
-    return out
-
-
-def shaped(name: str, apply: Callable[[Any, Tensor], Tensor], functional: str = "") -> Case:
-    patterns = (functional,) if functional else ()
-    return Case(name, lambda: Shaped(apply), sequences(), functional=patterns)
-
-
-INPUTS = [
-    shaped("flattened positions", lambda m, x: m(x.reshape(-1, 6)).view(x.shape)),
-    shaped("time first", lambda m, x: m(x.transpose(0, 1)).transpose(0, 1)),
-    shaped("time first, flattened", _time_major_rows, "second.*"),
-    shaped("two views in one batch", _two_views, "second.*"),
-    shaped("some tokens", _some_tokens, "second.*"),
-    shaped("input of no example", lambda m, x: x + m(torch.eye(6).repeat(2, 1)[:N])),
-    shaped("input of one row", lambda m, x: x * m(torch.ones(6))),
-    shaped("input of one batch row", lambda m, x: x * m(torch.ones(1, 6))),
-    shaped("one module three times", lambda m, x: m(torch.tanh(m(x)) + m(x[:, :1]))),
-    shaped("output used twice", lambda m, x: (lambda y: y.sigmoid() * y)(m(x))),
-    shaped("output partly used", lambda m, x: m(x)[:, ::2] + m(x).detach()[:, :1]),
-    shaped("some positions only", lambda m, x: torch.cat([m(x[:, :3]), x[:, 3:]], 1)),
-]
 
 
 class TiedAcross(nn.Module):
@@ -336,7 +179,7 @@ def compiled() -> nn.Module:
     return wrapped  # type: ignore[no-any-return]
 
 
-MODELS = [
+PARAMETERS = [
     Case("hugging face's Conv1D", AddmmModel, sequences()),
     Case("lora", LoRA, vectors()),
     Case("lora merged", lambda: LoRA(merged=True), vectors()),
@@ -355,5 +198,3 @@ MODELS = [
     Case("traced", scripted, vectors(), functional=("0.*",)),
     Case("compiled", compiled, vectors()),
 ]
-
-PARAMETERS = [*MODULE, *INPUTS, *MODELS]
