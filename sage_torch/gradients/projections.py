@@ -88,7 +88,7 @@ class Block:
 
     The gradient of a weight is a matrix, its first dimension (outputs) by all others (inputs): the
     outputs are projected to `2 width`, which costs little, the inputs to `width`, or to `2 width`
-    where there are no more than `width` outputs. A bias, the scale of a norm or a bare
+    in a linear layer of no more than `width` outputs. A bias, the scale of a norm or a bare
     parameter (1, ...) is a vector: exact up to `2 width^2` entries, count-sketched above.
 
     Args:
@@ -107,7 +107,8 @@ class Block:
         if is_vector:
             self.right: SideMap = VectorMap(columns, 2 * width**2, seed, f"{name}/right")
         else:
-            most = width if rows > width else 2 * width
+            is_short = rows <= width and len(self.shape) == 2
+            most = 2 * width if is_short else width
             self.right = SideMap(columns, most, seed, f"{name}/right")
         self.start, self.stop = start, start + self.left.width * self.right.width
 

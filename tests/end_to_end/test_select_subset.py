@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from sage_torch import Selection, select_subset
+from sage_torch.gradients import FunctionalGradients
 
 Digits = tuple[TensorDataset, TensorDataset]
 Warm = Callable[[], nn.Module]
@@ -348,6 +349,31 @@ def test_compression_of_long_gradients(digits: Digits) -> None:
     assert projected.settings["dim"] == 64 * 32 + 128 + 10 * 64 + 10
     assert projected.settings["parameters"]["0.weight"] == "linear: (128, 64) projected to (64, 32)"
     assert np.corrcoef(projected.scores, exact.scores)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("gradients", ["auto", "functional", "projected"])
+def test_params_choose_what_is_scored(
+    gradients: str, network: nn.Module, blobs: TensorDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    *_, (last, parameter) = network.named_parameters()
+    with caplog.at_level("INFO", logger="sage_torch"):
+        kept = select_subset(network, blobs, 0.25, gradients=gradients, params=[last])
+    assert kept.settings["dim"] == parameter.numel()
+    assert kept.settings["params"] == [last]
+    handled = kept.settings["parameters"]
+    assert list(handled) == [name for name, _ in network.named_parameters()]
+    assert {name for name, how in handled.items() if how != "left out"} == {last}
+    for name, how in handled.items():
+        assert f"gradient of {name}: {how}" in caplog.text
+    own = FunctionalGradients(network, params=last)
+    by_own = select_subset(network, blobs, 0.25, gradients=own)
+    assert np.array_equal(kept.indices, by_own.indices)
+
+
+@pytest.mark.parametrize("params", [3, [3], "nothing.*"])
+def test_wrong_params(params: Any, network: nn.Module, blobs: TensorDataset) -> None:
+    with pytest.raises((TypeError, ValueError), match="params"):
+        select_subset(network, blobs, 0.25, params=params)
 
 
 def test_the_default_dtype_does_not_matter(network: nn.Module, blobs: TensorDataset) -> None:

@@ -146,7 +146,7 @@ def small_conv_net() -> tuple[nn.Module, Any, Any]:
 
 
 def small_gpt() -> tuple[nn.Module, Any, Any]:
-    return GPT("(T,)", features=8).eval(), (torch.randint(11, (4, N)),), next_token
+    return GPT("(T,)", features=8, blocks=1).eval(), (torch.randint(11, (4, N)),), next_token
 
 
 @pytest.mark.parametrize("width", [2, 4])
@@ -179,11 +179,11 @@ def test_maps_are_orthonormal_and_scaled() -> None:
     batch = (torch.eye(9).repeat(7, 1), torch.eye(7).repeat_interleave(9, 0))
     rows = ProjectedGradients(model, 3, loss)(batch).double()
     values = torch.linalg.svdvals(rows)
-    assert rows.shape == (63, 9)
-    assert torch.allclose(values, torch.full((9,), (63 / 9) ** 0.5).double(), rtol=1e-5)
-    left_exact = ProjectedGradients(model, 7, loss)(batch).double()
-    assert left_exact.shape == (63, 49)
-    assert torch.allclose(torch.linalg.svdvals(left_exact), torch.tensor(9 / 7).double().sqrt())
+    assert rows.shape == (63, 6 * 3)
+    assert torch.allclose(values, torch.full((18,), (63 / 18) ** 0.5).double(), rtol=1e-5)
+    left_exact = ProjectedGradients(model, 4, loss)(batch).double()
+    assert left_exact.shape == (63, 7 * 4)
+    assert torch.allclose(torch.linalg.svdvals(left_exact), torch.tensor(9 / 4).double().sqrt())
 
 
 @some
@@ -213,11 +213,11 @@ def test_error_shrinks_with_the_width(name: str) -> None:
 def test_dim_is_known_from_construction_on() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 100))
     gradients = ProjectedGradients(model, 4)
-    # (8, 27) to (4, 4); 8; 8; 8; (100, 32) to (4, 4); 100 to 16
-    assert gradients.dim == 16 + 8 + 8 + 8 + 16 + 16
+    # (8, 27) to (8, 4); 8; 8; 8; (100, 32) to (8, 4); 100 to 32
+    assert gradients.dim == 32 + 8 + 8 + 8 + 32 + 32
     total = sum(p.numel() for p in model.parameters())
     assert gradients.describe() == (
-        f"projected: width 4 over 6 parameters, D = {total:,} -> d = 72"
+        f"projected: width 4 over 6 parameters, D = {total:,} -> d = 120"
     )
     assert list(gradients.handling) == [name for name, _ in model.named_parameters()]
 

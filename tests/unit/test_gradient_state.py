@@ -173,7 +173,7 @@ def test_choice_by_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("kind", ["last_layer", lambda batch: batch[0]])
 def test_params_go_with_computers_that_take_them(kind: Any) -> None:
-    with pytest.raises(ValueError, match="params goes with .* chooses its parameters itself"):
+    with pytest.raises(ValueError, match=r"params goes with .* chooses its parameters itself"):
         choose_gradients(mlp(), kind=kind, params="0.weight")
 
 

@@ -16,7 +16,9 @@ from zoo.case import CLASSES, Case, N, sequences, tokens
 class GPT(nn.Module):
     """Tied embeddings, and positions in one of the forms that are found in the wild."""
 
-    def __init__(self, positions: str, checkpointing: bool = False, features: int = 12) -> None:
+    def __init__(
+        self, positions: str, checkpointing: bool = False, features: int = 12, blocks: int = 2
+    ) -> None:
         super().__init__()
         self.wte = nn.Embedding(11, features)
         shape = {"(T,)": (N, features), "sliced": (N + 2, features), "(1, T)": (N, features)}
@@ -25,7 +27,7 @@ class GPT(nn.Module):
         else:
             self.wpe = nn.Embedding(*shape[positions])
         self.positions, self.checkpointing = positions, checkpointing
-        self.blocks = nn.ModuleList([GPTBlock(features) for _ in range(2)])
+        self.blocks = nn.ModuleList([GPTBlock(features) for _ in range(blocks)])
         self.norm = nn.LayerNorm(features)
         self.head = nn.Linear(features, 11, bias=False)
         self.head.weight = self.wte.weight
