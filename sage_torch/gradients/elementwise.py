@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -111,7 +112,9 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
         return gradients
 
     def on_gradient(gradient: Tensor) -> None:
-        found = vmap(of_one)(gradient.float(), *inputs)
+        with warnings.catch_warnings():  # functions that vmap knows only as a loop are welcome
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found = vmap(of_one)(gradient.float(), *inputs)
         for target, gradients in zip(targets, found, strict=True):
             if target is not None:
                 add_whole(target, gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -31,6 +32,8 @@ from sage_torch.gradients.tracking import UnstableModelError, name_of
 
 __all__ = ["ProjectedGradients"]
 
+_LOG = logging.getLogger("sage_torch")
+
 
 class ProjectedGradients:
     """Per-example gradients `P_left G_i P_right^T`, parameter by parameter, of a whole network.
@@ -48,9 +51,9 @@ class ProjectedGradients:
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        width: Coordinates w that the inputs' side of a weight is projected to, and half of those of
-            the outputs' side. The default keeps the top quarter of scores to 0.9 and more of that
-            of exact gradients (benchmarks/compression.py).
+        width: Coordinates w that the longer side of a weight is projected to; the shorter one
+            keeps twice as many. With the default, the top quarter of scores overlaps by 0.9 and
+            more with that of exact gradients (benchmarks/compression.py).
         loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
         params: Which parameters; None: all that require grad (see `choose_parameters`).
         seed: The same seed names the same maps on every device and in every process.
@@ -314,6 +317,8 @@ class ProjectedGradients:
                 f'{reason}; pass fallback=True, gradients="functional", or leave it out with '
                 "params="
             )
+        if fresh:
+            _LOG.warning("no rule for %s: %s; exact gradients instead", ", ".join(fresh), reason)
         self._left_out.update(dict.fromkeys(fresh, reason))
         self._functional = None
 

@@ -86,10 +86,10 @@ class VectorMap(SideMap):
 class Block:
     """The columns of one parameter in a row of projected gradients.
 
-    The gradient of a weight is a matrix, its first dimension (outputs) by all others (inputs): the
-    outputs are projected to `2 width`, which costs little, the inputs to `width`, or to `2 width`
-    in a linear layer of no more than `width` outputs. A bias, the scale of a norm or a bare
-    parameter (1, ...) is a vector: exact up to `2 width^2` entries, count-sketched above.
+    The gradient of a weight is a matrix, its first dimension (outputs) by all others (inputs). The
+    longer side is projected to `width`; the shorter, which costs less, to `2 width`. A bias, the
+    scale of a norm or a bare parameter (1, ...) is a vector: exact up to `2 width^2` entries,
+    count-sketched above.
 
     Args:
         name: The parameter's name in the model.
@@ -102,14 +102,14 @@ class Block:
     def __init__(self, name: str, shape: Sequence[int], width: int, seed: int, start: int) -> None:
         self.name, self.shape = name, tuple(shape)
         rows, columns = matrix_form(self.shape)
-        self.left = SideMap(rows, 2 * width, seed, f"{name}/left")
-        is_vector = rows == 1 and len(self.shape) < 4  # with four dimensions it is a convolution
-        if is_vector:
-            self.right: SideMap = VectorMap(columns, 2 * width**2, seed, f"{name}/right")
+        if rows == 1 and len(self.shape) < 4:  # with four dimensions it is a convolution
+            widths = (1, 2 * width**2)
+            kind: type[SideMap] = VectorMap
         else:
-            is_short = rows <= width and len(self.shape) == 2
-            most = 2 * width if is_short else width
-            self.right = SideMap(columns, most, seed, f"{name}/right")
+            widths = (2 * width, width) if rows <= columns else (width, 2 * width)
+            kind = SideMap
+        self.left = SideMap(rows, widths[0], seed, f"{name}/left")
+        self.right = kind(columns, widths[1], seed, f"{name}/right")
         self.start, self.stop = start, start + self.left.width * self.right.width
 
     @property

@@ -346,8 +346,8 @@ def test_compression_of_long_gradients(digits: Digits) -> None:
     assert np.corrcoef(kept.scores, exact.scores)[0, 1] > 0.99
     projected = select_subset(model, data, 0.25)  # "auto": longer than the sketch takes as it is
     assert projected.settings["gradients"].startswith("projected: width 32 over 4 parameters")
-    assert projected.settings["dim"] == 64 * 32 + 128 + 10 * 64 + 10
-    assert projected.settings["parameters"]["0.weight"] == "linear: (128, 64) projected to (64, 32)"
+    assert projected.settings["dim"] == 32 * 64 + 128 + 10 * 32 + 10
+    assert projected.settings["parameters"]["0.weight"] == "linear: (128, 64) projected to (32, 64)"
     assert np.corrcoef(projected.scores, exact.scores)[0, 1] > 0.9
 
 
