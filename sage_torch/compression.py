@@ -49,7 +49,10 @@ class CompressedGradients:
             try:
                 parts.append(self._sketch(rows_of(self.gradients, part)))
             except (SageError, ValueError) as error:
-                raise in_whole_batch(error, start) from None
+                moved = in_whole_batch(error, start)
+                if moved is error:
+                    raise
+                raise moved from error
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def describe(self) -> str:

@@ -25,6 +25,7 @@ from sage_torch.gradients import (
     ParameterChoice,
     choose_gradients,
     handling_of,
+    reason_of,
     unwrap,
 )
 from sage_torch.options import (
@@ -230,6 +231,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         settings=_settings(options, k)
         | {
             "gradients": getattr(computer, "describe", lambda: repr(computer))(),
+            "gradients_because": reason_of(model, options.gradients, options.params),
             "consensus": "streaming" if is_streaming else "exact",
             "parameters": parameters,
             "dim": sketched.sketch.dim,

@@ -32,6 +32,7 @@ __all__ = [
     "ProjectedGradients",
     "choose_gradients",
     "handling_of",
+    "reason_of",
     "rows_of",
     "unwrap",
 ]
@@ -179,14 +180,11 @@ def choose_gradients(
     if not isinstance(kind, str):
         computer = cast(GradientComputer, kind)
         name = getattr(computer, "__name__", type(computer).__name__)
-        _log_choice(inner, f"{name}, given by the caller")
+        _log_choice(inner, f"{name}, {reason_of(inner, kind)}")
         return computer
-    dim = sum(parameter.numel() for parameter in choose_parameters(inner, params).values())
-    reason = "as asked for"
+    reason = reason_of(inner, kind, params)
     if kind == "auto":
-        kind = "functional" if dim <= LONGEST_EXACT else "projected"
-        sign = "<=" if kind == "functional" else ">"
-        reason = f"auto: D = {dim:,} {sign} {LONGEST_EXACT:,}"
+        kind = "functional" if _length(inner, params) <= LONGEST_EXACT else "projected"
     if kind == "functional":
         chosen: GradientComputer = FunctionalGradients(
             inner, loss, params, memory_budget=memory_budget
@@ -199,6 +197,25 @@ def choose_gradients(
         chosen = LastLayerGradients(inner, loss)
     _log_choice(inner, f"{chosen.describe()}; {reason}; budget {memory_budget / 2**20:,.0f} MiB")
     return chosen
+
+
+def reason_of(
+    model: nn.Module, kind: GradientChoice = "auto", params: ParameterChoice | None = None
+) -> str:
+    """Say why `choose_gradients` chooses what it does.
+
+    Returns:
+        For example "auto: D = 106,000 > 8,192".
+
+    Raises:
+        ValueError: As `choose_gradients`.
+    """
+    if not isinstance(kind, str):
+        return "given by the caller"
+    length = _length(unwrap(model), params)  # also where it does not matter: it may be refused
+    if kind != "auto":
+        return "as asked for"
+    return f"auto: D = {length:,} {'<=' if length <= LONGEST_EXACT else '>'} {LONGEST_EXACT:,}"
 
 
 def check_choice(kind: object, params: object = None) -> None:
@@ -246,6 +263,10 @@ def handling_of(model: nn.Module, computer: object) -> dict[str, str]:
         name: handling.get(name, "left out" if parameter.requires_grad else "frozen, left out")
         for name, parameter in model.named_parameters()
     }
+
+
+def _length(model: nn.Module, params: ParameterChoice | None) -> int:
+    return sum(parameter.numel() for parameter in choose_parameters(model, params).values())
 
 
 def _log_choice(model: nn.Module, choice: str) -> None:

@@ -26,6 +26,10 @@ class Chunks:
         self.size = size
         self._was_halved = False
 
+    def fit(self, size: int) -> None:
+        """Take another size; not a larger one after memory has run out."""
+        self.size = min(self.size, size) if self._was_halved else size
+
     def run(self, batch: Batch, compute: Callable[[int, Batch], None]) -> None:
         """Call `compute(start, part)` on the parts of a batch, in order.
 
@@ -48,7 +52,10 @@ class Chunks:
                 start += count
                 continue
             except (SageError, ValueError) as error:
-                raise in_whole_batch(error, start) from error
+                moved = in_whole_batch(error, start)
+                if moved is error:
+                    raise
+                raise moved from error
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self._was_halved or count == 1:
                     raise

@@ -70,8 +70,9 @@ class ProjectedGradients:
             parameter is complex.
 
     Cost:
-        About two thirds of a training step, for no weight gradient is computed, and
-        `2 w (I + O)` multiply-adds a position and layer; 4 n d bytes for the rows.
+        A forward pass, a backward pass without weight gradients, and about `2 w I + w O`
+        multiply-adds a position and layer of I <= O; 4 n d bytes for the rows; one wait for the
+        device a batch. The first batch is run about twice over, and four of its examples alone.
 
     Reference:
         Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
@@ -82,7 +83,7 @@ class ProjectedGradients:
         >>> model = torch.nn.Sequential(torch.nn.Linear(100, 50), torch.nn.Linear(50, 10))
         >>> gradients = ProjectedGradients(model, width=8)
         >>> gradients((torch.randn(4, 100), torch.randint(10, (4,)))).shape
-        torch.Size([4, 188])
+        torch.Size([4, 268])
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class ProjectedGradients:
         """Say in one line how gradients are computed.
 
         Returns:
-            For example "projected: width 32 over 62 parameters, D = 11,173,962 -> d = 49,860".
+            For example "projected: width 32 over 62 parameters, D = 11,173,962 -> d = 49,706".
         """
         text = f"projected: width {self.width} over {len(self._blocks)} parameters"
         if self._left_out:
@@ -296,7 +297,7 @@ class ProjectedGradients:
                 self._leave_out(error.names, error.reason)
                 continue
             # What was held for two examples, and as much again for what the largest layer needs.
-            self._chunks.size = max(1, self._memory_budget // (held + 16 * self._dim))
+            self._chunks.fit(max(1, self._memory_budget // (held + 16 * self._dim)))
             return
 
     def _exact_rows(self, some: Batch) -> Tensor:

@@ -346,9 +346,10 @@ def test_compression_of_long_gradients(digits: Digits) -> None:
     assert np.corrcoef(kept.scores, exact.scores)[0, 1] > 0.99
     projected = select_subset(model, data, 0.25)  # "auto": longer than the sketch takes as it is
     assert projected.settings["gradients"].startswith("projected: width 32 over 4 parameters")
+    assert projected.settings["gradients_because"] == "auto: D = 9,610 > 8,192"
     assert projected.settings["dim"] == 32 * 64 + 128 + 10 * 32 + 10
     assert projected.settings["parameters"]["0.weight"] == "linear: (128, 64) projected to (32, 64)"
-    assert np.corrcoef(projected.scores, exact.scores)[0, 1] > 0.9
+    assert np.corrcoef(projected.scores, exact.scores)[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("gradients", ["auto", "functional", "projected"])

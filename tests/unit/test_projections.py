@@ -89,12 +89,13 @@ def within_errors(drawn: torch.Tensor, expected: torch.Tensor) -> bool:
 @pytest.mark.parametrize(
     ("shape", "widths"),
     [
-        ((64, 32), (8, 4)),
-        ((64, 3), (8, 3)),
+        ((64, 32), (4, 8)),  # the longer side to the width, the shorter to twice that
+        ((32, 64), (8, 4)),
+        ((64, 64), (8, 4)),
+        ((64, 3), (4, 3)),
         ((5, 64), (5, 4)),
-        ((3, 64), (3, 8)),  # few outputs leave room for more of the inputs
         ((8, 3, 3, 3), (8, 4)),
-        ((1, 3, 3, 3), (1, 8)),
+        ((1, 3, 3, 3), (1, 4)),
         ((3, 2), (3, 2)),
         ((1, 64), (1, 32)),
         ((1, 1, 64), (1, 32)),
@@ -148,7 +149,7 @@ def test_long_vectors_are_sketched_and_stay_unbiased() -> None:
     ("shape", "said"),
     [
         ((64,), "exact, 64"),
-        ((512, 64), "(512, 64) projected to (32, 16)"),
+        ((512, 64), "(512, 64) projected to (16, 32)"),
         ((64, 3, 7, 7), "(64, 147) projected to (32, 16)"),
         ((1_000,), "1,000 count-sketched to 512"),
         ((16, 16), "exact, 256"),
