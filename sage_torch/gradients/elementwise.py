@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sage_torch.gradients.recording import Call, add_whole
+from sage_torch.gradients.recording import Call
+from sage_torch.gradients.targets import add_whole
 
 __all__ = ["add", "by_vmap", "expand", "multiply", "repeat", "subtract"]
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from sage_torch.gradients.elementwise import add, by_vmap, expand, multiply, repeat, subtract
 from sage_torch.gradients.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from sage_torch.gradients.projections import VectorMap
-from sage_torch.gradients.recording import Call, Rule, Target, add_whole
+from sage_torch.gradients.recording import Call, Rule
+from sage_torch.gradients.targets import Target, add_whole
 
 __all__ = ["RULES", "by_vmap"]
 

@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from sage_torch.gradients.chunks import is_out_of_memory
-from sage_torch.gradients.projections import Block, SideMap, matrix_form
+from sage_torch.gradients.projections import Block
+from sage_torch.gradients.targets import DerivedTarget, ParameterTarget, Target
 from sage_torch.gradients.tracking import Function, ParameterFunctions, Use, tensors_in
 
-__all__ = [
-    "Call",
-    "Recorder",
-    "Rule",
-    "Target",
-    "UnsupportedUseError",
-    "add_whole",
-]
+__all__ = ["Call", "Recorder", "Rule", "UnsupportedUseError", "Uses"]
+
+# What torch raises where shapes or kinds do not fit; others, such as the one with which activation
+# checkpointing ends a recomputation, pass untouched.
+_FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
 
 Uses = Mapping[tuple[Function, tuple[str, ...]], Sequence[Use]]
 
@@ -58,60 +56,6 @@ class ModelError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-class Target(Protocol):
-    """What a rule adds gradients to: a parameter, or a tensor made of parameters."""
-
-    left: SideMap
-    right: SideMap
-    shape: tuple[int, ...]
-
-    def add_projected(self, values: Tensor) -> None:
-        """Add (n, left width, right width), both sides projected."""
-        ...
-
-
-class ParameterTarget:
-    """A parameter: gradients go to its columns of the rows."""
-
-    def __init__(self, block: Block, rows: Tensor) -> None:
-        self.left, self.right, self.shape = block.left, block.right, block.shape
-        self.block, self._columns = block, block.of(rows)
-
-    def add_projected(self, values: Tensor) -> None:
-        """Add to the columns."""
-        self._columns += values
-
-
-class DerivedTarget:
-    """A tensor made of parameters alone: its gradients are carried back to them, exactly.
-
-    Args:
-        tensor: The tensor, with its graph.
-        leaves: The parameters that it was made of: tensors that require grad, and their targets.
-    """
-
-    def __init__(self, tensor: Tensor, leaves: Mapping[Tensor, ParameterTarget]) -> None:
-        self.tensor, self.leaves = tensor, dict(leaves)
-        self.shape = tuple(tensor.shape)
-        rows, columns = matrix_form(self.shape)
-        self.left, self.right = SideMap(rows, rows, 0, ""), SideMap(columns, columns, 0, "")
-
-    def add_projected(self, values: Tensor) -> None:
-        """Carry back through the graph, all examples at once."""
-        with torch.enable_grad():
-            found = torch.autograd.grad(
-                self.tensor,
-                list(self.leaves),
-                values.reshape(len(values), *self.shape).to(self.tensor.dtype),
-                is_grads_batched=True,
-                retain_graph=True,
-                allow_unused=True,
-            )
-        for target, gradients in zip(self.leaves.values(), found, strict=True):
-            if gradients is not None:
-                target.add_projected(target.block.project(gradients.detach().float()))
 
 
 class Recorder(ParameterFunctions):
@@ -288,7 +232,7 @@ class Call:
         """Return what the function returns."""
         try:
             output = self.function(*self._args, **self._kwargs)
-        except Exception as error:
+        except _FAILURES as error:
             raise ModelError(error) from error
         if not isinstance(output, Tensor):
             self.refuse("it has several results")
@@ -331,12 +275,6 @@ class Call:
 Rule = Callable[..., Tensor]
 
 
-def add_whole(target: Target, gradients: Tensor) -> None:
-    """Add gradients (n, *shape), unprojected."""
-    whole = gradients.reshape(len(gradients), target.left.side, target.right.side)
-    target.add_projected(target.left(target.right(whole).mT).mT)
-
-
 class _Start(torch.autograd.Function):
     """Has a tensor require grad, in place, that no parameter before it does."""
 
@@ -363,7 +301,7 @@ def refusing(names: tuple[str, ...]) -> Iterator[None]:
         yield
     except ModelError as error:
         raise error.error from None
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except _FAILURES as error:
         if is_out_of_memory(error):
             raise
         raise UnsupportedUseError(names, str(error)) from error

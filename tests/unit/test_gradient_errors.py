@@ -229,39 +229,6 @@ def test_errors_that_the_loop_cannot_mend_are_not_tried_again(error: Exception) 
     assert loss.calls == 1
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("the device is full"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_memory_that_runs_out_twice_is_not_tried_by_the_loop(error: Exception) -> None:
-    loss = Failing(error)
-    with (
-        pytest.warns(UserWarning, match="out of memory with 4 examples at once: going on with 2"),
-        pytest.raises(type(error)),
-    ):
-        FunctionalGradients(network(), loss)(BATCH)
-    assert loss.calls == 2
-
-
-def test_memory_that_runs_out_once_halves_the_chunk() -> None:
-    class OnceFull(Failing):
-        def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-            if self.calls:
-                return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-            return super().__call__(model, batch)
-
-    loss = OnceFull(torch.OutOfMemoryError("the device is full"))
-    model = network()
-    gradients = FunctionalGradients(model, loss)
-    with pytest.warns(UserWarning, match="smaller memory_budget"):
-        rows = gradients(BATCH)
-    assert torch.allclose(rows, FunctionalGradients(model)(BATCH), atol=1e-6)
-    assert "vmap(grad)" in gradients.describe()
-
-
 def test_where_the_loop_fails_too_its_error_is_raised() -> None:
     loss = Failing(KeyError("weights"))
     gradients = FunctionalGradients(network(), loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from microbatches import assert_rows, cross_entropy
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import case
 
 from sage_torch.gradients import ProjectedGradients
 
@@ -160,3 +162,18 @@ def test_no_gradient_as_long_as_a_weight_exists(build: Any, inputs: Tensor) -> N
         gradients((inputs, TARGETS))
     longest = max(parameter.numel() for parameter in model.parameters())
     assert 0 < largest.entries < longest // 2
+
+
+@pytest.mark.parametrize("name", ["lenet", "timm vit", "lstm", "gpt checkpointed", "einsum"])
+def test_nothing_stays_behind_until_the_collector_runs(name: str) -> None:
+    model, batch = case(name).make()
+    gradients = ProjectedGradients(model, 8, case(name).loss)
+    gradients(batch)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(o, Tensor) for o in gc.get_objects())
+        gradients(batch)
+        assert sum(isinstance(o, Tensor) for o in gc.get_objects()) == before
+    finally:
+        gc.enable()

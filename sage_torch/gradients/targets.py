@@ -1,0 +1,73 @@
+"""Where rules put gradients: a parameter's columns, or a tensor made of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sage_torch.gradients.projections import Block, SideMap, matrix_form
+
+__all__ = ["DerivedTarget", "ParameterTarget", "Target", "add_whole"]
+
+
+class Target(Protocol):
+    """What a rule adds gradients to: a parameter, or a tensor made of parameters."""
+
+    left: SideMap
+    right: SideMap
+    shape: tuple[int, ...]
+
+    def add_projected(self, values: Tensor) -> None:
+        """Add (n, left width, right width), both sides projected."""
+        ...
+
+
+class ParameterTarget:
+    """A parameter: gradients go to its columns of the rows."""
+
+    def __init__(self, block: Block, rows: Tensor) -> None:
+        self.left, self.right, self.shape = block.left, block.right, block.shape
+        self.block, self._columns = block, block.of(rows)
+
+    def add_projected(self, values: Tensor) -> None:
+        """Add to the columns."""
+        self._columns += values
+
+
+class DerivedTarget:
+    """A tensor made of parameters alone: its gradients are carried back to them, exactly.
+
+    Args:
+        tensor: The tensor, with its graph.
+        leaves: The parameters that it was made of: tensors that require grad, and their targets.
+    """
+
+    def __init__(self, tensor: Tensor, leaves: Mapping[Tensor, ParameterTarget]) -> None:
+        self.tensor, self.leaves = tensor, dict(leaves)
+        self.shape = tuple(tensor.shape)
+        rows, columns = matrix_form(self.shape)
+        self.left, self.right = SideMap(rows, rows, 0, ""), SideMap(columns, columns, 0, "")
+
+    def add_projected(self, values: Tensor) -> None:
+        """Carry back through the graph, all examples at once."""
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                self.tensor,
+                list(self.leaves),
+                values.reshape(len(values), *self.shape).to(self.tensor.dtype),
+                is_grads_batched=True,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        for target, gradients in zip(self.leaves.values(), found, strict=True):
+            if gradients is not None:
+                target.add_projected(target.block.project(gradients.detach().float()))
+
+
+def add_whole(target: Target, gradients: Tensor) -> None:
+    """Add gradients (n, *shape), unprojected."""
+    whole = gradients.reshape(len(gradients), target.left.side, target.right.side)
+    target.add_projected(target.left(target.right(whole).mT).mT)
