@@ -54,7 +54,17 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    """The commit of the code that runs; results that a run before has written do not count."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+    return (f"{commit}-dirty" if changed else commit) or "unknown"
+
+
+def _git(*arguments: str) -> str:
     asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(RESULTS.parents[1]), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return asked.stdout.strip() or "unknown"
+    return asked.stdout.strip()
