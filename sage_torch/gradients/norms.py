@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,26 @@ def layer_norm(
 ) -> Tensor:
     """`y = w x^ + b`: `dw = sum_t dy_t x^_t`, x^ the normalised input."""
     shape = tuple(normalized_shape)
-    return _affine(call, input, weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps))
+    if torch.is_autocast_enabled(input.device.type):  # the dtypes would be ours to choose
+        return _affine(call, input, weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps))
+    of_weight, of_bias = call.target(weight), call.target(bias)
+    # As the function itself does, but with the statistics, which need not be computed again.
+    output, mean, scale = torch.native_layer_norm(input, shape, weight, bias, eps)
+    kept, mean, scale = input.detach(), mean.detach(), scale.detach()
+
+    def positions(values: Tensor, width: int) -> Tensor:  # (n, ..., width) -> (n, T, width)
+        return call.layout.split(values, call.n).float().reshape(call.n, -1, width)
+
+    def on_gradient(gradient: Tensor) -> None:
+        width = math.prod(shape)
+        delta = positions(gradient, width)
+        if of_weight is not None:
+            centred = positions(kept.float() - mean, width).mul_(delta)
+            add_whole(of_weight, positions(scale, 1).mT @ centred)  # (n, 1, T) @ (n, T, E)
+        if of_bias is not None:
+            add_whole(of_bias, delta.sum(1))
+
+    return call.tap(output, on_gradient)
 
 
 def rms_norm(
