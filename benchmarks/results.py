@@ -62,7 +62,8 @@ those from the exact whole-network gradients (l = {sketch_size}, consensus by cl
 share of the exact one's found, over all and within each class. The trim is `agreement < 0` in the
 weighted basis, with {flipped:.0%} of the labels flipped before the warm-up: share of the flipped
 found, share of those found that were flipped, and share of right labels lost. *Gradients*: seconds
-over those of forward + backward on the same batches. Means over {seeds} seeds ± standard deviation.
+over those of forward + backward on the same batches ({cpu}, threads: {threads}). Means over {seeds}
+seeds ± standard deviation.
 """
 MARKED = re.compile(r"(<!-- results:subset -->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -170,7 +171,8 @@ def compression_section() -> list[str]:
     if not records:
         return []
     settings = records[0]["settings"]
-    lines = [COMPRESSION.format(**settings | {"seeds": len(settings["seeds"])})]
+    seeds = len(settings["seeds"])
+    lines = [COMPRESSION.format(**records[0] | settings | {"seeds": seeds})]
     for record in records:
         settings, results = record["settings"], record["results"]
         plain = results["clean"]["forward + backward"]["test_accuracy"]["mean"]
