@@ -37,7 +37,7 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from sage_torch.compression import CountSketch
-from sage_torch.gradients import FunctionalGradients, LastLayerGradients
+from sage_torch.gradients import FunctionalGradients, LastLayerGradients, ProjectedGradients
 from sage_torch.sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection import Certificate, Selection
@@ -50,6 +50,7 @@ __all__ = [
     "FrequentDirections",
     "FunctionalGradients",
     "LastLayerGradients",
+    "ProjectedGradients",
     "SageError",
     "SageSampler",
     "Selection",

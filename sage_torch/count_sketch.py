@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,8 @@ class CountSketch:
         seed: The same seed names the same map on every device and in every process.
 
     Raises:
-        ValueError: A dimension is below 1.
+        TypeError: A dimension or the seed is no whole number.
+        ValueError: A dimension is below 1, or the seed below 0.
 
     Cost:
         O(n D) time; on CUDA a table of D signs (1 byte each).
@@ -44,10 +47,13 @@ class CountSketch:
     """
 
     def __init__(self, dim: int, out_dim: int = DEFAULT_WIDTH, seed: int = 0) -> None:
-        if dim < 1 or out_dim < 1:
-            raise ValueError(
-                f"expected dim and out_dim of at least 1, got dim={dim}, out_dim={out_dim}"
-            )
+        for name, value, least in (("dim", dim, 1), ("out_dim", out_dim, 1), ("seed", seed, 0)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"expected {name} to be a whole number, got {value!r}")
+            if not least <= value < 2**63:
+                raise ValueError(
+                    f"expected {name} of at least {least} and below 2**63, got {value}"
+                )
         self.dim, self.out_dim, self.seed = dim, out_dim, seed
         self._map = _core.CountSketch(dim, out_dim, seed)
         self._tables: tuple[Tensor, Tensor] | None = None
@@ -65,6 +71,8 @@ class CountSketch:
             ValueError: The rows have another shape.
             TypeError: Not a dense floating tensor.
         """
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"expected rows as a torch.Tensor, got {type(rows).__name__}")
         if rows.layout is not torch.strided or not rows.is_floating_point():
             raise TypeError(
                 "expected dense float32, float64, bfloat16 or float16 rows, got "

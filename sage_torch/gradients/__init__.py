@@ -45,6 +45,7 @@ LONGEST_EXACT = DEFAULT_WIDTH
 class GradientComputer(Protocol):
     """What turns batches into per-example gradients; any object of this form can take part.
 
+    An attribute `handling`, a dict from each parameter's name to words, is shown in the selection.
     A plain function `batch -> (n, D)` will do as well: selection then takes D from the first rows,
     takes `covers_whole_network` for False, and shows its name for a description.
 
@@ -253,7 +254,7 @@ def handling_of(model: nn.Module, computer: object) -> dict[str, str]:
         computer: Its gradient computer, after the first batch.
 
     Returns:
-        Names and words, such as `{"conv1.weight": "conv2d: (64, 27) projected to (16, 16)"}`; empty
+        Names and words, such as `{"conv1.weight": "conv2d: (64, 27) projected to (64, 27)"}`; empty
         for a computer that does not say.
     """
     handling = getattr(computer, "handling", None)

@@ -95,11 +95,15 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
         call.refuse("it is written in place")
     inputs = [call.count(_in_full(values[i].detach())) for i in mapped]
     parameters = [_in_full(values[i].detach()) for i in followed]
+    call.will_hold(sum(parameter.numel() for parameter in parameters))
     targets = [call.target(values[i]) for i in followed]
+    constants = list(values)
+    for i in (*mapped, *followed):
+        constants[i] = None  # a hook that held them would hold their graph
 
     def of_one(delta: Tensor, *example: Tensor) -> tuple[Tensor, ...]:
         def forward(*chosen: Tensor) -> Tensor:
-            filled = [_in_full(v) if isinstance(v, Tensor) else v for v in values]
+            filled = [_in_full(v) if isinstance(v, Tensor) else v for v in constants]
             for i, value in zip(mapped, example, strict=True):
                 filled[i] = value.unsqueeze(0)
             for i, value in zip(followed, chosen, strict=True):

@@ -169,9 +169,9 @@ class FunctionalGradients:
 
             def fill(start: int, part: Batch) -> None:
                 gradients, part_losses = self._differentiate(chosen, fixed, part)
-                losses.append(part_losses)
                 part_rows = rows[start : start + len(part_losses)]
                 _write(part_rows, [gradients[k] for k in self._names])
+                losses.append(part_losses)  # last: what fails for want of memory is done again
 
             self._chunks.run(batch, fill)
         return rows, torch.cat(losses)

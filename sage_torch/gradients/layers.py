@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sage_torch.gradients.elementwise import add, by_vmap, expand, multiply, repeat, subtract
 from sage_torch.gradients.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from sage_torch.gradients.projections import VectorMap
 from sage_torch.gradients.recording import Call, Rule
 from sage_torch.gradients.targets import Target, add_whole
 
@@ -99,8 +98,6 @@ def convolution(
     output = call.run()
     kept: Tensor | None = None
     if target is not None:
-        if isinstance(target.right, VectorMap) and not target.right.is_identity:
-            call.refuse("its weight is one long vector")
         positions = output[0, 0].numel()
         # A short side that is left as it is makes more of patches than of the input: those wait.
         is_shorter = groups * target.right.width * positions <= input[0].numel()
@@ -184,11 +181,11 @@ def embedding(
     if max_norm is not None or scale_grad_by_freq or target is None:
         call.refuse("max_norm and scale_grad_by_freq have no rule")
     rows = len(weight)
+    tokens = next(layout for _, layout in call.inputs if layout).split(input, call.n)
+    tokens = tokens.reshape(call.n, -1)
 
     def on_gradient(gradient: Tensor) -> None:
         delta = call.positions(gradient)
-        tokens = next(layout for _, layout in call.inputs if layout).split(input, call.n)
-        tokens = tokens.reshape(call.n, -1)
         if target.left.is_identity:
             left = F.one_hot(tokens, rows).float()
         else:

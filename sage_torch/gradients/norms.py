@@ -31,7 +31,7 @@ def layer_norm(
         return _affine(call, input, weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps))
     of_weight, of_bias = call.target(weight), call.target(bias)
     # As the function itself does, but with the statistics, which need not be computed again.
-    output, mean, scale = torch.native_layer_norm(input, shape, weight, bias, eps)
+    output, mean, scale = call.attempt(torch.native_layer_norm, input, shape, weight, bias, eps)
     kept, mean, scale = input.detach(), mean.detach(), scale.detach()
 
     def positions(values: Tensor, width: int) -> Tensor:  # (n, ..., width) -> (n, T, width)

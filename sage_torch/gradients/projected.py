@@ -60,8 +60,9 @@ class ProjectedGradients:
         fallback: Whether parameters used in ways that have no rule (recurrent layers, custom
             kernels) are left to `FunctionalGradients` and projected afterwards.
         self_check: Whether four examples of the first batch are compared with ordinary backward
-            passes of theirs alone. Without it, a model that reorders its examples inside, or in
-            which they interact, gives wrong rows.
+            passes of theirs alone. Without it a model gives wrong rows if examples interact in it,
+            if it reorders them, takes gradients of its own, or uses parameters both in torch
+            functions and out of their sight (in an autograd.Function of its own, for one).
         memory_budget: Bytes for what one chunk of examples holds until its backward pass.
 
     Raises:
@@ -124,6 +125,7 @@ class ProjectedGradients:
         self._functional: FunctionalGradients | None = None
         self._chunks = Chunks()
         self._checked = 0  # how many different examples of one batch: 0, 1, or 2 for more
+        self._was_alone = False  # whether what is known of uses comes from a batch of one
 
     @property
     def dim(self) -> int:
@@ -186,32 +188,30 @@ class ProjectedGradients:
         rows = self._zeros(batches.length(batch))
 
         def fill(start: int, part: Batch) -> None:
-            rows[start : start + batches.length(part)] = self._planned_rows(part)
+            self._fill(rows[start : start + batches.length(part)], part)
 
         self._chunks.run(batch, fill)
         return rows
 
-    def _planned_rows(self, batch: Batch) -> Tensor:
-        """Return the rows of a batch, even if it takes a way through the model not seen before."""
+    def _fill(self, rows: Tensor, batch: Batch) -> None:
+        """Fill the rows of a batch, even if it takes a way through the model not seen before."""
         is_new = True
         while True:
             try:
-                return self._rows_of(batch)
+                return self._try_to_fill(rows.zero_(), batch)
             except UnsupportedUseError as error:
                 if not is_new:
                     self._leave_out(error.names, error.reason)
             is_new = False
             self._plan(batch)
 
-    def _rows_of(self, batch: Batch) -> Tensor:
+    def _try_to_fill(self, rows: Tensor, batch: Batch) -> None:
         assert self._uses is not None  # there is a plan
-        rows = self._zeros(batches.length(batch))
         is_recorded = self._watched.fill(rows, batch, self._ruled(), self._uses)
         if self._left_out:
             is_recorded |= self._add_fallback(rows, batch)
         if not is_recorded and self._checked:  # before, single examples will tell
             raise UnrecordedError
-        return rows
 
     def _add_fallback(self, rows: Tensor, batch: Batch) -> bool:
         """Add what is left out of the rules; return whether the losses depend on it."""
@@ -244,10 +244,12 @@ class ProjectedGradients:
     def _prepare(self, batch: Batch) -> None:
         """Learn from a batch how parameters are used, and check what comes of it."""
         before = (self._uses, dict(self._left_out), self._checked)
+        n = batches.length(batch)
         try:
-            self._uses = None  # one example alone shows less than several
+            if self._was_alone:
+                self._uses = None  # one example alone shows less than several
+            self._was_alone = n == 1
             self._plan(batch)
-            n = batches.length(batch)
             checked = sorted({0, n // 3, 2 * n // 3, n - 1})
             exact: Tensor | None = None
             tolerance = tolerance_of(self._watched.dtypes)

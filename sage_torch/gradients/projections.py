@@ -75,6 +75,16 @@ class VectorMap(SideMap):
         super().__init__(side, width, seed, name)
         self._sketch = CountSketch(side, self.width, self._seed)
 
+    def matrix(self, device: torch.device) -> Tensor:
+        """Return the identity, if it is that.
+
+        Raises:
+            ValueError: A count sketch is not kept as a matrix.
+        """
+        if not self.is_identity:
+            raise ValueError("a vector as long as this is count-sketched, without a matrix")
+        return super().matrix(device)
+
     def __call__(self, values: Tensor) -> Tensor:
         """Apply the map to the last dimension, (..., side) -> (..., width)."""
         if self.is_identity:
@@ -118,7 +128,7 @@ class Block:
         return self.left.is_identity and self.right.is_identity
 
     def describe(self) -> str:
-        """Say what becomes of the gradient: `"(512, 64) projected to (16, 16)"`, `"exact, 64"`."""
+        """Say what becomes of the gradient: `"(512, 64) projected to (32, 64)"`, `"exact, 64"`."""
         before = (self.left.side, self.right.side)
         if self.is_exact:
             return f"exact, {math.prod(before):,}"

@@ -26,6 +26,8 @@ __all__ = ["Call", "Recorder", "Rule", "UnsupportedUseError", "Uses"]
 # checkpointing ends a recomputation, pass untouched.
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
 
+_WRITES = {Tensor.__setitem__}  # functions that return nothing and write their arguments
+
 Uses = Mapping[tuple[Function, tuple[str, ...]], Sequence[Use]]
 
 # A tensor made of parameters (a slice, a normalised weight) is differentiated exactly, one
@@ -107,20 +109,28 @@ class Recorder(ParameterFunctions):
         names = tuple(sorted({name for t in followed for name in self._names[id(t)]}))
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)  # nothing is differentiated here
+        if kwargs.get("out") is not None:
+            raise UnsupportedUseError(names, f"{function.__name__} writes it with out=")
         key = (function, names)
         if key not in self._uses:
             result = function(*args, **kwargs)
-            if any(True for _ in tensors_in((result,), {})):
+            if function in _WRITES or any(True for _ in tensors_in((result,), {})):
                 raise UnsupportedUseError(names, "it is not used in the same way in every batch")
             return result
         uses = self._uses[key]
+        if len({use for use in uses if use.output is not None}) > 1:  # the order may change
+            raise UnsupportedUseError(names, "its examples lie along several dimensions")
         use = uses[self._seen[key] % len(uses)]
         self._seen[key] += 1
         if use.output is None:
             return self._derive(function, args, kwargs, followed, names)
         rule = self._rules.get(function, self._other)
         with refusing(names):
-            return rule(Call(self, use, function, args, kwargs), *args, **kwargs)
+            call = Call(self, use, function, args, kwargs)
+            try:
+                return rule(call, *args, **kwargs)
+            finally:
+                call.forget()
 
     def tap(
         self, output: Tensor, on_gradient: Callable[[Tensor], None], names: tuple[str, ...]
@@ -129,18 +139,16 @@ class Recorder(ParameterFunctions):
         base = output
         if output._is_view():
             whole = output._base
-            if whole is not None and _is_reshaped(output, whole):
+            if whole is not None and whole.requires_grad and _is_reshaped(output, whole):
                 base = whole
-            else:
+            else:  # what it is a view of may be a parameter
                 base = output = output.clone()
         if not base.requires_grad:
-            started = _Start.apply(base, self._anchor)  # type: ignore[no-untyped-call]
-            output = started if base is output else started.view(output.shape)
-            base = started
+            base = output = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]
         shape = output.shape
 
-        def receive(gradient: Tensor) -> None:
-            if self.is_backward:
+        def receive(gradient: Tensor | None) -> None:
+            if gradient is not None and self.is_backward:
                 with outside_the_model(gradient.device), refusing(names):
                     on_gradient(gradient.reshape(shape))
 
@@ -178,6 +186,7 @@ class Recorder(ParameterFunctions):
             if tensor.numel() > _LARGEST_DERIVED:
                 raise UnsupportedUseError(names, f"{function.__name__} makes a large tensor of it")
             shown = tensor.detach()
+            self.kept_bytes += 3 * 4 * self.n * tensor.numel()  # exact gradients, carried back
             self._follow(shown, tensor, DerivedTarget(tensor, leaves), names)
             return shown
 
@@ -230,13 +239,17 @@ class Call:
 
     def run(self) -> Tensor:
         """Return what the function returns."""
-        try:
-            output = self.function(*self._args, **self._kwargs)
-        except _FAILURES as error:
-            raise ModelError(error) from error
+        output = self.attempt(self.function, *self._args, **self._kwargs)
         if not isinstance(output, Tensor):
             self.refuse("it has several results")
         return output
+
+    def attempt(self, function: Function, *args: Any, **kwargs: Any) -> Any:
+        """Return what a function returns in the model's place; its errors are the model's."""
+        try:
+            return function(*args, **kwargs)
+        except _FAILURES as error:
+            raise ModelError(error) from error
 
     def tap(self, output: Tensor, on_gradient: Callable[[Tensor], None]) -> Tensor:
         """Return the output, with `on_gradient` called on its gradient in the backward pass."""
@@ -249,6 +262,10 @@ class Call:
         """Compute what is kept for the backward pass: without a graph, in full precision."""
         with torch.no_grad(), _full_precision(self.inputs[0][0].device):
             yield
+
+    def will_hold(self, entries: int) -> None:
+        """Note that exact gradients of this many entries an example will be held, and copies."""
+        self._recorder.kept_bytes += 3 * 4 * self.n * entries
 
     def count(self, kept: Tensor) -> Tensor:
         """Return the tensor, noted as memory held until the backward pass."""
@@ -266,6 +283,10 @@ class Call:
         """Return the same as (n, T, features), all dimensions between flattened."""
         split = self.examples(tensor)
         return split.unsqueeze(1) if split.ndim == 2 else split.flatten(1, -2)
+
+    def forget(self) -> None:
+        """Let the arguments go: a hook holds this call until the backward pass."""
+        self._args, self._kwargs, self.inputs = (), {}, []
 
     def refuse(self, reason: str) -> NoReturn:
         """Leave these parameters to the fallback."""

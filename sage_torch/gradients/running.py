@@ -84,7 +84,8 @@ class WatchedModel:
 
     def _fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> Recorder:
         with differentiable():
-            batch = batches.map_tensors(ordinary(batch), own_leaf)
+            # Copies: a model may write to its inputs, and the batch may be run again.
+            batch = batches.map_tensors(ordinary(batch), lambda t: own_leaf(t).clone())
             state = self._state()
             parameters = [(state[f"model.{block.name}"], block) for block in blocks]
             recorder = Recorder(parameters, rows, uses, RULES, by_vmap)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from sage_torch import select_subset
-from sage_torch.gradients import FunctionalGradients
+from sage_torch.gradients import FunctionalGradients, ProjectedGradients
 
 Digits = tuple[TensorDataset, TensorDataset]
 
@@ -56,3 +57,61 @@ def test_params_choose_what_is_scored(
 def test_wrong_params(params: Any, network: nn.Module, blobs: TensorDataset) -> None:
     with pytest.raises((TypeError, ValueError), match="params"):
         select_subset(network, blobs, 0.25, params=params)
+
+
+def test_a_gradient_that_an_autograd_function_stops() -> None:
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> None:
+            return None
+
+    class Stopped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.first(x)
+            stopped: Tensor = Stop.apply(first)  # type: ignore[no-untyped-call]
+            return self.last(stopped + self.first(x))
+
+    torch.manual_seed(0)
+    model, batch = Stopped(), (torch.randn(5, 4), torch.randint(3, (5,)))
+    rows = ProjectedGradients(model)(batch)
+    assert torch.allclose(rows, FunctionalGradients(model)(batch), atol=1e-6)
+
+
+def test_activations_do_not_wait_for_the_backward_pass() -> None:
+    class Wide(torch.autograd.Function):
+        """Doubles, and sees in the backward pass whether its output is still alive."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            output = 2 * x
+            ctx.output = weakref.ref(output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            alive.append(ctx.output() is not None)
+            return 2 * gradients[0]
+
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 400), nn.Linear(400, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.last(Wide.apply(self.first(x)))  # type: ignore[no-untyped-call]
+
+    alive: list[bool] = []
+    batch = (torch.randn(5, 4), torch.randint(3, (5,)))
+    gradients = ProjectedGradients(Doubled(), width=4)
+    gradients(batch)
+    alive.clear()
+    gradients(batch)
+    assert alive == [False]  # only its projection is kept

@@ -13,6 +13,7 @@ from torch import nn
 from zoo import ZOO, Case, case, zoo
 
 from sage_torch.gradients import ProjectedGradients, unwrap
+from sage_torch.gradients.batches import take
 
 EXACT = 10**6
 
@@ -56,6 +57,10 @@ def test_exact_mode_equals_microbatches(case: Case) -> None:
         assert functional == {n for n in chosen if any(fnmatchcase(n, p) for p in case.functional)}
     with torch.no_grad():
         assert_rows(gradients(batch), rows, 1e-6)  # without the first call's self-check
+    versions = [p._version for p in inner.parameters()]
+    alone = gradients(take(batch, 0, 1))
+    assert (alone - rows[:1]).norm() <= 1e-5 * rows.norm()
+    assert [p._version for p in inner.parameters()] == versions
 
 
 @pytest.mark.parametrize("name", ["unused parameter", "lists of parameters"])

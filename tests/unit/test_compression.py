@@ -147,7 +147,7 @@ def test_no_rows_are_no_problem() -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (-1, 4), (4, -3), (-(10**30), 4)])
 def test_empty_sides_are_refused(sizes: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="dim and out_dim of at least 1"):
+    with pytest.raises(ValueError, match=r"(dim|out_dim) of at least 1"):
         CountSketch(*sizes)
 
 
