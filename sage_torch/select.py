@@ -206,8 +206,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
     )
     sketched = sketch_pass(examples, computer, options, is_streaming=is_streaming)
     parameters = handling_of(model, computer)
-    for name, how in parameters.items():
-        _LOG.info("gradient of %s: %s", name, how)
+    _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))
     quotas = _quotas(sketched.classes, k, options)
     middle = time.perf_counter()
     if is_streaming:

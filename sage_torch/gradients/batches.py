@@ -25,6 +25,7 @@ __all__ = [
     "labels",
     "length",
     "map_tensors",
+    "places",
     "replace_leaves",
     "same_item",
     "take",
@@ -105,6 +106,21 @@ def take(batch: Batch, start: int, stop: int) -> Batch:
         A batch whose leaves are views of the given ones.
     """
     return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
+
+
+def places(batch: Batch, wanted: Sequence[int]) -> Batch:
+    """Return the examples at some places, beginning again where the batch is shorter.
+
+    Args:
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+        wanted: Places from 0 on, also beyond the last one.
+
+    Returns:
+        A batch whose leaves are copies.
+    """
+    n = length(batch)
+    indices = [place % n for place in wanted]
+    return map_tensors(batch, lambda tensor: tensor[indices] if tensor.ndim else tensor)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

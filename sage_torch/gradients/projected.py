@@ -22,7 +22,7 @@ from sage_torch.gradients.parameters import (
 )
 from sage_torch.gradients.projections import Block
 from sage_torch.gradients.recording import UnsupportedUseError, Uses
-from sage_torch.gradients.running import WatchedModel, places
+from sage_torch.gradients.running import WatchedModel
 from sage_torch.gradients.self_check import (
     refuse_if_examples_interact,
     tolerance_of,
@@ -207,7 +207,8 @@ class ProjectedGradients:
 
     def _try_to_fill(self, rows: Tensor, batch: Batch) -> None:
         assert self._uses is not None  # there is a plan
-        is_recorded = self._watched.fill(rows, batch, self._ruled(), self._uses)
+        ruled = self._ruled()
+        is_recorded = bool(ruled) and self._watched.fill(rows, batch, ruled, self._uses)
         if self._left_out:
             is_recorded |= self._add_fallback(rows, batch)
         if not is_recorded and self._checked:  # before, single examples will tell
@@ -257,7 +258,7 @@ class ProjectedGradients:
                 rows = self._in_chunks(batch)[checked]
                 wrong = self._missing(rows)
                 if exact is None and (wrong or self._self_check):
-                    exact = self._exact_rows(places(batch, checked))
+                    exact = self._exact_rows(batches.places(batch, checked))
                 if exact is not None:
                     wrong = [name for name in wrong if bool(self._blocks[name].of(exact).any())]
                 if exact is not None and self._self_check:
@@ -280,7 +281,7 @@ class ProjectedGradients:
 
     def _plan(self, batch: Batch) -> None:
         """Observe, and try, until every parameter has a rule or is left to the fallback."""
-        some = places(batch, range(2))
+        some = batches.places(batch, range(2))
         self._checked = 0
         while True:
             try:

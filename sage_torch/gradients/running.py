@@ -18,7 +18,7 @@ from sage_torch.gradients.projections import Block
 from sage_torch.gradients.recording import Recorder, Uses
 from sage_torch.gradients.tracking import Observer, backward
 
-__all__ = ["WatchedModel", "places"]
+__all__ = ["WatchedModel"]
 
 
 class WatchedModel:
@@ -46,7 +46,7 @@ class WatchedModel:
         observer: Observer | None = None
         for count in (2, 3):
             with differentiable():
-                part = places(batches.map_tensors(ordinary(some), own_leaf), range(count))
+                part = batches.places(batches.map_tensors(ordinary(some), own_leaf), range(count))
                 state = self._state()
                 names = {id(state[f"model.{b.name}"].requires_grad_()): b.name for b in blocks}
                 observer = Observer(names, observer)
@@ -136,10 +136,3 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
             self._known.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor
-
-
-def places(batch: Batch, wanted: Sequence[int]) -> Batch:
-    """Return the examples at some places, beginning again where the batch is shorter."""
-    n = batches.length(batch)
-    indices = [place % n for place in wanted]
-    return batches.map_tensors(batch, lambda t: t[indices] if t.ndim else t)

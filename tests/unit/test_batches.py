@@ -196,3 +196,12 @@ class Incomparable:
 )
 def test_same_item(first: object, second: object, same: bool) -> None:
     assert batches.same_item(first, second) is same
+
+
+def test_places_begin_again_and_are_copies() -> None:
+    batch = {"x": torch.arange(6.0).view(3, 2), "scale": torch.tensor(2.0), "name": "a"}
+    found = batches.places(batch, [2, 3, 4])
+    assert found["x"].tolist() == [[4.0, 5.0], [0.0, 1.0], [2.0, 3.0]]
+    assert (found["scale"], found["name"]) == (torch.tensor(2.0), "a")
+    found["x"].zero_()
+    assert batch["x"].sum() == 15
