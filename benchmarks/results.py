@@ -65,7 +65,7 @@ found, share of those found that were flipped, and share of right labels lost. *
 over those of forward + backward on the same batches ({cpu}, threads: {threads}). Means over {seeds}
 seeds ± standard deviation.
 """
-MARKED = re.compile(r"(<!-- results:subset -->\n).*?(<!-- /results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -84,10 +84,23 @@ def results_page() -> str:
 
 
 def with_table(readme: str) -> str:
-    """Return the README with its table made anew."""
-    return MARKED.sub(
-        lambda found: found[1] + subset_table("benchmarks/results") + found[2], readme
-    )
+    """Return the README with its tables made anew."""
+    tables = {"subset": subset_table("benchmarks/results"), "gradients": ratio_table()}
+    return MARKED.sub(lambda found: found[1] + tables[found[2]] + found[3], readme)
+
+
+def ratio_table() -> str:
+    """Return what projected gradients cost on the CPU, relative to a forward and backward pass."""
+    results = read(RESULTS / "gradients_cpu.json")["results"]
+    name = next(name for name in results[0]["ratios"] if name.startswith("projected"))
+    lines = [
+        f"| {name} | {' | '.join(one['model'] for one in results)} |",
+        "|---" * (len(results) + 1) + "|",
+    ]
+    for what, shown in (("seconds", "time"), ("bytes", "peak memory")):
+        values = [f"{one['ratios'][name][what]:.2f}" for one in results]
+        lines.append(f"| {shown} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
 
 
 def subset_table(folder: str) -> str:

@@ -87,11 +87,15 @@ def convolution(
         call.refuse("it is a convolution whose first dimension does not count the examples")
     convolve = _CONVOLUTIONS[weight.ndim - 3]
     kernel_shape = weight.shape[1:]
+    can_unfold = weight.ndim == 4 and not isinstance(padding, str)
 
     def patches(values: Tensor) -> Tensor:  # (N, I, ...) -> (N, G, w, T)
         assert target is not None  # asked for only if so
-        kernel = target.right.matrix(values.device).view(-1, *kernel_shape)
         grouped = values.float().unflatten(1, (groups, -1)).flatten(0, 1)
+        if target.right.is_identity and can_unfold:  # cheaper than a convolution with the identity
+            found = F.unfold(grouped, kernel_shape[1:], dilation, padding, stride)
+            return found.view(-1, groups, *found.shape[1:])
+        kernel = target.right.matrix(values.device).view(-1, *kernel_shape)
         projected: Tensor = convolve(grouped, kernel, None, stride, padding, dilation).flatten(2)
         return projected.view(-1, groups, *projected.shape[1:])
 
