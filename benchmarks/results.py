@@ -22,7 +22,8 @@ run, versions, processor, threads, commit and seeds. {gpu}
 NO_GPU = """\
 **No figure on this page was measured on a
 GPU**: the CUDA path is tested on the CPU through the same code (`backend="torch"`) and waits
-for a machine (`tests/parity/test_cuda.py`, `benchmarks/sketch.py --device cuda`)."""
+for a machine (`tests/parity/test_cuda.py`, `tests/parity/test_projected_cuda.py`,
+`benchmarks/sketch.py` and `benchmarks/gradients.py` with `--device cuda`)."""
 GPU = "Figures measured on a GPU say so."
 SUBSET = """\
 ## Subsets: equal steps, equal seeds
