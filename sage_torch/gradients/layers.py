@@ -21,6 +21,7 @@ from sage_torch.gradients.elementwise import add, by_vmap, expand, multiply, rep
 from sage_torch.gradients.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from sage_torch.gradients.recording import Call, Rule
 from sage_torch.gradients.targets import Target, add_whole
+from sage_torch.gradients.tracking import Layout
 
 __all__ = ["RULES", "by_vmap"]
 
@@ -82,9 +83,7 @@ def convolution(
 ) -> Tensor:
     """Conv1d/2d/3d: right factors are patches of the input, projected by a convolution."""
     target, of_bias = call.target(weight), call.target(bias)
-    layout = call.inputs[0][1]
-    if layout is None or layout.dim != 0 or input.ndim != weight.ndim:
-        call.refuse("it is a convolution whose first dimension does not count the examples")
+    layout = _layout_of(call, input, weight)
     convolve = _CONVOLUTIONS[weight.ndim - 3]
     kernel_shape = weight.shape[1:]
     can_unfold = weight.ndim == 4 and not isinstance(padding, str)
@@ -112,12 +111,7 @@ def convolution(
         delta = gradient.float().flatten(2)  # (N, O, T)
         if target is not None and kept is not None:
             right = kept if is_shorter else patches(kept)
-            if groups == 1:
-                left = _project_channels(target, delta)
-                block = left @ right[:, 0].mT  # (N, w, T) @ (N, T, w)
-            else:
-                exact = delta.unflatten(1, (groups, -1)) @ right.mT  # (N, G, O / G, w)
-                block = target.left(exact.flatten(1, 2).mT).mT
+            block = _outer_products(target, _left_factor(target, delta, groups), right)
             target.add_projected(layout.sum(block, call.n))
         if of_bias is not None:
             add_whole(of_bias, layout.sum(delta.sum(2), call.n))
@@ -138,16 +132,14 @@ def transposed_convolution(
 ) -> Tensor:
     """ConvTranspose1d/2d/3d: right factors are patches of the output's gradient."""
     target, of_bias = call.target(weight), call.target(bias)
-    layout = call.inputs[0][1]
-    if layout is None or layout.dim != 0 or input.ndim != weight.ndim:
-        call.refuse("it is a convolution whose first dimension does not count the examples")
+    layout = _layout_of(call, input, weight)
     convolve = _CONVOLUTIONS[weight.ndim - 3]
     kernel_shape, places = weight.shape[1:], input.shape[2:]
     kept: Tensor | None = None
     if target is not None:
         with call.keeping():
             flat = input.detach().float().flatten(2)  # (N, I, T)
-            kept = call.count(_project_channels(target, flat) if groups == 1 else flat)
+            kept = call.count(_left_factor(target, flat, groups))
 
     def on_gradient(gradient: Tensor) -> None:
         delta = gradient.float()
@@ -158,11 +150,7 @@ def transposed_convolution(
             for dim, size in enumerate(places):  # output_padding leaves rows that no input made
                 right = right.narrow(dim + 2, 0, size)
             right = right.flatten(2).unflatten(0, (-1, groups))  # (N, G, w, T)
-            if groups == 1:
-                block = kept @ right[:, 0].mT  # (N, w, T) @ (N, T, w)
-            else:
-                exact = kept.unflatten(1, (groups, -1)) @ right.mT  # (N, G, I / G, w)
-                block = target.left(exact.flatten(1, 2).mT).mT
+            block = _outer_products(target, kept, right)
             target.add_projected(layout.sum(block, call.n))
         if of_bias is not None:
             add_whole(of_bias, layout.sum(delta.flatten(2).sum(2), call.n))
@@ -201,9 +189,28 @@ def embedding(
     return call.tap(call.run(), on_gradient)
 
 
-def _project_channels(target: Target, values: Tensor) -> Tensor:
-    """Apply the left map along dimension 1, (N, O, T) -> (N, w, T)."""
-    return values if target.left.is_identity else target.left.matrix(values.device) @ values
+def _layout_of(call: Call, input: Tensor, weight: Tensor) -> Layout:
+    """Return where the examples of a convolution lie: along its first dimension."""
+    layout = call.inputs[0][1]
+    if layout is None or layout.dim != 0 or input.ndim != weight.ndim:
+        call.refuse("it is a convolution whose first dimension does not count the examples")
+    return layout
+
+
+def _left_factor(target: Target, values: Tensor, groups: int) -> Tensor:
+    """Project channels, (N, C, T) -> (N, w, T); with several groups that waits until the end."""
+    if groups > 1 or target.left.is_identity:
+        return values
+    return target.left.matrix(values.device) @ values
+
+
+def _outer_products(target: Target, left: Tensor, right: Tensor) -> Tensor:
+    """Sum outer products over positions, (N, C or w, T) and (N, G, w, T) -> (N, w, w)."""
+    groups = right.shape[1]
+    if groups == 1:
+        return left @ right[:, 0].mT
+    exact = left.unflatten(1, (groups, -1)) @ right.mT  # (N, G, C / G, w)
+    return target.left(exact.flatten(1, 2).mT).mT
 
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)

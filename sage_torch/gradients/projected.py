@@ -52,8 +52,8 @@ class ProjectedGradients:
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
         width: Coordinates w that the longer side of a weight is projected to; the shorter one
-            keeps twice as many. With the default, the top quarter of scores overlaps by 0.9 and
-            more with that of exact gradients (benchmarks/compression.py).
+            keeps twice as many. The default is the smallest of 8, 16, 32 and 64 at which the top
+            quarter of scores shares 0.9 with that of exact gradients (benchmarks/compression.py).
         loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
         params: Which parameters; None: all that require grad (see `choose_parameters`).
         seed: The same seed names the same maps on every device and in every process.
@@ -73,7 +73,8 @@ class ProjectedGradients:
     Cost:
         A forward pass, a backward pass without weight gradients, and about `2 w I + w O`
         multiply-adds a position and layer of I <= O; 4 n d bytes for the rows; one wait for the
-        device a batch. The first batch is run about twice over, and four of its examples alone.
+        device a batch. Of the first batch, two
+        and three examples are run before it, and four alone after it.
 
     Reference:
         Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
@@ -177,11 +178,10 @@ class ProjectedGradients:
         distinct = min(2, batches.length(batch))
         with torch.inference_mode(False):  # rows are added to while gradients are recorded
             if self._checked < distinct:
-                self._prepare(batch)
+                return self._prepare(batch)
             rows = self._in_chunks(batch)
             if self._checked < distinct:  # planned again on the way
-                self._prepare(batch)
-                rows = self._in_chunks(batch)
+                rows = self._prepare(batch)
         return rows
 
     def _in_chunks(self, batch: Batch) -> Tensor:
@@ -242,8 +242,8 @@ class ProjectedGradients:
             block.of(rows).add_(block.project(exact[:, column : column + length]))
             column += length
 
-    def _prepare(self, batch: Batch) -> None:
-        """Learn from a batch how parameters are used, and check what comes of it."""
+    def _prepare(self, batch: Batch) -> Tensor:
+        """Learn from a batch how parameters are used; return its rows, checked."""
         before = (self._uses, dict(self._left_out), self._checked)
         n = batches.length(batch)
         try:
@@ -255,14 +255,16 @@ class ProjectedGradients:
             exact: Tensor | None = None
             tolerance = tolerance_of(self._watched.dtypes)
             while True:
-                rows = self._in_chunks(batch)[checked]
-                wrong = self._missing(rows)
-                if exact is None and (wrong or self._self_check):
+                rows = self._in_chunks(batch)
+                wrong = self._missing(rows[checked])
+                if exact is None and (wrong or self._self_check or not self._ruled()):
                     exact = self._exact_rows(batches.places(batch, checked))
                 if exact is not None:
                     wrong = [name for name in wrong if bool(self._blocks[name].of(exact).any())]
                 if exact is not None and self._self_check:
-                    wrong = wrong_blocks(list(self._blocks.values()), rows, exact, tolerance)
+                    wrong = wrong_blocks(
+                        list(self._blocks.values()), rows[checked], exact, tolerance
+                    )
                 if not wrong:
                     break
                 refuse_if_examples_interact(self._losses, batch, tolerance)
@@ -270,6 +272,7 @@ class ProjectedGradients:
                 self._leave_out(wrong, "no rule gives what a single example gives")
                 self._plan(batch)
             self._checked = min(2, n)
+            return rows
         except BaseException:
             self._uses, self._left_out, self._checked = before
             self._functional = None
@@ -290,9 +293,12 @@ class ProjectedGradients:
             except UnstableModelError:
                 self._leave_out(list(self._blocks), "other functions are called for more examples")
                 self._uses = {}
+            ruled = {block.name for block in self._ruled()}
             for use in (use for found in self._uses.values() for use in found):
                 if use.problem:
                     self._leave_out(use.names, f"{name_of(use.function)}: {use.problem}")
+            if any(name in self._left_out for name in ruled):
+                continue  # what is made of them together with others is now made of the others
             rows = self._zeros(2)
             try:
                 held = self._watched.measure(rows, some, self._ruled(), self._uses)

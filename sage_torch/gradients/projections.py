@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sage_torch.count_sketch import CountSketch
 
-__all__ = ["Block", "SideMap", "VectorMap"]
+__all__ = ["Block", "SideMap", "VectorMap", "matrix_form", "project"]
 
 
 class SideMap:
@@ -143,8 +143,13 @@ class Block:
 
     def project(self, gradients: Tensor) -> Tensor:
         """Project exact gradients (n, *shape) to (n, left width, right width)."""
-        whole = gradients.reshape(len(gradients), self.left.side, self.right.side)
-        return self.left(self.right(whole).mT).mT
+        return project(gradients, self.left, self.right)
+
+
+def project(gradients: Tensor, left: SideMap, right: SideMap) -> Tensor:
+    """Map both sides of gradients (n, ...), taken as matrices: (n, left width, right width)."""
+    whole = gradients.reshape(len(gradients), left.side, right.side)
+    return left(right(whole).mT).mT
 
 
 def matrix_form(shape: Sequence[int]) -> tuple[int, int]:

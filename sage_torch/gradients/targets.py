@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sage_torch.gradients.projections import Block, SideMap, matrix_form
+from sage_torch.gradients.projections import Block, SideMap, matrix_form, project
 
 __all__ = ["DerivedTarget", "ParameterTarget", "Target", "add_whole"]
 
@@ -30,7 +30,7 @@ class ParameterTarget:
 
     def __init__(self, block: Block, rows: Tensor) -> None:
         self.left, self.right, self.shape = block.left, block.right, block.shape
-        self.block, self._columns = block, block.of(rows)
+        self._columns = block.of(rows)
 
     def add_projected(self, values: Tensor) -> None:
         """Add to the columns."""
@@ -64,10 +64,9 @@ class DerivedTarget:
             )
         for target, gradients in zip(self.leaves.values(), found, strict=True):
             if gradients is not None:
-                target.add_projected(target.block.project(gradients.detach().float()))
+                add_whole(target, gradients.detach().float())
 
 
 def add_whole(target: Target, gradients: Tensor) -> None:
     """Add gradients (n, *shape), unprojected."""
-    whole = gradients.reshape(len(gradients), target.left.side, target.right.side)
-    target.add_projected(target.left(target.right(whole).mT).mT)
+    target.add_projected(project(gradients, target.left, target.right))

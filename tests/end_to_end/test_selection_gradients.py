@@ -115,3 +115,17 @@ def test_activations_do_not_wait_for_the_backward_pass() -> None:
     alive.clear()
     gradients(batch)
     assert alive == [False]  # only its projection is kept
+
+
+def test_the_first_batch_is_computed_once() -> None:
+    seen: list[int] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        seen.append(len(batch[0]))
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    gradients = ProjectedGradients(nn.Linear(4, 3), loss=loss)
+    gradients((torch.randn(9, 4), torch.randint(3, (9,))))
+    assert sorted(seen) == [1, 1, 1, 1, 2, 2, 3, 9]  # alone; observed and measured; the batch
+    gradients((torch.randn(9, 4), torch.randint(3, (9,))))
+    assert seen[8:] == [9]
