@@ -18,7 +18,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from sage_torch.plots import kept_and_dropped, overview, score_histogram  # noqa: E402
+from sage_torch.plots import (  # noqa: E402
+    kept_and_dropped,
+    overview,
+    score_histogram,
+    score_histogram_by_class,
+    worst,
+)
 
 N = 40
 SETTINGS = {"rule": "herding", "trim": "negative", "basis": "weighted"}
@@ -54,6 +60,13 @@ def drawn(ax: Axes) -> list[float]:
     return [float(np.mean(np.asarray(image.get_array()))) for image in ax.images]
 
 
+def counted(outline: Any) -> float:
+    """The examples under an outline: along its top a bin's height stands at both of its edges."""
+    corners = outline.get_xy()
+    bins = (len(corners) - 1) // 4
+    return float(corners[1 : 2 * bins : 2, 1].sum())
+
+
 def test_histogram_counts_every_example_once() -> None:
     ax = score_histogram(selection())
     kept, dropped = ax.patches
@@ -63,12 +76,8 @@ def test_histogram_counts_every_example_once() -> None:
         "trim: below 0",
     ]
     for outline, count in ((kept, 14), (dropped, 26)):
-        # Along the top of the outline, a bin's height stands at both of its edges.
-        corners = outline.get_xy()
-        bins = (len(corners) - 1) // 4
-        heights = corners[1 : 2 * bins : 2, 1]
-        assert 0 in corners[:, 0]
-        assert heights.sum() == pytest.approx(count)
+        assert 0 in outline.get_xy()[:, 0]
+        assert counted(outline) == pytest.approx(count)
     assert kept.get_edgecolor() != dropped.get_edgecolor()
 
 
@@ -79,6 +88,7 @@ def test_histogram_counts_every_example_once() -> None:
         {"settings": SETTINGS | {"rule": "agreement"}},
         {"settings": SETTINGS | {"trim": None}},
         {"settings": SETTINGS | {"basis": "orthonormal"}},
+        {"settings": SETTINGS | {"trimmed": 0}},
         {"settings": {}},
     ],
 )
@@ -107,6 +117,92 @@ def test_histogram_of_a_selection_without_scores() -> None:
     nothing = selection(scores=np.full(N, np.nan, np.float32))
     with pytest.raises(ValueError, match="rule='random', which scores nothing"):
         score_histogram(nothing)
+
+
+def test_histogram_by_class_counts_each_class_on_one_scale() -> None:
+    given = selection(indices=np.arange(0, N, 4), labels=np.arange(N) % 4 // 2)
+    figure = score_histogram_by_class(given, class_names=("low", "high"))
+    low, high = figure.axes
+    assert [ax.get_title() for ax in (low, high)] == ["low: 10 of 20", "high: 0 of 20"]
+    assert [counted(patch) for patch in (*low.patches, *high.patches)] == [10, 10, 0, 20]
+    assert low.get_xlim() == high.get_xlim()
+    assert low.get_ylim() == high.get_ylim()
+    assert [len(ax.lines) for ax in (low, high)] == [1, 1]  # the trim
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["kept", "dropped", "trim: below 0"]
+
+
+def test_histogram_by_class_shows_the_classes_asked_for() -> None:
+    many = selection(labels=np.arange(N) % 20)
+    assert len(score_histogram_by_class(many).axes) == 10
+    shown = score_histogram_by_class(many, classes=[19, 2, 4, 5, 6, 7]).axes
+    assert [ax.get_title().split(":")[0] for ax in shown] == ["19", "2", "4", "5", "6", "7"]
+
+
+def test_histogram_by_class_errors() -> None:
+    with pytest.raises(ValueError, match="with labels; use score_histogram"):
+        score_histogram_by_class(selection(labels=None))
+    with pytest.raises(ValueError, match="which scores nothing"):
+        score_histogram_by_class(selection(scores=np.full(N, np.nan, np.float32)))
+    with pytest.raises(ValueError, match=r"got \[7\]"):
+        score_histogram_by_class(selection(), classes=[7])
+    assert not pyplot.get_fignums()
+
+
+def test_worst_shows_the_lowest_agreement_first_with_label_and_truth() -> None:
+    labels = np.arange(N) % 2
+    truth = labels.copy()
+    truth[1] = 0
+    figure = worst(
+        selection(), images(4, 4), 5, columns=3, truth=truth, class_names=("even", "odd")
+    )
+    (ax,) = figure.axes
+    np.testing.assert_allclose(drawn(ax), np.arange(5) / 4, atol=1e-6)
+    words = [text.get_text() for text in ax.texts]
+    scores = [f"{score:.2f}" for score in selection().scores[:5]]
+    assert words[::3] == scores
+    assert words[1::3] == ["label even", "label odd", "label even", "label odd", "label even"]
+    assert words[2::3] == ["right", "truly even", "right", "right", "right"]
+    assert ax.texts[2].get_color() != ax.texts[5].get_color()
+    # Two rows: the fourth image stands below the first.
+    assert ax.images[3].get_extent()[0] == ax.images[0].get_extent()[0]
+    assert ax.images[3].get_extent()[3] > ax.images[0].get_extent()[2]
+
+
+def test_worst_breaks_ties_by_index_and_shows_no_more_than_there_are() -> None:
+    equal = selection(scores=np.zeros(N, np.float32), labels=None)
+    (ax,) = worst(equal, images(4, 4), 1_000).axes
+    np.testing.assert_allclose(drawn(ax), np.arange(N) / (N - 1), rtol=1e-6)
+    assert [text.get_text() for text in ax.texts] == ["0.00"] * N  # no labels to write
+
+
+def test_words_under_images_do_not_touch() -> None:
+    names = ("ankle boot", "ankle boot")
+    figure = worst(
+        selection(), images(4, 4), truth=1 - np.arange(N) % 2, class_names=names, columns=5
+    )
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    boxes = [item.get_window_extent() for item in (*ax.texts, *ax.images)]
+    for i, box in enumerate(boxes):
+        assert box.y0 >= 0
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_worst_errors() -> None:
+    with pytest.raises(ValueError, match="at least one example and one column, got count=0"):
+        worst(selection(), images(4, 4), 0)
+    with pytest.raises(ValueError, match="columns=0"):
+        worst(selection(), images(4, 4), columns=0)
+    with pytest.raises(ValueError, match=r"truth of shape \(3,\) and labels of shape \(40,\)"):
+        worst(selection(), images(4, 4), truth=[0, 1, 0])
+    with pytest.raises(ValueError, match="and labels none"):
+        worst(selection(labels=None), images(4, 4), truth=np.zeros(N))
+    with pytest.raises(ValueError, match="which scores nothing"):
+        worst(selection(scores=np.full(N, np.nan, np.float32)), images(4, 4))
+    with pytest.raises(ValueError, match="40 examples, got 39"):
+        worst(selection(), TensorDataset(torch.zeros(N - 1, 4, 4)))
+    assert not pyplot.get_fignums()
 
 
 def test_montage_shows_kept_left_and_dropped_right_by_descending_score() -> None:

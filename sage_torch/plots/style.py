@@ -1,0 +1,74 @@
+"""What all pictures share: colours, and the words and members of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sage_torch.selection import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Blue and vermilion of Okabe and Ito, then their other colours that show on white.
+KEPT, DROPPED = "#0072B2", "#D55E00"
+CYCLE = (KEPT, DROPPED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+GREY = "0.4"
+_CLASSES_SHOWN = 10
+
+
+def is_kept(selection: Selection) -> NDArray[np.bool_]:
+    """Return bool (N,): whether each example was kept."""
+    kept = np.zeros(len(selection.scores), bool)
+    kept[selection.indices] = True
+    return kept
+
+
+def known_scores(selection: Selection) -> NDArray[np.float64]:
+    """Return the scores (N,).
+
+    Raises:
+        ValueError: There are none.
+    """
+    scores = np.asarray(selection.scores, np.float64)
+    if not np.isfinite(scores).any():
+        raise ValueError(
+            "expected a selection with scores, got one of rule='random', which scores nothing"
+        )
+    return scores
+
+
+def members(
+    selection: Selection, classes: Sequence[int] | None
+) -> list[tuple[int | None, NDArray[np.int64]]]:
+    """Return the examples of each class to show; all of them as one where there are no labels.
+
+    Raises:
+        ValueError: A label of `classes` does not occur, or there are no labels.
+    """
+    if selection.labels is None:
+        if classes is not None:
+            raise ValueError("expected no classes: the selection was made without labels")
+        return [(None, np.arange(len(selection.scores)))]
+    known = np.unique(selection.labels)
+    wanted = known[:_CLASSES_SHOWN] if classes is None else np.asarray(classes)
+    unknown = np.setdiff1d(wanted, known)
+    if len(unknown):
+        raise ValueError(f"expected labels that occur in the data, got {unknown.tolist()}")
+    return [(int(label), np.flatnonzero(selection.labels == label)) for label in wanted]
+
+
+def name_of(label: int | None, class_names: Sequence[str] | None) -> str:
+    """Return the word for a label, or the label."""
+    if label is None:
+        return ""
+    return str(label) if class_names is None else class_names[label]
+
+
+def bare(ax: Axes) -> None:
+    """Leave the lines to the left and below only."""
+    ax.spines[["top", "right"]].set_visible(False)
