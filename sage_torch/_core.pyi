@@ -8,17 +8,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
+    "BlockStream",
     "Consensus",
     "CountSketch",
     "FrequentDirections",
-    "HerdingStream",
     "Permutation",
     "SageError",
     "agreement",
     "class_quotas",
     "herding",
+    "herding_order",
     "random_subset",
     "top_k",
+    "untrimmed",
 ]
 
 class SageError(RuntimeError):
@@ -218,14 +220,15 @@ class Consensus:
         """Return unit rows (C, width); 0 for a class without examples."""
 
 @final
-class HerdingStream:
-    """Kernel herding of a stream: full blocks of a class are trimmed, herded and forgotten.
+class BlockStream:
+    """Herding of a stream: full blocks of a class are trimmed, picked from and forgotten.
 
     Args:
         counts: Members of each class that will come (C,).
         quotas: How many of them to keep (C,).
         width: Coordinates of a row.
         trim: As in `herding`, by block.
+        whole_order: Whether to put all that the trim leaves in order, as `herding_order` does.
         block_size: Most rows in a block.
 
     Raises:
@@ -239,8 +242,9 @@ class HerdingStream:
         *,
         width: int,
         trim: str | float | None,
+        whole_order: bool = False,
         block_size: int = 1024,
-    ) -> HerdingStream: ...
+    ) -> BlockStream: ...
     def add(
         self,
         rows: NDArray[np.float32],
@@ -258,8 +262,21 @@ class HerdingStream:
         """Return the indices kept, ascending.
 
         Raises:
-            ValueError: Members that were announced never came.
+            ValueError: Members that were announced never came, or `whole_order` was asked for.
         """
+
+    def finish_order(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return order, starts and classes as `herding_order` does; blocks as they came.
+
+        Raises:
+            ValueError: Members that were announced never came, or no `whole_order` was asked for.
+        """
+
+    @property
+    def trimmed(self) -> int:
+        """How many examples the trim has dropped so far."""
 
 @final
 class Permutation:
@@ -353,6 +370,38 @@ def herding(
         Chen, Welling and Smola, "Super-Samples from Kernel Herding", UAI 2010.
     """
 
+def herding_order(
+    rows: NDArray[np.float32],
+    agreement: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    *,
+    trim: str | float | None,
+    block_size: int = 512,
+    seed: int = 0,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the order in which herding would pick all that the trim leaves, block by block.
+
+    Args:
+        rows: As in `herding`, and the others too; `quotas` only bound the trim.
+        agreement: float32 (N,).
+        class_ids: int32 (N,).
+        quotas: int64 (C,).
+        trim: As in `herding`.
+        block_size: Most rows in a block.
+        seed: Names the blocks.
+
+    Returns:
+        Example indices, int64 (M,), class by class; where each block begins, and M (B + 1,); the
+        class of each block, ascending (B,).
+
+    Raises:
+        ValueError: As `herding`.
+
+    Cost:
+        As `herding`.
+    """
+
 def random_subset(
     class_ids: NDArray[np.int32], quotas: NDArray[np.int64], seed: int
 ) -> NDArray[np.int64]:
@@ -360,4 +409,17 @@ def random_subset(
 
     Raises:
         ValueError: An id is out of range or a quota exceeds its class.
+    """
+
+def untrimmed(
+    agreement: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    *,
+    trim: str | float | None,
+) -> NDArray[np.int64]:
+    """Return the examples that the trim leaves, ascending: never fewer of a class than its quota.
+
+    Raises:
+        ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
     """

@@ -16,6 +16,7 @@ Rule = Literal["herding", "agreement", "random"]
 Basis = Literal["weighted", "orthonormal"]
 Quotas = Literal["proportional", "equal"]
 ConsensusMode = Literal["auto", "exact", "streaming"]
+Draw = Literal["fixed", "rotate", "random"]
 Collate = Callable[[list[Any]], Any]
 
 
@@ -23,6 +24,8 @@ class SelectionOptions(TypedDict, total=False):
     """Keyword options of `SageSampler` that go to `select_subset`; documented there."""
 
     rule: Rule
+    draw: Draw
+    weights: bool
     trim: Literal["negative"] | float | None
     basis: Basis
     class_balanced: Literal["auto"] | bool
@@ -47,6 +50,8 @@ class Options:
 
     keep: float
     rule: Rule = "herding"
+    draw: Draw = "fixed"
+    weights: bool = False
     trim: Literal["negative"] | float | None = "negative"
     basis: Basis = "weighted"
     class_balanced: Literal["auto"] | bool = "auto"
@@ -68,6 +73,8 @@ class Options:
     def __post_init__(self) -> None:
         _check_keep(self.keep)
         _one_of("rule", self.rule, "herding", "agreement", "random")
+        _one_of("draw", self.draw, "fixed", "rotate", "random")
+        self._check_draw_and_weights()
         _one_of("basis", self.basis, "weighted", "orthonormal")
         _one_of("quotas", self.quotas, "proportional", "equal")
         check_choice(self.gradients, self.params)
@@ -100,6 +107,25 @@ class Options:
                 raise TypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
         if self.score_dataset is not None:
             count_examples(self.score_dataset, "score_dataset")
+
+    def _check_draw_and_weights(self) -> None:
+        if self.draw != "fixed" and self.rule not in ("herding", "random"):
+            raise ValueError(
+                f'expected rule "herding" or "random" with draw="{self.draw}", got '
+                f'rule="{self.rule}": the other rules choose one subset; pass draw="fixed"'
+            )
+        if not isinstance(self.weights, bool):
+            raise TypeError(f"expected weights to be True or False, got {self.weights!r}")
+        if self.weights and self.rule == "random":
+            raise ValueError(
+                'expected weights=False with rule="random", got True: random examples stand for '
+                "no neighbours; choose another rule"
+            )
+        if self.weights and self.draw != "fixed":
+            raise ValueError(
+                f'expected draw="fixed" with weights=True, got draw="{self.draw}": weights belong '
+                "to one subset"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""

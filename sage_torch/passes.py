@@ -82,7 +82,6 @@ class Scored:
     scores: NDArray[np.float32]  # (N,) agreement in the basis that was asked for
     agreement: NDArray[np.float32]  # (N,) in the weighted basis: what the trim reads
     coordinates: NDArray[np.float32] | None  # (N, l) orthonormal; None when streaming
-    herded: NDArray[np.int64] | None  # the subset, when herding went along with the stream
     consensus_cosine: float
 
 
@@ -107,7 +106,7 @@ def score_pass(
     scores = agreement
     if options.basis == "orthonormal":
         scores = _exact_agreement(coordinates, class_ids, classes.count)
-    return Scored(scores, agreement, coordinates, None, 1.0)
+    return Scored(scores, agreement, coordinates, 1.0)
 
 
 def streaming_score_pass(
@@ -115,27 +114,30 @@ def streaming_score_pass(
     gradients: GradientComputer,
     options: Options,
     sketched: Sketched,
-    quotas: NDArray[np.int64],
+    stream: _core.BlockStream | None,
 ) -> Scored:
     """Pass 2, streaming: score each batch at once with the consensus of pass 1, and forget it.
 
-    Herding goes along: each class fills blocks of up to 1,024 examples, and a full block is
-    trimmed, herded and dropped.
+    Args:
+        examples: The data set.
+        gradients: The computer of both passes.
+        options: `basis`.
+        sketched: What pass 1 left behind.
+        stream: A rule that compares examples goes along: it gets every batch, and is read later.
 
     Raises:
         SageError: A loss or gradient is not finite; names the example's index.
 
     Cost:
-        As the exact pass, but memory for scores only: 4 bytes an example.
+        As the exact pass, but memory for scores only: 4 bytes an example and basis.
     """
     classes, sketch, directions = sketched.classes, sketched.sketch, sketched.directions
     width = sketch.sketch_size
-    scores = np.empty(examples.total, np.float32)
+    scores: dict[Basis, NDArray[np.float32]] = {
+        basis: np.empty(examples.total, np.float32) for basis in directions
+    }
     # The exact consensus is known when the pass is over: how far was the carried one from it?
     exact = {basis: _core.Consensus(classes.count, width) for basis in directions}
-    herding: _core.HerdingStream | None = None
-    if options.rule == "herding":
-        herding = _core.HerdingStream(classes.sizes(), quotas, width=width, trim=options.trim)
     to_orthonormal = _to_orthonormal(sketch)
     for indices, class_ids, weighted in _sketched_gradients(examples, gradients, sketched):
         coordinates: dict[Basis, NDArray[np.float32]] = {
@@ -144,19 +146,16 @@ def streaming_score_pass(
         }
         for basis, consensus in exact.items():
             consensus.add(coordinates[basis], class_ids)
-        of_basis = {
-            basis: _core.agreement(coordinates[basis], class_ids, of_class)
-            for basis, of_class in directions.items()
-        }
-        scores[indices] = of_basis[options.basis]
-        if herding is not None:
-            herding.add(coordinates["orthonormal"], of_basis["weighted"], class_ids, indices)
+        for basis, of_class in directions.items():
+            scores[basis][indices] = _core.agreement(coordinates[basis], class_ids, of_class)
+        if stream is not None:
+            agreement = scores["weighted"][indices]
+            stream.add(coordinates["orthonormal"], agreement, class_ids, indices)
     cosine = min(
         _smallest_cosine(directions[basis], consensus.directions())
         for basis, consensus in exact.items()
     )
-    herded = None if herding is None else herding.finish()
-    return Scored(scores, scores, None, herded, cosine)
+    return Scored(scores[options.basis], scores["weighted"], None, cosine)
 
 
 def label_pass(examples: Examples, options: Options) -> ClassBook:

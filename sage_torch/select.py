@@ -32,6 +32,7 @@ from sage_torch.options import (
     Basis,
     Collate,
     ConsensusMode,
+    Draw,
     Options,
     Quotas,
     Rule,
@@ -39,12 +40,12 @@ from sage_torch.options import (
     count_examples,
 )
 from sage_torch.passes import (
-    Scored,
     label_pass,
     score_pass,
     sketch_pass,
     streaming_score_pass,
 )
+from sage_torch.rules import Chosen, choose, choose_at_random, stream_for
 from sage_torch.selection import Certificate, Selection
 from sage_torch.user_state import preserved
 
@@ -57,6 +58,8 @@ def select_subset(
     keep: float,
     *,
     rule: Rule = "herding",
+    draw: Draw = "fixed",
+    weights: bool = False,
     trim: Literal["negative"] | float | None = "negative",
     basis: Basis = "weighted",
     class_balanced: Literal["auto"] | bool = "auto",
@@ -91,6 +94,11 @@ def select_subset(
         rule: `"herding"` (trim, then greedy kernel herding in each class), `"agreement"` (the
             paper's rule, the k highest scores: the most typical examples, without cover) or
             `"random"` (the baseline, no gradients).
+        draw: `"fixed"` (one subset), `"rotate"` (a new subset each epoch: the herding order of the
+            untrimmed examples in representative windows, every one seen within a turn) or
+            `"random"` (a new random subset of them each epoch); the last two need rule "herding"
+            or "random". See `Selection.epoch_indices`.
+        weights: Whether to count how many examples each kept one stands for.
         trim: What herding drops first: `"negative"` (agreement below 0 in the weighted basis), a
             share of each class (lowest agreement first), or None. Never below the quota. The
             other rules do not trim.
@@ -152,6 +160,8 @@ def select_subset(
     options = Options(
         keep=keep,
         rule=rule,
+        draw=draw,
+        weights=weights,
         trim=trim,
         basis=basis,
         class_balanced=class_balanced,
@@ -208,16 +218,17 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
     parameters = handling_of(model, computer)
     _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))
     quotas = _quotas(sketched.classes, k, options)
+    stream = stream_for(options, sketched.classes, quotas) if is_streaming else None
     middle = time.perf_counter()
     if is_streaming:
-        scored = streaming_score_pass(examples, computer, options, sketched, quotas)
+        scored = streaming_score_pass(examples, computer, options, sketched, stream)
     else:
         scored = score_pass(examples, computer, options, sketched)
     scored_at = time.perf_counter()
-    indices = _choose(scored, sketched.classes, quotas, options)
+    chosen = choose(scored, sketched.classes, quotas, stream, options)
     end = time.perf_counter()
     return Selection(
-        indices=indices,
+        indices=chosen.indices,
         scores=scored.scores,
         labels=_labels(sketched.classes),
         certificate=_certificate(sketched.sketch, scored.consensus_cosine),
@@ -227,7 +238,9 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
             "rule": end - scored_at,
             "total": end - start,
         },
-        settings=_settings(options, k)
+        weights=chosen.weights,
+        draws=chosen.draws,
+        settings=_settings(options, k, chosen)
         | {
             "gradients": getattr(computer, "describe", lambda: repr(computer))(),
             "gradients_because": reason_of(model, options.gradients, options.params),
@@ -247,10 +260,10 @@ def _random_selection(
     classes = label_pass(examples, options)
     quotas = _quotas(classes, k, options)
     middle = time.perf_counter()
-    indices = _core.random_subset(classes.of(slice(None)), quotas, options.seed)
+    chosen = choose_at_random(classes, quotas, options)
     end = time.perf_counter()
     return Selection(
-        indices=indices,
+        indices=chosen.indices,
         scores=np.full(examples.total, np.nan, np.float32),
         labels=_labels(classes),
         certificate=None,
@@ -260,7 +273,8 @@ def _random_selection(
             "rule": end - middle,
             "total": end - start,
         },
-        settings=_settings(options, k) | {"model": type(model).__name__},
+        draws=chosen.draws,
+        settings=_settings(options, k, chosen) | {"model": type(model).__name__},
     )
 
 
@@ -277,24 +291,6 @@ def _quotas(classes: ClassBook, k: int, options: Options) -> NDArray[np.int64]:
             stacklevel=4,
         )
     return quotas
-
-
-def _choose(
-    scored: Scored, classes: ClassBook, quotas: NDArray[np.int64], options: Options
-) -> NDArray[np.int64]:
-    if options.rule == "agreement":
-        return _core.top_k(scored.scores, classes.of(slice(None)), quotas)
-    if scored.herded is not None:
-        return scored.herded
-    assert scored.coordinates is not None  # kept whenever herding did not go along
-    return _core.herding(
-        scored.coordinates,
-        scored.agreement,
-        classes.of(slice(None)),
-        quotas,
-        trim=options.trim,
-        seed=options.seed,
-    )
 
 
 def _certificate(sketch: _core.FrequentDirections, consensus_cosine: float) -> Certificate:
@@ -315,11 +311,12 @@ def _labels(classes: ClassBook) -> NDArray[np.int64] | None:
     return classes.labels_of(slice(None)) if classes.has_labels else None
 
 
-def _settings(options: Options, k: int) -> dict[str, Any]:
+def _settings(options: Options, k: int, chosen: Chosen) -> dict[str, Any]:
     from sage_torch import __version__
 
     return options.as_json() | {
         "k": k,
+        "trimmed": chosen.trimmed,
         "versions": {
             "sage_torch": __version__,
             "torch": torch.__version__,

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FORMAT = 1
+from sage_torch.draws import Draws, whole_number
+
+_FORMAT = 2
+_READABLE = (1, 2)  # 1: before there were weights and draws
+_OF_DRAWS = ("order", "starts", "classes", "quotas")
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,18 @@ class Selection:
     """A subset of a data set and why it is that one.
 
     Attributes:
-        indices: int64 (k,), ascending, no repeats: the examples to train on.
+        indices: int64 (k,), ascending, no repeats: the examples to train on (in epoch 0, where
+            each epoch draws its own).
         scores: float32 (N,) in [-1, 1]: every example's agreement with its consensus, in the basis
             that was asked for; NaN throughout for `rule="random"`.
         labels: int64 (N,) as the data set has them, or None where it has none.
         certificate: What the sketch guarantees; None for `rule="random"`.
         seconds: Wall time of `pass_1`, `pass_2`, `rule` and in `total`.
-        settings: What was asked for and chosen, JSON-able: options, gradients, versions.
+        settings: What was asked for and chosen, JSON-able: options, gradients, versions, and
+            `trimmed`, how many examples the trim dropped.
+        weights: float32 (k,), beside `indices`: how many untrimmed examples of its class each kept
+            one stands for, itself included; None unless asked for.
+        draws: What each epoch sees; None for `draw="fixed"`.
 
     Example:
         >>> import tempfile, torch
@@ -80,9 +89,11 @@ class Selection:
     certificate: Certificate | None
     seconds: dict[str, float]
     settings: dict[str, Any] = field(default_factory=dict)
+    weights: NDArray[np.float32] | None = None
+    draws: Draws | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.indices, self.scores, self.labels):
+        for array in (self.indices, self.scores, self.labels, self.weights):
             if array is not None:
                 array.setflags(write=False)
 
@@ -97,6 +108,22 @@ class Selection:
         rule = self.settings.get("rule", "unknown rule")
         return f"Selection({len(self.indices):,} of {len(self.scores):,} examples, {rule})"
 
+    def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples of an epoch, a function of the epoch and this selection.
+
+        Args:
+            epoch: Epochs since this selection was made, from 0 on. `draw="fixed"` ignores it.
+
+        Returns:
+            int64 (k,), ascending, no repeats; those of epoch 0 are `indices`.
+
+        Raises:
+            TypeError: The epoch is no whole number.
+            ValueError: It is below 0.
+        """
+        whole_number("epoch", epoch)
+        return self.indices if self.draws is None else self.draws.epoch(epoch)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to one file: NumPy arrays and a JSON text in a zip (.npz).
 
@@ -106,22 +133,32 @@ class Selection:
             path: Where to write; the name is used as it is.
         """
         path = Path(path)
-        meta = {
+        meta: dict[str, Any] = {
             "format": _FORMAT,
             "has_labels": self.labels is not None,
+            "has_weights": self.weights is not None,
+            "draws": None,
             "certificate": None if self.certificate is None else asdict(self.certificate),
             "seconds": self.seconds,
             "settings": self.settings,
         }
+        arrays: dict[str, Any] = {"indices": self.indices, "scores": self.scores}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        if self.weights is not None:
+            arrays["weights"] = self.weights
+        if self.draws is not None:
+            meta["draws"] = {
+                "draw": self.draws.draw,
+                "seed": self.draws.seed,
+                "is_herded": self.draws.is_herded,
+            }
+            arrays |= {f"draws_{name}": getattr(self.draws, name) for name in _OF_DRAWS}
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
             with open(part, "xb") as file:  # with the permissions that the user's umask gives
                 np.savez_compressed(
-                    file,
-                    indices=self.indices,
-                    scores=self.scores,
-                    labels=np.empty(0, np.int64) if self.labels is None else self.labels,
-                    meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+                    file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays
                 )
             os.replace(part, path)
         except BaseException:
@@ -149,10 +186,10 @@ class Selection:
             with opened as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(arrays.pop("meta").tobytes())
-            if meta["format"] != _FORMAT:
+            if meta["format"] not in _READABLE:
                 raise ValueError(
-                    f"expected format {_FORMAT}, got {meta['format']}; read it with the version "
-                    "of sage_torch that wrote it"
+                    f"expected a format up to {_FORMAT}, got {meta['format']}; read it with the "
+                    "version of sage_torch that wrote it"
                 )
             loaded = cls(
                 indices=arrays["indices"],
@@ -163,6 +200,8 @@ class Selection:
                 ),
                 seconds=dict(meta["seconds"]),
                 settings=dict(meta["settings"]),
+                weights=arrays["weights"] if meta.get("has_weights") else None,
+                draws=_draws(meta.get("draws"), arrays),
             )
             loaded._check()
         except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -173,6 +212,7 @@ class Selection:
 
     def _check(self) -> None:
         total = len(self.scores)
+        k = len(self.indices)
         shapes_fit = (
             self.indices.dtype == np.int64
             and self.scores.dtype == np.float32
@@ -181,10 +221,27 @@ class Selection:
                 self.labels is None
                 or (self.labels.shape == (total,) and self.labels.dtype == np.int64)
             )
+            and (
+                self.weights is None
+                or (self.weights.shape == (k,) and self.weights.dtype == np.float32)
+            )
         )
-        if not shapes_fit or not len(self.indices):
+        if not shapes_fit or not k:
             raise ValueError(
-                "expected int64 indices (k,), float32 scores (N,) and int64 labels (N,)"
+                "expected int64 indices (k,), float32 scores (N,), int64 labels (N,) and float32 "
+                "weights (k,)"
             )
         if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():
             raise ValueError(f"expected ascending indices within [0, {total})")
+        if self.weights is not None and not (self.weights >= 1).all():
+            raise ValueError("expected weights of at least 1")
+        if self.draws is not None and not (
+            self.draws.order.max() < total and np.array_equal(self.draws.epoch(0), self.indices)
+        ):
+            raise ValueError(f"expected draws within [0, {total}) whose epoch 0 are the indices")
+
+
+def _draws(meta: Any, arrays: dict[str, Any]) -> Draws | None:
+    if meta is None:
+        return None
+    return Draws(**meta, **{name: arrays[f"draws_{name}"] for name in _OF_DRAWS})

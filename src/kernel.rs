@@ -1,7 +1,7 @@
-//! Greedy kernel herding of unit rows.
+//! The kernel of herding and facility location on unit rows: `K_ij = exp(−‖ẑ_i − ẑ_j‖² / 2τ²)`.
 //!
-//! Chen, Welling and Smola, UAI 2010, with `K_ij = exp(−‖ẑ_i − ẑ_j‖² / 2τ²)`; τ is the 10 % quantile
-//! of the pairwise distances. The linear kernel loses to random draws, so it is not offered.
+//! τ is the 10 % quantile of the pairwise distances. The linear kernel loses to random draws, so it
+//! is not offered.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
@@ -13,7 +13,7 @@ pub const BANDWIDTH_ROWS: usize = 512;
 /// Rows of the kernel computed at once.
 const PANEL: usize = 256;
 
-/// Sketched gradients in orthonormal coordinates with what herding needs to know of them.
+/// Sketched gradients in orthonormal coordinates with what the rules need to know of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Examples<'a> {
     /// (n, width), row-major.
@@ -67,40 +67,31 @@ fn squared_distance(dots: &Mat<f64>, i: usize, j: usize) -> f64 {
     }
 }
 
-/// The first `quota` picks, as positions in `units`, in the order they were picked.
-pub fn herd(units: &Mat<f64>, bandwidth: f64, quota: usize) -> Vec<usize> {
-    let n = units.nrows();
-    if quota >= n {
-        return (0..n).collect();
-    }
-    let kernel = kernel(units, bandwidth);
-    let of = |j: usize| &kernel[j * n..(j + 1) * n];
-    let mean: Vec<f64> = (0..n)
-        .map(|j| of(j).iter().map(|value| f64::from(*value)).sum::<f64>() / n as f64)
-        .collect();
-    let mut covered = vec![0.0f64; n];
-    let mut is_picked = vec![false; n];
-    let mut picks = Vec::with_capacity(quota);
-    for step in 0..quota {
-        let share = 1.0 / (step + 1) as f64;
-        let mut best = (f64::NEG_INFINITY, 0);
-        for j in 0..n {
-            let gain = mean[j] - covered[j] * share;
-            if !is_picked[j] && gain > best.0 {
-                best = (gain, j);
-            }
-        }
-        is_picked[best.1] = true;
-        picks.push(best.1);
-        for (covered, value) in covered.iter_mut().zip(of(best.1)) {
-            *covered += f64::from(*value);
-        }
-    }
-    picks
+/// `K` (n, n), symmetric, row by row.
+#[derive(Debug)]
+pub struct Kernel {
+    values: Vec<f32>,
+    n: usize,
 }
 
-/// `K` (n, n), symmetric, row by row. Dot products in float64, since near-duplicates cancel. Both
-/// halves are computed: writing one across rows costs far more than a second exponential.
+impl Kernel {
+    /// Dot products in float64, since near-duplicates cancel. Both halves are computed: writing one
+    /// across rows costs far more than a second exponential.
+    pub fn new(units: &Mat<f64>, bandwidth: f64) -> Self {
+        Self { values: kernel(units, bandwidth), n: units.nrows() }
+    }
+
+    /// Number of examples n.
+    pub fn size(&self) -> usize {
+        self.n
+    }
+
+    /// `K_j` (n).
+    pub fn row(&self, j: usize) -> &[f32] {
+        &self.values[j * self.n..(j + 1) * self.n]
+    }
+}
+
 fn kernel(units: &Mat<f64>, bandwidth: f64) -> Vec<f32> {
     let n = units.nrows();
     let squared: Vec<f64> =

@@ -3,25 +3,28 @@
 //! The data flow, left to right; a file uses only files to its left:
 //!
 //! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> sketch
-//!  -> consensus -> quotas, top_k, draw -> kernel -> herding, herding_stream -> python`
+//!  -> consensus -> quotas, top_k, draw -> trim -> kernel -> herding -> blocks, block_stream
+//!  -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
 //! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.
 //!
 //! Without the feature `python` only the files that need neither torch nor Python are built.
 
+pub mod block_stream;
+pub mod blocks;
 pub mod consensus;
 pub mod count_sketch;
 pub mod draw;
 pub mod error;
 pub mod herding;
-pub mod herding_stream;
 pub mod host;
 pub mod kernel;
 pub mod quotas;
 pub mod shrink;
 pub mod sketch;
 pub mod top_k;
+pub mod trim;
 
 #[cfg(feature = "python")]
 mod device;

@@ -3,6 +3,7 @@
 mod calls;
 mod checks;
 mod precision;
+mod rules;
 mod selection;
 mod sketch;
 mod state;
@@ -56,5 +57,6 @@ fn threads(py: Python<'_>) -> PyResult<usize> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SageError", module.py().get_type::<SageError>())?;
     module.add_class::<sketch::FrequentDirections>()?;
-    selection::register(module)
+    selection::register(module)?;
+    rules::register(module)
 }

@@ -9,52 +9,28 @@ use pyo3::prelude::*;
 
 use super::{detached, threads};
 use crate::error::Result;
-use crate::herding::Trim;
 use crate::host::Host;
-use crate::kernel::Examples;
 use crate::quotas::Division;
 use crate::tensor::{read_and_write, Borrowed};
-use crate::{consensus, count_sketch, draw, herding, herding_stream, quotas, top_k};
+use crate::{consensus, count_sketch, draw, quotas, top_k};
 
-type Indices<'py> = Bound<'py, PyArray1<i64>>;
+pub(super) type Indices<'py> = Bound<'py, PyArray1<i64>>;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Consensus>()?;
-    module.add_class::<HerdingStream>()?;
     module.add_class::<Permutation>()?;
     module.add_class::<CountSketch>()?;
     module.add_function(wrap_pyfunction!(agreement, module)?)?;
     module.add_function(wrap_pyfunction!(class_quotas, module)?)?;
     module.add_function(wrap_pyfunction!(top_k_per_class, module)?)?;
-    module.add_function(wrap_pyfunction!(herd, module)?)?;
     module.add_function(wrap_pyfunction!(random_subset, module)?)
 }
 
-/// `None`, `"negative"` or a share in [0, 1).
-struct TrimArgument(Trim);
-
-impl FromPyObject<'_, '_> for TrimArgument {
-    type Error = PyErr;
-
-    fn extract(value: pyo3::Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
-        if value.is_none() {
-            return Ok(Self(Trim::Nothing));
-        }
-        if value.extract::<String>().is_ok_and(|word| word == "negative") {
-            return Ok(Self(Trim::Negative));
-        }
-        match value.extract::<f64>() {
-            Ok(share) if (0.0..1.0).contains(&share) => Ok(Self(Trim::Share(share))),
-            _ => Err(PyValueError::new_err(format!(
-                "expected trim \"negative\", a share in [0, 1) or None, got {}",
-                value.repr()?
-            ))),
-        }
-    }
-}
-
 /// Runs `work` without the GIL, where rayon uses our own threads.
-fn on_threads<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+pub(super) fn on_threads<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
     let threads = threads(py)?;
     detached(py, move || Host::new(threads)?.run(work))
 }
@@ -137,69 +113,6 @@ fn top_k_per_class<'py>(
 ) -> PyResult<Indices<'py>> {
     let (scores, ids) = (scores.as_slice()?, class_ids.as_slice()?);
     Ok(detached(py, move || top_k::top_k(scores, ids, &quotas))?.into_pyarray(py))
-}
-
-#[pyfunction]
-#[pyo3(name = "herding")]
-#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=4096, seed=0))]
-#[allow(clippy::too_many_arguments)]
-fn herd<'py>(
-    py: Python<'py>,
-    rows: PyReadonlyArray2<'py, f32>,
-    agreement: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    block_size: usize,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let ids = class_ids.as_slice()?;
-    let examples = Examples {
-        rows: rows.as_slice()?,
-        width: rows.shape()[1],
-        agreement: agreement.as_slice()?,
-    };
-    let work = move || herding::herding(examples, ids, &quotas, trim.0, block_size.max(1), seed);
-    Ok(on_threads(py, work)?.into_pyarray(py))
-}
-
-#[pyclass(module = "sage_torch")]
-struct HerdingStream(herding_stream::HerdingStream, usize);
-
-#[pymethods]
-impl HerdingStream {
-    #[new]
-    #[pyo3(signature = (counts, quotas, *, width, trim, block_size=1024))]
-    fn new(
-        counts: Vec<u64>,
-        quotas: Vec<u64>,
-        width: usize,
-        trim: TrimArgument,
-        block_size: usize,
-    ) -> PyResult<Self> {
-        let stream =
-            herding_stream::HerdingStream::new(&counts, &quotas, width, trim.0, block_size)?;
-        Ok(Self(stream, width))
-    }
-
-    fn add(
-        &mut self,
-        py: Python<'_>,
-        rows: PyReadonlyArray2<'_, f32>,
-        agreement: PyReadonlyArray1<'_, f32>,
-        class_ids: PyReadonlyArray1<'_, i32>,
-        indices: PyReadonlyArray1<'_, i64>,
-    ) -> PyResult<()> {
-        let examples =
-            Examples { rows: rows.as_slice()?, width: self.1, agreement: agreement.as_slice()? };
-        let (ids, indices) = (class_ids.as_slice()?, indices.as_slice()?);
-        let stream = &mut self.0;
-        on_threads(py, move || stream.add(examples, ids, indices))
-    }
-
-    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Indices<'py>> {
-        Ok(self.0.finish()?.into_pyarray(py))
-    }
 }
 
 #[pyfunction]

@@ -159,7 +159,7 @@ def test_herding_picks_what_the_oracle_picks(case: Case, trim: reference.Trim) -
     expected = reference.herding(case.rows, case.scores, case.class_ids, case.quotas, trim)
     chosen = _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim)
     assert chosen.tolist() == expected.tolist()
-    stream = _core.HerdingStream(
+    stream = _core.BlockStream(
         np.bincount(case.class_ids, minlength=len(case.quotas)),
         case.quotas,
         width=case.rows.shape[1],
@@ -180,7 +180,7 @@ def test_herding_stream_keeps_exactly_the_quotas(
     order = np.random.default_rng(n).permutation(n)
     chosen = []
     for batches in (1, data.draw(st.integers(1, n))):
-        stream = _core.HerdingStream(
+        stream = _core.BlockStream(
             sizes, case.quotas, width=case.rows.shape[1], trim=trim, block_size=block_size
         )
         for part in np.array_split(order, batches):

@@ -272,7 +272,7 @@ def test_loading_an_inconsistent_file(change: dict[str, Any], altered: Callable[
 
 
 def test_loading_a_newer_format_says_so(altered: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="expected format 1, got 999"):
+    with pytest.raises(ValueError, match="expected a format up to 2, got 999"):
         Selection.load(altered(meta={"format": 999}))
 
 

@@ -1,22 +1,35 @@
-//! Kernel herding of a stream, in memory that does not grow with it.
+//! The rules that compare examples, on a stream: in memory that does not grow with it.
 
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+use crate::blocks::{block_sizes, BlockRule, Order};
 use crate::error::{Error, Result};
-use crate::herding::{block_sizes, untrimmed, Trim};
-use crate::kernel::{bandwidth, herd, unit_rows, Examples, BANDWIDTH_ROWS};
+use crate::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::quotas::{class_quotas, Division};
+use crate::trim::{untrimmed, Trim};
 
-/// Herding of a stream: each class fills a block, a full block is trimmed, herded and forgotten.
-/// Memory: C blocks of at most `block_size` rows, whatever N.
+/// What becomes of a full block.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// What is dropped first, block by block.
+    pub trim: Trim,
+    /// Who picks.
+    pub rule: BlockRule,
+    /// Whether all that the trim leaves is put in order, or only the quota picked.
+    pub is_whole_order: bool,
+}
+
+/// Each class fills a block, a full block is trimmed, picked from and forgotten. Memory: C blocks of
+/// at most `block_size` rows, whatever N, and 8 bytes an example kept or put in order.
 #[derive(Debug)]
-pub struct HerdingStream {
+pub struct BlockStream {
     width: usize,
-    trim: Trim,
+    work: Work,
     classes: Vec<OpenBlock>,
-    chosen: Vec<i64>,
+    done: Vec<Done>,
+    trimmed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +41,23 @@ struct OpenBlock {
     indices: Vec<i64>,
 }
 
-impl HerdingStream {
+#[derive(Debug)]
+struct FullBlock {
+    class: usize,
+    quota: u64,
+    rows: Vec<f32>,
+    agreement: Vec<f32>,
+    indices: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct Done {
+    class: usize,
+    picks: Vec<i64>,
+    trimmed: u64,
+}
+
+impl BlockStream {
     /// `counts[c]` members of class c will come, of which `quotas[c]` are to be kept.
     ///
     /// # Errors
@@ -37,7 +66,7 @@ impl HerdingStream {
         counts: &[u64],
         quotas: &[u64],
         width: usize,
-        trim: Trim,
+        work: Work,
         block_size: usize,
     ) -> Result<Self> {
         if counts.len() != quotas.len() || width == 0 || block_size == 0 {
@@ -56,7 +85,7 @@ impl HerdingStream {
             Ok(OpenBlock { sizes, quotas, ..OpenBlock::default() })
         };
         let classes = counts.iter().zip(quotas).map(open).collect::<Result<Vec<_>>>()?;
-        Ok(Self { width, trim, classes, chosen: Vec::new() })
+        Ok(Self { width, work, classes, done: Vec::new(), trimmed: 0 })
     }
 
     /// Adds a batch: `indices[i]` is the example of row i, of class `class_ids[i]`.
@@ -85,29 +114,26 @@ impl HerdingStream {
         self.check_room(class_ids)?;
         let mut full = Vec::new();
         for i in 0..n {
-            let open = &mut self.classes[class_ids[i] as usize];
+            let class = class_ids[i] as usize;
+            let open = &mut self.classes[class];
             open.rows.extend_from_slice(&examples.rows[i * self.width..][..self.width]);
             open.agreement.push(examples.agreement[i]);
             open.indices.push(indices[i]);
             if Some(&(open.indices.len() as u64)) == open.sizes.last() {
                 open.sizes.pop();
-                let quota = open.quotas.pop().unwrap_or(0);
-                full.push((
-                    quota,
-                    std::mem::take(&mut open.rows),
-                    std::mem::take(&mut open.agreement),
-                    std::mem::take(&mut open.indices),
-                ));
+                full.push(FullBlock {
+                    class,
+                    quota: open.quotas.pop().unwrap_or(0),
+                    rows: std::mem::take(&mut open.rows),
+                    agreement: std::mem::take(&mut open.agreement),
+                    indices: std::mem::take(&mut open.indices),
+                });
             }
         }
-        let picked: Vec<Vec<i64>> = full
-            .par_iter()
-            .map(|(quota, rows, agreement, indices)| {
-                let block = Examples { rows, agreement, width: self.width };
-                herd_block(block, indices, *quota as usize, self.trim)
-            })
-            .collect();
-        self.chosen.extend(picked.into_iter().flatten());
+        let done: Vec<Done> =
+            full.par_iter().map(|block| block.finished(self.width, self.work)).collect();
+        self.trimmed += done.iter().map(|block| block.trimmed).sum::<u64>();
+        self.done.extend(done);
         Ok(())
     }
 
@@ -138,6 +164,28 @@ impl HerdingStream {
     /// # Errors
     /// `Shape` when members that were announced never came.
     pub fn finish(&mut self) -> Result<Vec<i64>> {
+        let done = self.take_done()?;
+        let mut chosen: Vec<i64> = done.into_iter().flat_map(|block| block.picks).collect();
+        chosen.sort_unstable();
+        Ok(chosen)
+    }
+
+    /// What a stream with `is_whole_order` has put in order.
+    ///
+    /// # Errors
+    /// As `finish`.
+    pub fn finish_order(&mut self) -> Result<Order> {
+        let mut done = self.take_done()?;
+        done.sort_by_key(|block| block.class); // stable: blocks of a class as they came
+        Ok(Order::joined(done.into_iter().map(|block| (block.class, block.picks))))
+    }
+
+    /// How many examples the trim has dropped so far.
+    pub fn trimmed(&self) -> u64 {
+        self.trimmed
+    }
+
+    fn take_done(&mut self) -> Result<Vec<Done>> {
         if let Some(class) = self.classes.iter().position(|open| open.sizes.iter().sum::<u64>() > 0)
         {
             let missing = self.classes[class].sizes.iter().sum::<u64>()
@@ -146,37 +194,48 @@ impl HerdingStream {
                 "expected {missing} more members of class {class}; did the data set change?"
             )));
         }
-        let mut chosen = std::mem::take(&mut self.chosen);
-        chosen.sort_unstable();
-        Ok(chosen)
+        Ok(std::mem::take(&mut self.done))
     }
 }
 
-fn herd_block(block: Examples<'_>, indices: &[i64], quota: usize, trim: Trim) -> Vec<i64> {
-    if quota == 0 {
-        return Vec::new();
+impl FullBlock {
+    fn finished(&self, width: usize, work: Work) -> Done {
+        let count = self.indices.len();
+        // By index, not by arrival: so ties go to the lower index.
+        let mut by_index: Vec<u32> = (0..count as u32).collect();
+        by_index.sort_unstable_by_key(|place| self.indices[*place as usize]);
+        let agreement: Vec<f32> =
+            by_index.iter().map(|place| self.agreement[*place as usize]).collect();
+        let ranks: Vec<u32> = (0..count as u32).collect();
+        let left: Vec<u32> = untrimmed(&agreement, &ranks, self.quota as usize, work.trim)
+            .into_iter()
+            .map(|rank| by_index[rank as usize])
+            .collect();
+        let quota = if work.is_whole_order { left.len() } else { self.quota as usize };
+        let picks = if quota == 0 || (quota == left.len() && !work.is_whole_order) {
+            left[..quota].to_vec()
+        } else {
+            self.picks(&left, width, work.rule, quota)
+        };
+        Done {
+            class: self.class,
+            picks: picks.into_iter().map(|place| self.indices[place as usize]).collect(),
+            trimmed: (count - left.len()) as u64,
+        }
     }
-    // By index, not by arrival: so ties go to the lower index.
-    let mut by_index: Vec<u32> = (0..indices.len() as u32).collect();
-    by_index.sort_unstable_by_key(|place| indices[*place as usize]);
-    let agreement: Vec<f32> =
-        by_index.iter().map(|place| block.agreement[*place as usize]).collect();
-    let ranks: Vec<u32> = (0..indices.len() as u32).collect();
-    let members: Vec<u32> = untrimmed(&agreement, &ranks, quota, trim)
-        .into_iter()
-        .map(|rank| by_index[rank as usize])
-        .collect();
-    let spread = members.len().div_ceil(BANDWIDTH_ROWS);
-    let sample: Vec<u32> = members.iter().copied().step_by(spread.max(1)).collect();
-    let tau = bandwidth(&unit_rows(block, &sample));
-    let picks = herd(&unit_rows(block, &members), tau, quota);
-    picks.into_iter().map(|pick| indices[members[pick] as usize]).collect()
+
+    fn picks(&self, left: &[u32], width: usize, rule: BlockRule, quota: usize) -> Vec<u32> {
+        let block = Examples { rows: &self.rows, agreement: &self.agreement, width };
+        let spread = left.len().div_ceil(BANDWIDTH_ROWS);
+        let sample: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
+        rule.picks(block, left, bandwidth(&unit_rows(block, &sample)), quota)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::herding::herding;
+    use crate::blocks::{select, Cut};
 
     fn circle(n: usize) -> Vec<f32> {
         (0..n)
@@ -196,8 +255,10 @@ mod tests {
         let (counts, quotas) = ([167, 167, 166], [40, 0, 166]);
         let examples = Examples { rows: &rows, width: 2, agreement: &agreement };
         for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
-            let chosen = herding(examples, &class_ids, &quotas, trim, 32, 1).unwrap();
-            let mut stream = HerdingStream::new(&counts, &quotas, 2, trim, 32).unwrap();
+            let cut = Cut { trim, block_size: 32, seed: 1 };
+            let chosen = select(examples, &class_ids, &quotas, BlockRule::Herding, cut).unwrap();
+            let work = Work { trim, rule: BlockRule::Herding, is_whole_order: false };
+            let mut stream = BlockStream::new(&counts, &quotas, 2, work, 32).unwrap();
             for start in (0..n).step_by(37) {
                 let end = n.min(start + 37);
                 let batch = Examples {
@@ -219,7 +280,8 @@ mod tests {
 
     #[test]
     fn a_stream_with_missing_or_surplus_members_is_refused() {
-        let mut stream = HerdingStream::new(&[2], &[1], 1, Trim::Nothing, 8).unwrap();
+        let work = Work { trim: Trim::Nothing, rule: BlockRule::Herding, is_whole_order: false };
+        let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
         let one = Examples { rows: &[1.0], width: 1, agreement: &[1.0] };
         stream.add(one, &[0], &[0]).unwrap();
         assert!(stream.finish().is_err());

@@ -1,0 +1,183 @@
+//! The rules as Python sees them: numpy in, numpy out.
+
+use numpy::{IntoPyArray, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::detached;
+use super::selection::{on_threads, Indices};
+use crate::block_stream::{self, Work};
+use crate::blocks::{self, BlockRule, Cut, Order};
+use crate::kernel::Examples;
+use crate::trim::{self, Trim};
+
+pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<BlockStream>()?;
+    module.add_function(wrap_pyfunction!(untrimmed, module)?)?;
+    module.add_function(wrap_pyfunction!(herding, module)?)?;
+    module.add_function(wrap_pyfunction!(herding_order, module)?)
+}
+
+/// `None`, `"negative"` or a share in [0, 1).
+struct TrimArgument(Trim);
+
+impl FromPyObject<'_, '_> for TrimArgument {
+    type Error = PyErr;
+
+    fn extract(value: pyo3::Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        if value.is_none() {
+            return Ok(Self(Trim::Nothing));
+        }
+        if value.extract::<String>().is_ok_and(|word| word == "negative") {
+            return Ok(Self(Trim::Negative));
+        }
+        match value.extract::<f64>() {
+            Ok(share) if (0.0..1.0).contains(&share) => Ok(Self(Trim::Share(share))),
+            _ => Err(PyValueError::new_err(format!(
+                "expected trim \"negative\", a share in [0, 1) or None, got {}",
+                value.repr()?
+            ))),
+        }
+    }
+}
+
+type OrderArrays<'py> = (Indices<'py>, Indices<'py>, Indices<'py>);
+
+fn arrays<'py>(py: Python<'py>, of: Order) -> OrderArrays<'py> {
+    (of.order.into_pyarray(py), of.starts.into_pyarray(py), of.classes.into_pyarray(py))
+}
+
+#[pyfunction]
+#[pyo3(signature = (agreement, class_ids, quotas, *, trim))]
+fn untrimmed<'py>(
+    py: Python<'py>,
+    agreement: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    trim: TrimArgument,
+) -> PyResult<Indices<'py>> {
+    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
+    let left = detached(py, move || {
+        let by_class = trim::untrimmed_by_class(agreement, ids, &quotas, trim.0)?;
+        let mut left: Vec<i64> = by_class.into_iter().flatten().map(i64::from).collect();
+        left.sort_unstable();
+        Ok(left)
+    })?;
+    Ok(left.into_pyarray(py))
+}
+
+#[pyfunction]
+#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=4096, seed=0))]
+#[allow(clippy::too_many_arguments)]
+fn herding<'py>(
+    py: Python<'py>,
+    rows: PyReadonlyArray2<'py, f32>,
+    agreement: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    trim: TrimArgument,
+    block_size: usize,
+    seed: u64,
+) -> PyResult<Indices<'py>> {
+    let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
+    let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
+    let work = move || blocks::select(examples, ids, &quotas, BlockRule::Herding, cut);
+    Ok(on_threads(py, work)?.into_pyarray(py))
+}
+
+#[pyfunction]
+#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=512, seed=0))]
+#[allow(clippy::too_many_arguments)]
+fn herding_order<'py>(
+    py: Python<'py>,
+    rows: PyReadonlyArray2<'py, f32>,
+    agreement: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    trim: TrimArgument,
+    block_size: usize,
+    seed: u64,
+) -> PyResult<OrderArrays<'py>> {
+    let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
+    let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
+    let order = on_threads(py, move || blocks::herding_order(examples, ids, &quotas, cut))?;
+    Ok(arrays(py, order))
+}
+
+fn examples<'a>(
+    rows: &'a PyReadonlyArray2<'_, f32>,
+    agreement: &'a PyReadonlyArray1<'_, f32>,
+) -> PyResult<Examples<'a>> {
+    let width = rows.shape()[1];
+    Ok(Examples { rows: rows.as_slice()?, width, agreement: agreement.as_slice()? })
+}
+
+#[pyclass(module = "sage_torch")]
+struct BlockStream {
+    stream: block_stream::BlockStream,
+    width: usize,
+    is_whole_order: bool,
+}
+
+#[pymethods]
+impl BlockStream {
+    #[new]
+    #[pyo3(signature = (counts, quotas, *, width, trim, whole_order=false, block_size=1024))]
+    fn new(
+        counts: Vec<u64>,
+        quotas: Vec<u64>,
+        width: usize,
+        trim: TrimArgument,
+        whole_order: bool,
+        block_size: usize,
+    ) -> PyResult<Self> {
+        let work = Work { trim: trim.0, rule: BlockRule::Herding, is_whole_order: whole_order };
+        let stream = block_stream::BlockStream::new(&counts, &quotas, width, work, block_size)?;
+        Ok(Self { stream, width, is_whole_order: whole_order })
+    }
+
+    fn add(
+        &mut self,
+        py: Python<'_>,
+        rows: PyReadonlyArray2<'_, f32>,
+        agreement: PyReadonlyArray1<'_, f32>,
+        class_ids: PyReadonlyArray1<'_, i32>,
+        indices: PyReadonlyArray1<'_, i64>,
+    ) -> PyResult<()> {
+        let examples = Examples {
+            rows: rows.as_slice()?,
+            width: self.width,
+            agreement: agreement.as_slice()?,
+        };
+        let (ids, indices) = (class_ids.as_slice()?, indices.as_slice()?);
+        let stream = &mut self.stream;
+        on_threads(py, move || stream.add(examples, ids, indices))
+    }
+
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Indices<'py>> {
+        self.check_mode(false)?;
+        Ok(self.stream.finish()?.into_pyarray(py))
+    }
+
+    fn finish_order<'py>(&mut self, py: Python<'py>) -> PyResult<OrderArrays<'py>> {
+        self.check_mode(true)?;
+        Ok(arrays(py, self.stream.finish_order()?))
+    }
+
+    #[getter]
+    fn trimmed(&self) -> u64 {
+        self.stream.trimmed()
+    }
+}
+
+impl BlockStream {
+    fn check_mode(&self, is_whole_order: bool) -> PyResult<()> {
+        if self.is_whole_order == is_whole_order {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(
+            "expected finish_order() of a stream made with whole_order=True and finish() of any \
+             other, got the opposite",
+        ))
+    }
+}
