@@ -1,0 +1,105 @@
+"""What the accuracy gate trains, and on what: small enough to repeat with dozens of seeds.
+
+The gate is `quality/test_accuracy.py`; `benchmarks/gate_power.py` measures with other seeds what it
+expects (`Cell.gain`) and what it notices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from sage_torch.options import SelectionOptions
+
+TRAIN_EXAMPLES = 1_000  # of 1,797; a large test set keeps the accuracies' noise low
+STEPS, BATCH, PEAK_RATE = 200, 32, 0.2
+WARM_UP_STEPS = 3 * (TRAIN_EXAMPLES // BATCH)
+CONFIDENCE = 0.99  # three cells: a false alarm in at most 3 % of changes that change nothing
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question of the gate.
+
+    `gain`: points over class-balanced random that the selection had with the seeds of
+    benchmarks/gate_power.py, rounded down to a tenth. `seeds`: others than those. `options` of
+    `select_subset`: all defaults, but for the trim where labels are flipped, because agreement is
+    nowhere negative on digits.
+    """
+
+    keep: float
+    seeds: range
+    gain: float
+    flipped: float = 0.0
+    options: SelectionOptions = field(default_factory=SelectionOptions)
+
+    @property
+    def name(self) -> str:
+        return f"keep {self.keep:g}" + (f", {self.flipped:.0%} flipped" if self.flipped else "")
+
+
+CELLS = (
+    Cell(keep=0.10, seeds=range(1_000, 1_056), gain=0.0),
+    Cell(keep=0.25, seeds=range(1_000, 1_032), gain=0.0),
+    Cell(keep=0.25, seeds=range(1_000, 1_100), gain=0.0, flipped=0.2, options={"trim": 0.2}),
+)
+
+
+class Digits:
+    """Scikit-learn's handwritten digits, some labels of the training part flipped."""
+
+    def __init__(self, flipped: float) -> None:
+        pixels, digits = load_digits(return_X_y=True)
+        random = np.random.default_rng(0)
+        order = random.permutation(len(digits))
+        inputs = torch.from_numpy((pixels[order] / 16).astype(np.float32))
+        labels = torch.from_numpy(digits[order].astype(np.int64))
+        self._test = inputs[TRAIN_EXAMPLES:], labels[TRAIN_EXAMPLES:]
+        learnt = labels[:TRAIN_EXAMPLES].clone()
+        wrong = random.permutation(TRAIN_EXAMPLES)[: round(flipped * TRAIN_EXAMPLES)]
+        learnt[wrong] = (learnt[wrong] + torch.from_numpy(random.integers(1, 10, len(wrong)))) % 10
+        self.train = TensorDataset(inputs[:TRAIN_EXAMPLES], learnt)
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the accuracy on the 797 test examples, in percent."""
+        inputs, labels = self._test
+        with torch.no_grad():
+            return 100 * float((model(inputs).argmax(1) == labels).float().mean())
+
+
+def train(dataset: Dataset[Any], seed: int, steps: int = STEPS) -> nn.Module:
+    """Return a network of 9,610 parameters (so gradients are projected) after equal steps."""
+    inputs, labels = next(iter(DataLoader(dataset, len(dataset))))  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=PEAK_RATE, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
+    for batch in batches(len(labels), steps, seed):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+def warm_up(dataset: Dataset[Any], seed: int) -> nn.Module:
+    """Return the network after three short epochs."""
+    return train(dataset, seed, WARM_UP_STEPS)
+
+
+def batches(total: int, steps: int, seed: int) -> list[Tensor]:
+    """Return the indices of each step: shuffled epochs, the short last batch of each dropped."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[Tensor] = []
+    while len(drawn) < steps:
+        order = torch.randperm(total, generator=generator)
+        drawn += order[: total // BATCH * BATCH].split(BATCH)
+    return drawn[:steps]
