@@ -57,15 +57,18 @@ def facility_location(distances: NDArray[np.float64], count: int) -> NDArray[np.
 
     Before the first pick every example is as far away as any two are. Gains are kept for all
     candidates: a pick changes them only through the examples that it is nearer to, and those
-    become few soon, so this costs no more than evaluating lazily.
+    become few soon, so this costs no more than evaluating lazily. Distances are rounded to whole
+    numbers below 2^30, so that sums are exact: two examples nearest to each other often gain the
+    same, and then the lower index is to be picked, whatever the order of summation.
 
     Args:
-        distances: float64 (n, n).
+        distances: float64 (n, n), symmetric, 0 on the diagonal.
         count: How many to pick, at most n.
 
     Returns:
         int64 (count,), in the order picked; ties by index.
     """
+    distances = np.rint(distances * (2**30 / (distances.max() or 1)))
     nearest = np.full(len(distances), distances.max())
     gains = (nearest[:, None] - distances).sum(axis=0)
     picks = np.empty(count, np.int64)

@@ -35,7 +35,7 @@ def grand(task: Task) -> Chosen:
 
     Cost:
         About a training step an example. Gradients of more than 8,192 numbers are projected, which
-        keeps their lengths to within a few per cent.
+        changes their lengths by some per cent, and hardly their order.
 
     Reference:
         Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021.
