@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from sage_torch import _core
 from sage_torch.binding import find_loader
+from sage_torch.draws import whole_number
 from sage_torch.options import (
     Collate,
     Options,
@@ -30,9 +31,10 @@ _CHUNK = 8_192
 class SageSampler(Sampler[int]):
     """Yields the indices of the examples worth a gradient step, shuffled anew each epoch.
 
-    Hand it to any `DataLoader`; the training loop stays as it is. The first iteration selects, on
-    the model as it is then; `select()` does it by hand, and again later in training. A failed or
-    interrupted selection leaves the last good one in place.
+    Hand it to any `DataLoader`; the training loop stays as it is. The first iteration after the
+    warm-up selects, on the model as it is then: the one being trained, so that training goes on
+    where it was. `refresh_every` does it again on time, `select()` by hand. A failed or interrupted
+    selection leaves the last good one in place.
 
     Without `dataset` the sampler belongs to the live `DataLoader` that holds it and takes that
     loader's data set and collate function.
@@ -44,16 +46,21 @@ class SageSampler(Sampler[int]):
         shuffle: Whether each epoch has its own order (a function of seed and epoch); False for
             ascending indices.
         seed: Names the selection's draws and the epochs' orders.
-        **options: As in `select_subset`: rule, trim, basis, class_balanced, quotas, sketch_size,
-            gradients, compress, consensus, memory_budget, loss, score_dataset, collate_fn,
-            batch_size (of scoring), num_workers (of scoring), progress.
+        warmup_epochs: So many epochs from 0 on are all examples, before anything is selected.
+        refresh_every: Select again, on the model as it is then, at the start of each epoch
+            `warmup_epochs + m * refresh_every`; None to select once.
+        **options: As in `select_subset`: rule, trim, basis, class_balanced, quotas, draw (what each
+            epoch takes of the untrimmed examples), weights, sketch_size, gradients, params,
+            compress, consensus, memory_budget, loss, score_dataset, collate_fn, batch_size (of
+            scoring), num_workers (of scoring), progress.
 
     Raises:
-        TypeError: An option is unknown or of a wrong kind.
+        TypeError: An option is unknown or of a wrong kind, a number of epochs is no whole number.
         ValueError: An option is out of range.
 
     Cost:
-        One selection (see `select_subset`), then O(1) an index and 8 bytes an index kept.
+        A selection (see `select_subset`) once or at every refresh, then O(1) an index and 8 bytes
+        an index kept. A warm-up epoch keeps no indices.
 
     Example:
         >>> import torch
@@ -74,6 +81,8 @@ class SageSampler(Sampler[int]):
         keep: float,
         shuffle: bool = True,
         seed: int = 0,
+        warmup_epochs: int = 0,
+        refresh_every: int | None = None,
         **options: Unpack[SelectionOptions],
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -85,21 +94,29 @@ class SageSampler(Sampler[int]):
                 f"{', '.join(sorted(SelectionOptions.__annotations__))}"
             )
         Options(keep=keep, seed=seed, **options)  # checked now, long before the first epoch
+        if refresh_every is not None:
+            refresh_every = whole_number("refresh_every", refresh_every, least=1)
         if dataset is not None:
             budget(keep, count_both(dataset, options.get("score_dataset")))
         self.model = model
         self.keep = keep
         self.shuffle = shuffle
         self.seed = seed
+        self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs)
+        self.refresh_every = refresh_every
         self.epoch = 0
         self._dataset = dataset
         self._is_given = dataset is not None
         self._options = options
         self._selection: Selection | None = None
+        self._since = 0  # the epoch that the selection was made for
         self._epoch_is_set = False
 
     def select(self) -> Selection:
         """Select now, on the model as it is, and use the result from the next iteration on.
+
+        Draws begin anew with the coming epoch. The next refresh comes when it was due; what is
+        selected before the warm-up is over lasts until then.
 
         Returns:
             The new selection.
@@ -108,13 +125,7 @@ class SageSampler(Sampler[int]):
             RuntimeError: No data set is known and no live `DataLoader` holds this sampler.
             TypeError, ValueError, SageError: As `select_subset`; the last selection stays.
         """
-        dataset, collate_fn = self._bind()
-        options = self._options.copy()
-        if options.get("collate_fn") is None:
-            options["collate_fn"] = collate_fn
-        selection = select_subset(self.model, dataset, self.keep, seed=self.seed, **options)
-        self._selection = selection
-        return selection
+        return self._select(since=self.epoch)
 
     @property
     def selection(self) -> Selection | None:
@@ -123,40 +134,50 @@ class SageSampler(Sampler[int]):
 
     @property
     def indices(self) -> NDArray[np.int64]:
-        """The examples of the coming epoch, int64 (k,) ascending; selects if nothing is yet."""
-        return self._current().indices
+        """The examples of the coming epoch, int64, ascending; selects first if that is due.
+
+        (k,), or all (N,) during the warm-up.
+        """
+        if self._is_warming_up(self.epoch):
+            return np.arange(len(self), dtype=np.int64)
+        return self._draw(self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Name the coming epoch; from now on the caller counts, and iterating does not.
 
+        Going back does not bring an earlier selection back, nor select: the last one stays until a
+        later refresh is due.
+
         Args:
-            epoch: From 0 on; the order is a function of seed and epoch.
+            epoch: From 0 on; the order is a function of seed, epoch and selection.
 
         Raises:
+            TypeError: It is no whole number.
             ValueError: It is below 0.
         """
-        if epoch < 0:
-            raise ValueError(f"expected an epoch of at least 0, got {epoch}")
-        self.epoch = int(epoch)
+        self.epoch = whole_number("epoch", epoch)
         self._epoch_is_set = True
 
     def __len__(self) -> int:
         """Return the number of indices of the coming epoch, without running the model."""
-        if self._selection is not None:
+        is_warming_up = self._is_warming_up(self.epoch)
+        if self._selection is not None and not (is_warming_up or self._is_due(self.epoch)):
             return len(self._selection)
         if self._dataset is None:
             self._bind()
-        return budget(self.keep, count_examples(self._dataset))
+        total = count_examples(self._dataset)
+        return total if is_warming_up else budget(self.keep, total)
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch
-        self._bind()  # a loader over another data set must not get indices of this one
-        kept = self._current().indices
-        order = _core.Permutation(len(kept), self.seed, epoch)
-        for start in range(0, len(kept), _CHUNK):
-            count = min(_CHUNK, len(kept) - start)
-            places = order.take(start, count) if self.shuffle else slice(start, start + count)
-            yield from kept[places].tolist()
+        dataset, _ = self._bind()  # a loader over another data set must not get indices of this one
+        kept = None if self._is_warming_up(epoch) else self._draw(epoch)
+        total = count_examples(dataset) if kept is None else len(kept)
+        order = _core.Permutation(total, self.seed, epoch)
+        for start in range(0, total, _CHUNK):
+            count = min(_CHUNK, total - start)
+            places = order.take(start, count) if self.shuffle else np.arange(start, start + count)
+            yield from (places if kept is None else kept[places]).tolist()
         if not self._epoch_is_set:
             # Of several loaders that draw at once, the last to finish decides nothing twice.
             self.epoch = max(self.epoch, epoch + 1)
@@ -167,8 +188,35 @@ class SageSampler(Sampler[int]):
             state["_dataset"] = None  # found through a loader: a copy finds its own
         return state
 
-    def _current(self) -> Selection:
-        return self.select() if self._selection is None else self._selection
+    def _is_warming_up(self, epoch: int) -> bool:
+        return epoch < self.warmup_epochs
+
+    def _scheduled(self, epoch: int) -> int:
+        """Return the last epoch up to this one, after the warm-up, at whose start to select."""
+        if self.refresh_every is None:
+            return self.warmup_epochs
+        return epoch - (epoch - self.warmup_epochs) % self.refresh_every
+
+    def _is_due(self, epoch: int) -> bool:
+        return self._selection is None or self._since < self._scheduled(epoch)
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        """Return the examples of an epoch after the warm-up; selects first if that is due."""
+        scheduled = self._scheduled(epoch)
+        if self._is_due(epoch):
+            self._select(since=scheduled)
+        assert self._selection is not None
+        first = self._since if self._since <= epoch else scheduled  # the caller may have gone back
+        return self._selection.epoch_indices(epoch - first)
+
+    def _select(self, *, since: int) -> Selection:
+        dataset, collate_fn = self._bind()
+        options = self._options.copy()
+        if options.get("collate_fn") is None:
+            options["collate_fn"] = collate_fn
+        selection = select_subset(self.model, dataset, self.keep, seed=self.seed, **options)
+        self._selection, self._since = selection, since
+        return selection
 
     def _bind(self) -> tuple[Dataset[Any], Collate | None]:
         if self._is_given:
