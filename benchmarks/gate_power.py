@@ -1,9 +1,9 @@
 """What does the accuracy gate notice?
 
 The gate is `tests/quality/test_accuracy.py`. Real runs with seeds that it does not use give the
-gain of the selection over class-balanced random, from which its expectation comes (rounded down to
-a tenth), and a pool of paired differences. From that pool, as many as the gate has seeds are drawn
-again and again, and the gate's own test judges them:
+gain of the selection over class-balanced random, from which its expectation comes (less a standard
+error, rounded down to a tenth), and a pool of paired differences. From that pool, as many as the
+gate has seeds are drawn again and again, and the gate's own test judges them:
 
 - shifted to a mean one point below the expectation: the share noticed is the gate's power;
 - shifted to the expectation: the share noticed is its rate of false alarms;
@@ -57,10 +57,15 @@ def main(
 
 def measured(cell: Cell, seeds: int, draws: int) -> dict[str, Any]:
     """Return a cell's accuracies by selection, and what the gate would have noticed."""
-    accuracy = accuracies(cell, seeds)
+    return judged(cell, accuracies(cell, seeds), draws)
+
+
+def judged(cell: Cell, accuracy: dict[str, NDArray[np.float64]], draws: int) -> dict[str, Any]:
+    """Return the gains of these runs, and what the gate would have noticed."""
     gains = {name: accuracy[name] - accuracy["random"] for name in accuracy if name != "random"}
     ours = gains["ours"]
-    expected = math.floor(10 * ours.mean()) / 10
+    found = spread(ours)
+    expected = math.floor(10 * (found["mean"] - found["standard_error"])) / 10
     pools = {
         "one point lost": ours - ours.mean() + expected - 1,
         "nothing lost": ours - ours.mean() + expected,

@@ -101,7 +101,7 @@ class Comparison:
                 "model?"
             )
         if self.is_below:
-            beyond = f" + {self.gain:g} points" if self.gain else ""
+            beyond = f" + {points(self.gain)}" if self.gain else ""
             return (
                 f"SAGE is significantly below {rival}{beyond}: {self.mean:+.2f} points in the mean "
                 f"of {count} paired seeds, at most {self.high:+.2f} at {100 * self.confidence:g} % "
@@ -111,7 +111,7 @@ class Comparison:
             needed = self.seeds_needed
             cure = f"over {_MOST_SEEDS:,}" if needed is None else f"about {needed:,}"
             return (
-                f"{count} seeds cannot tell: a loss of {self.loss_of_interest:g} points would be "
+                f"{count} seeds cannot tell: a loss of {points(self.loss_of_interest)} would be "
                 f"noticed with a probability of {self.power:.2f}, wanted is {self.wanted_power:g}; "
                 f"{cure} seeds would do with differences that vary as these do "
                 f"(deviation {self.deviation:.2f}), or a larger test set and longer training to "
@@ -138,7 +138,7 @@ class Comparison:
             ),
             f"mean difference {self.mean:+.2f}, deviation {self.deviation:.2f}; bounds of the mean "
             f"{self.low:+.2f} and {self.high:+.2f}, each at {100 * self.confidence:g} % confidence",
-            f"power against a loss of {self.loss_of_interest:g} points"
+            f"power against a loss of {points(self.loss_of_interest)}"
             + (f" from a gain of {self.gain:g}" if self.gain else "")
             + f": {self.power:.3f}, wanted {self.wanted_power:g}",
         ]
@@ -157,6 +157,11 @@ class Comparison:
         shift = self.loss_of_interest * math.sqrt(count) / self.deviation
         critical = t_quantile(self.confidence, count - 1)
         return float(stats.nct.sf(critical, count - 1, shift))
+
+
+def points(value: float) -> str:
+    """Return "1 point", "2.5 points"."""
+    return f"{value:g} point" + ("" if value == 1 else "s")
 
 
 def t_quantile(probability: float, freedom: int) -> float:

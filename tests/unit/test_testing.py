@@ -156,7 +156,7 @@ def test_short_power_fails_and_says_how_many_seeds_would_do() -> None:
     one = comparison([1.5, -1.5, 2.0, -2.0])
     problem = one.problem()
     assert problem is not None
-    assert problem.startswith("4 seeds cannot tell: a loss of 1 points would be noticed")
+    assert problem.startswith("4 seeds cannot tell: a loss of 1 point would be noticed")
     assert f"about {one.seeds_needed} seeds would do" in problem
     hopeless = comparison([1.0, -1.0], loss_of_interest=1e-4)
     assert hopeless.seeds_needed is None
