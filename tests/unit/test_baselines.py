@@ -73,6 +73,12 @@ def test_another_seed_draws_others(name: str, task: Task) -> None:
     assert not np.array_equal(FIXED[name](task).indices, others.indices)
 
 
+def test_draws_of_classes_and_blocks_are_unrelated(task: Task) -> None:
+    orders = [task.permutation(50, label, block) for label in range(3) for block in range(2)]
+    assert len({tuple(order) for order in orders}) == 6
+    assert all(np.sort(order).tolist() == list(range(50)) for order in orders)
+
+
 def test_global_random_ignores_classes(task: Task) -> None:
     chosen = FIXED["random, global"](task)
     counts = np.bincount(task.classes[chosen.indices], minlength=3)
