@@ -16,11 +16,15 @@ __all__ = [
     "SageError",
     "agreement",
     "class_quotas",
+    "facility_location",
     "herding",
     "herding_order",
     "random_subset",
+    "stratified",
     "top_k",
     "untrimmed",
+    "weighted_subset",
+    "weights",
 ]
 
 class SageError(RuntimeError):
@@ -221,18 +225,21 @@ class Consensus:
 
 @final
 class BlockStream:
-    """Herding of a stream: full blocks of a class are trimmed, picked from and forgotten.
+    """Herding or facility location of a stream, in blocks that are picked from and forgotten.
 
     Args:
         counts: Members of each class that will come (C,).
         quotas: How many of them to keep (C,).
         width: Coordinates of a row.
         trim: As in `herding`, by block.
+        rule: Who picks.
         whole_order: Whether to put all that the trim leaves in order, as `herding_order` does.
+        weights: Whether to count what each kept example stands for, block by block; untrimmed
+            examples of a block that keeps none are shared by the other blocks of their class.
         block_size: Most rows in a block.
 
     Raises:
-        ValueError: A quota exceeds its count, or a size is 0.
+        ValueError: A quota exceeds its count, a size is 0 or the rule is unknown.
     """
 
     def __new__(
@@ -242,7 +249,9 @@ class BlockStream:
         *,
         width: int,
         trim: str | float | None,
+        rule: Literal["herding", "facility_location"] = "herding",
         whole_order: bool = False,
+        weights: bool = False,
         block_size: int = 1024,
     ) -> BlockStream: ...
     def add(
@@ -258,8 +267,8 @@ class BlockStream:
             ValueError: Sizes disagree, or a class gets more members than were announced.
         """
 
-    def finish(self) -> NDArray[np.int64]:
-        """Return the indices kept, ascending.
+    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        """Return the indices kept, ascending, and their weights where asked for.
 
         Raises:
             ValueError: Members that were announced never came, or `whole_order` was asked for.
@@ -402,6 +411,41 @@ def herding_order(
         As `herding`.
     """
 
+def facility_location(
+    rows: NDArray[np.float32],
+    agreement: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    *,
+    trim: str | float | None,
+    block_size: int = 4096,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Return `quotas[c]` examples of each class by greedy facility location, ascending.
+
+    Maximises `sum_i max_{s kept} K_is` over the untrimmed examples of a block, K and blocks as in
+    `herding`: greedily, and lazily, which changes nothing; ties by index.
+
+    Args:
+        rows: As in `herding`, and the others too.
+        agreement: float32 (N,).
+        class_ids: int32 (N,).
+        quotas: int64 (C,).
+        trim: As in `herding`.
+        block_size: Most rows in a block.
+        seed: Names the blocks.
+
+    Raises:
+        ValueError: As `herding`.
+
+    Cost:
+        As `herding` for the kernel; then each pick asks some tens of rows of a block again.
+
+    Reference:
+        Nemhauser, Wolsey and Fisher, "An analysis of approximations for maximizing submodular set
+        functions", Math. Programming 1978; Mirzasoleiman, Bilmes and Leskovec, ICML 2020.
+    """
+
 def random_subset(
     class_ids: NDArray[np.int32], quotas: NDArray[np.int64], seed: int
 ) -> NDArray[np.int64]:
@@ -422,4 +466,99 @@ def untrimmed(
 
     Raises:
         ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
+    """
+
+def stratified(
+    agreement: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    *,
+    trim: str | float | None,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Return `quotas[c]` examples of each class, drawn evenly from 50 strata of agreement.
+
+    The strata have equal width over the range of what the trim leaves of a class. The quota is
+    divided evenly from the smallest stratum up; what one lacks goes to the larger ones.
+
+    Args:
+        agreement: float32 (N,), finite.
+        class_ids: int32 (N,) in [0, C).
+        quotas: int64 (C,).
+        trim: `"negative"`, a share in [0, 1) of each class, or None.
+        seed: Names the draws; their values never change.
+
+    Raises:
+        ValueError: Sizes disagree, an agreement is not finite, an id is out of range or a quota
+            exceeds its class.
+
+    Cost:
+        O(N).
+
+    Reference:
+        Zheng, Liu, Lai and Prakash, "Coverage-centric Coreset Selection for High Pruning Rates",
+        ICLR 2023.
+    """
+
+def weighted_subset(
+    agreement: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    *,
+    trim: str | float | None,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Return `quotas[c]` examples of each class, drawn with probability in proportion to (1 + a)/2.
+
+    Without replacement, from what the trim leaves; ascending.
+
+    Args:
+        agreement: As in `stratified`, and the others too.
+        class_ids: int32 (N,).
+        quotas: int64 (C,).
+        trim: As in `stratified`.
+        seed: Names the draws; their values never change.
+
+    Raises:
+        ValueError: As `stratified`.
+
+    Cost:
+        O(N).
+
+    Reference:
+        Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing
+        Letters 2006.
+    """
+
+def weights(
+    rows: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    untrimmed: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    *,
+    block_size: int = 4096,
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    """Return how many untrimmed examples of its class each kept one stands for, itself included.
+
+    Each dropped one counts for the kept one of its class (and block) with the most similar
+    direction, ties by index. Examples of a class that keeps none count nowhere.
+
+    Args:
+        rows: float32 (N, l), sketched gradients in orthonormal coordinates.
+        class_ids: int32 (N,) in [0, C).
+        untrimmed: int64 (M,) ascending.
+        indices: int64 (k,) ascending, among `untrimmed`: those kept.
+        block_size: About how many examples are compared with each other; kept and dropped ones of
+            larger classes are dealt over seeded blocks in proportion.
+        seed: Names the blocks.
+
+    Returns:
+        float32 (k,), beside `indices`.
+
+    Raises:
+        ValueError: Sizes disagree, an id is out of range, or indices are not as described.
+
+    Cost:
+        O(N block_size l) time on `torch.get_num_threads()` threads.
     """

@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from torch.utils.data import Dataset, IterableDataset
 
 from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, check_choice
 
-Rule = Literal["herding", "agreement", "random"]
+Rule = Literal["herding", "facility_location", "agreement", "stratified", "weighted", "random"]
 Basis = Literal["weighted", "orthonormal"]
 Quotas = Literal["proportional", "equal"]
 ConsensusMode = Literal["auto", "exact", "streaming"]
 Draw = Literal["fixed", "rotate", "random"]
+STREAMED = ("herding", "facility_location")  # compare examples with each other, block by block
 Collate = Callable[[list[Any]], Any]
 
 
@@ -72,8 +73,8 @@ class Options:
 
     def __post_init__(self) -> None:
         _check_keep(self.keep)
-        _one_of("rule", self.rule, "herding", "agreement", "random")
-        _one_of("draw", self.draw, "fixed", "rotate", "random")
+        _one_of("rule", self.rule, *get_args(Rule))
+        _one_of("draw", self.draw, *get_args(Draw))
         self._check_draw_and_weights()
         _one_of("basis", self.basis, "weighted", "orthonormal")
         _one_of("quotas", self.quotas, "proportional", "equal")
@@ -126,6 +127,24 @@ class Options:
                 f'expected draw="fixed" with weights=True, got draw="{self.draw}": weights belong '
                 "to one subset"
             )
+
+    def is_streaming(self, total: int) -> bool:
+        """Return whether a data set of `total` examples is scored in streaming mode.
+
+        Raises:
+            ValueError: It is, and weights are asked for of a rule that would need all coordinates.
+        """
+        needed = 4 * total * self.sketch_size
+        is_streaming = self.consensus == "streaming" or (
+            self.consensus == "auto" and needed > self.memory_budget
+        )
+        if is_streaming and self.weights and self.rule not in STREAMED:
+            raise ValueError(
+                f'expected weights=False with rule="{self.rule}" in streaming mode, got True: pass '
+                f'consensus="exact" (needs {needed:,} bytes on the host; raise memory_budget), or '
+                'rule="herding" or "facility_location"'
+            )
+        return is_streaming
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from sage_torch import _core
 from sage_torch.classes import ClassBook
 from sage_torch.draws import Draws
-from sage_torch.options import Options
+from sage_torch.options import STREAMED, Options
 from sage_torch.passes import Scored
 
 _ORDER_BLOCK = 512  # examples herded together where all of them are put in order
+_STREAM_BLOCK = 1024  # the same on a stream, where the quota alone is picked
+_OF_SCORES = {"stratified": _core.stratified, "weighted": _core.weighted_subset}
+_OF_COORDINATES = {"herding": _core.herding, "facility_location": _core.facility_location}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def stream_for(
     options: Options, classes: ClassBook, quotas: NDArray[np.int64]
 ) -> _core.BlockStream | None:
     """Return what gets the batches of a streaming pass 2; None for rules that read scores only."""
-    if options.rule != "herding" or options.draw == "random":
+    if options.rule not in STREAMED or options.draw == "random":
         return None
     is_order = options.draw == "rotate"
     return _core.BlockStream(
@@ -39,8 +42,10 @@ def stream_for(
         quotas,
         width=options.sketch_size,
         trim=options.trim,
+        rule="herding" if options.rule == "herding" else "facility_location",
         whole_order=is_order,
-        **({"block_size": _ORDER_BLOCK} if is_order else {}),
+        weights=options.weights,
+        block_size=_ORDER_BLOCK if is_order else _STREAM_BLOCK,
     )
 
 
@@ -67,19 +72,34 @@ def choose(
         ValueError: The data set changed between the passes.
     """
     class_ids = classes.of(slice(None))
-    if options.rule == "agreement":
-        return Chosen(_core.top_k(scored.scores, class_ids, quotas), None, None, 0)
     if options.draw == "rotate":
         return _in_order(scored, class_ids, quotas, stream, options)
     if stream is not None:
-        indices = stream.finish()
-        return Chosen(indices, None, None, stream.trimmed)
-    left = _core.untrimmed(scored.agreement, class_ids, quotas, trim=options.trim)
+        return Chosen(*stream.finish(), None, stream.trimmed)
+    trim = None if options.rule == "agreement" else options.trim  # the paper's rule trims nothing
+    left = _core.untrimmed(scored.agreement, class_ids, quotas, trim=trim)
     trimmed = len(class_ids) - len(left)
     if options.draw == "random":
         return _drawn(draws_of(left, class_ids, quotas, "random", options.seed), trimmed)
+    indices = _indices(scored, class_ids, quotas, options)
+    weights = None
+    if options.weights:
+        assert scored.coordinates is not None  # `Options.is_streaming` has refused
+        weights = _core.weights(scored.coordinates, class_ids, left, indices, seed=options.seed)
+    return Chosen(indices, weights, None, trimmed)
+
+
+def _indices(
+    scored: Scored, class_ids: NDArray[np.int32], quotas: NDArray[np.int64], options: Options
+) -> NDArray[np.int64]:
+    if options.rule == "agreement":
+        return _core.top_k(scored.scores, class_ids, quotas)
+    if options.rule in _OF_SCORES:
+        return _OF_SCORES[options.rule](
+            scored.agreement, class_ids, quotas, trim=options.trim, seed=options.seed
+        )
     assert scored.coordinates is not None  # kept whenever there is no stream
-    indices = _core.herding(
+    return _OF_COORDINATES[options.rule](
         scored.coordinates,
         scored.agreement,
         class_ids,
@@ -87,7 +107,6 @@ def choose(
         trim=options.trim,
         seed=options.seed,
     )
-    return Chosen(indices, None, None, trimmed)
 
 
 def choose_at_random(classes: ClassBook, quotas: NDArray[np.int64], options: Options) -> Chosen:

@@ -91,19 +91,24 @@ def select_subset(
         dataset: A map-style data set of `(inputs, targets)` pairs, dicts with `"labels"`, or
             anything that `collate_fn` and `loss` agree on.
         keep: A share in (0, 1] (1.0 is all) or a count (int).
-        rule: `"herding"` (trim, then greedy kernel herding in each class), `"agreement"` (the
-            paper's rule, the k highest scores: the most typical examples, without cover) or
-            `"random"` (the baseline, no gradients).
+        rule: `"herding"` (greedy kernel herding in each class: cover), `"facility_location"` (the
+            same kernel: every example has a kept one near), `"stratified"` (coverage-centric:
+            evenly from 50 strata of agreement), `"weighted"` (random, with probability in
+            proportion to (1 + a)/2), `"agreement"` (the paper's rule, the k highest scores: the
+            most typical examples, without cover) or `"random"` (the baseline, no gradients).
         draw: `"fixed"` (one subset), `"rotate"` (a new subset each epoch: the herding order of the
             untrimmed examples in representative windows, every one seen within a turn) or
             `"random"` (a new random subset of them each epoch); the last two need rule "herding"
             or "random". See `Selection.epoch_indices`.
-        weights: Whether to count how many examples each kept one stands for.
-        trim: What herding drops first: `"negative"` (agreement below 0 in the weighted basis), a
-            share of each class (lowest agreement first), or None. Never below the quota. The
-            other rules do not trim.
-        basis: Coordinates of the reported scores: `"weighted"` (S g, by singular values) or
-            `"orthonormal"` (V g).
+        weights: Whether to count how many untrimmed examples of its class each kept one stands for
+            (see `Selection.weights`): any rule but random; in streaming mode herding and facility
+            location.
+        trim: What is dropped before the rule chooses: `"negative"` (agreement below 0 in the
+            weighted basis), a share of each class (lowest agreement first), or None. Never below
+            the quota. The rules `"agreement"` and `"random"` do not trim.
+        basis: Coordinates of the reported scores, which the rule `"agreement"` ranks: `"weighted"`
+            (S g, by singular values) or `"orthonormal"` (V g). Trim, strata and probabilities
+            always read the weighted ones.
         class_balanced: Consensus and quotas by class: `"auto"` where targets are integer classes.
         quotas: `"proportional"` to the classes' sizes, or `"equal"` for long tails; what a short
             class cannot give goes to the others.
@@ -133,8 +138,8 @@ def select_subset(
 
     Raises:
         TypeError: `keep` is no number, the data set is a stream, an option is of a wrong kind.
-        ValueError: An option is out of range, the data set is empty or changes meanwhile, classes
-            are needed but missing, a batch or a loss has a wrong form.
+        ValueError: An option is out of range or does not go with another, the data set is empty or
+            changes meanwhile, classes are needed but missing, a batch or a loss has a wrong form.
         SageError: A loss or gradient is not finite; `index` names the example.
 
     Warns:
@@ -182,6 +187,7 @@ def select_subset(
     )
     total = count_examples(dataset)
     k = budget(keep, total)
+    options.is_streaming(total)  # refuses before work starts
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     inner = unwrap(model)
@@ -210,10 +216,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
             seed=options.seed,
             memory_budget=options.memory_budget,
         )
-    is_streaming = options.consensus == "streaming" or (
-        options.consensus == "auto"
-        and 4 * examples.total * options.sketch_size > options.memory_budget
-    )
+    is_streaming = options.is_streaming(examples.total)
     sketched = sketch_pass(examples, computer, options, is_streaming=is_streaming)
     parameters = handling_of(model, computer)
     _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::quotas::{class_quotas, Division};
 use crate::trim::{untrimmed, Trim};
+use crate::weights::weights;
 
 /// What becomes of a full block.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +20,8 @@ pub struct Work {
     pub rule: BlockRule,
     /// Whether all that the trim leaves is put in order, or only the quota picked.
     pub is_whole_order: bool,
+    /// Whether to count what each pick stands for.
+    pub has_weights: bool,
 }
 
 /// Each class fills a block, a full block is trimmed, picked from and forgotten. Memory: C blocks of
@@ -54,7 +57,9 @@ struct FullBlock {
 struct Done {
     class: usize,
     picks: Vec<i64>,
+    weights: Vec<u64>, // beside `picks`, where asked for
     trimmed: u64,
+    left: u64,
 }
 
 impl BlockStream {
@@ -159,15 +164,28 @@ impl BlockStream {
         }
     }
 
-    /// The examples kept, ascending.
+    /// The examples kept, ascending, and their weights beside them where asked for.
     ///
     /// # Errors
     /// `Shape` when members that were announced never came.
-    pub fn finish(&mut self) -> Result<Vec<i64>> {
+    pub fn finish(&mut self) -> Result<(Vec<i64>, Option<Vec<f32>>)> {
         let done = self.take_done()?;
-        let mut chosen: Vec<i64> = done.into_iter().flat_map(|block| block.picks).collect();
-        chosen.sort_unstable();
-        Ok(chosen)
+        // A block that kept none stands nowhere: the other blocks of its class share its examples.
+        let mut of_class = vec![(0u64, 0u64); self.classes.len()]; // (untrimmed, of them counted)
+        for block in &done {
+            of_class[block.class].0 += block.left;
+            of_class[block.class].1 += if block.picks.is_empty() { 0 } else { block.left };
+        }
+        let mut kept: Vec<(i64, f32)> = Vec::new();
+        for block in done {
+            let (all, counted) = of_class[block.class];
+            let scale = all as f64 / counted as f64;
+            let weights = block.weights.iter().map(|weight| (scale * *weight as f64) as f32);
+            kept.extend(block.picks.into_iter().zip(weights.chain(std::iter::repeat(1.0))));
+        }
+        kept.sort_unstable_by_key(|(index, _)| *index);
+        let (chosen, weights) = kept.into_iter().unzip();
+        Ok((chosen, self.work.has_weights.then_some(weights)))
     }
 
     /// What a stream with `is_whole_order` has put in order.
@@ -217,11 +235,36 @@ impl FullBlock {
         } else {
             self.picks(&left, width, work.rule, quota)
         };
+        let weights =
+            if work.has_weights { self.weights(&picks, &left, width) } else { Vec::new() };
         Done {
             class: self.class,
             picks: picks.into_iter().map(|place| self.indices[place as usize]).collect(),
+            weights,
             trimmed: (count - left.len()) as u64,
+            left: left.len() as u64,
         }
+    }
+
+    fn weights(&self, picks: &[u32], left: &[u32], width: usize) -> Vec<u64> {
+        if picks.is_empty() {
+            return Vec::new();
+        }
+        let mut is_dropped = vec![false; self.indices.len()];
+        left.iter().for_each(|place| is_dropped[*place as usize] = true);
+        picks.iter().for_each(|place| is_dropped[*place as usize] = false);
+        let dropped: Vec<u32> =
+            left.iter().copied().filter(|place| is_dropped[*place as usize]).collect();
+        // Ties go to the lower index, so the picks are counted in that order.
+        let mut by_index: Vec<usize> = (0..picks.len()).collect();
+        by_index.sort_unstable_by_key(|pick| self.indices[picks[*pick] as usize]);
+        let kept: Vec<u32> = by_index.iter().map(|pick| picks[*pick]).collect();
+        let block = Examples { rows: &self.rows, agreement: &self.agreement, width };
+        let mut counts = vec![0; picks.len()];
+        for (pick, count) in by_index.into_iter().zip(weights(block, &kept, &dropped)) {
+            counts[pick] = count;
+        }
+        counts
     }
 
     fn picks(&self, left: &[u32], width: usize, rule: BlockRule, quota: usize) -> Vec<u32> {
@@ -252,12 +295,13 @@ mod tests {
         let rows = circle(n);
         let agreement: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();
         let class_ids: Vec<i32> = (0..n as i32).map(|i| i % 3).collect();
-        let (counts, quotas) = ([167, 167, 166], [40, 0, 166]);
+        let (counts, quotas) = ([167, 167, 166], [40, 3, 166]);
         let examples = Examples { rows: &rows, width: 2, agreement: &agreement };
         for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
             let cut = Cut { trim, block_size: 32, seed: 1 };
             let chosen = select(examples, &class_ids, &quotas, BlockRule::Herding, cut).unwrap();
-            let work = Work { trim, rule: BlockRule::Herding, is_whole_order: false };
+            let work =
+                Work { trim, rule: BlockRule::Herding, is_whole_order: false, has_weights: true };
             let mut stream = BlockStream::new(&counts, &quotas, 2, work, 32).unwrap();
             for start in (0..n).step_by(37) {
                 let end = n.min(start + 37);
@@ -269,7 +313,10 @@ mod tests {
                 let indices: Vec<i64> = (start as i64..end as i64).collect();
                 stream.add(batch, &class_ids[start..end], &indices).unwrap();
             }
-            for chosen in [chosen, stream.finish().unwrap()] {
+            let (streamed, weights) = stream.finish().unwrap();
+            let untrimmed = n as u64 - stream.trimmed(); // class 1 has blocks that keep none
+            assert!((weights.unwrap().iter().sum::<f32>() - untrimmed as f32).abs() < 0.01);
+            for chosen in [chosen, streamed] {
                 let mut per_class = [0u64; 3];
                 chosen.iter().for_each(|index| per_class[*index as usize % 3] += 1);
                 assert_eq!(per_class, quotas);
@@ -280,13 +327,18 @@ mod tests {
 
     #[test]
     fn a_stream_with_missing_or_surplus_members_is_refused() {
-        let work = Work { trim: Trim::Nothing, rule: BlockRule::Herding, is_whole_order: false };
+        let work = Work {
+            trim: Trim::Nothing,
+            rule: BlockRule::Herding,
+            is_whole_order: false,
+            has_weights: true,
+        };
         let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
         let one = Examples { rows: &[1.0], width: 1, agreement: &[1.0] };
         stream.add(one, &[0], &[0]).unwrap();
         assert!(stream.finish().is_err());
         stream.add(one, &[0], &[1]).unwrap();
         assert!(stream.add(one, &[0], &[2]).is_err());
-        assert_eq!(stream.finish().unwrap().len(), 1);
+        assert_eq!(stream.finish().unwrap().0.len(), 1);
     }
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::draw::Permutation;
 use crate::error::{Error, Result};
+use crate::facility_location::cover;
 use crate::herding::herd;
 use crate::kernel::{bandwidth, unit_rows, Examples, Kernel, BANDWIDTH_ROWS};
 use crate::quotas::{class_quotas, Division};
@@ -17,6 +18,8 @@ use crate::trim::{untrimmed_by_class, Trim};
 pub enum BlockRule {
     /// Kernel herding.
     Herding,
+    /// Facility location.
+    FacilityLocation,
 }
 
 impl BlockRule {
@@ -31,6 +34,7 @@ impl BlockRule {
         let kernel = Kernel::new(&unit_rows(examples, members), bandwidth);
         let picks = match self {
             Self::Herding => herd(&kernel, count),
+            Self::FacilityLocation => cover(&kernel, count),
         };
         picks.into_iter().map(|place| members[place]).collect()
     }
@@ -160,6 +164,9 @@ fn blocks_of(
     quota: u64,
     cut: Cut,
 ) -> Result<Vec<Block>> {
+    if members.is_empty() {
+        return Ok(Vec::new());
+    }
     let order = Permutation::new(members.len() as u64, cut.seed, class as u64);
     let shuffled: Vec<u32> =
         (0..members.len() as u64).map(|i| members[order.at(i) as usize]).collect();
@@ -182,7 +189,11 @@ fn blocks_of(
 
 /// As few blocks of at most `block_size` as hold `count` members, of nearly equal size.
 pub fn block_sizes(count: usize, block_size: usize) -> Vec<u64> {
-    let blocks = count.div_ceil(block_size).max(1);
+    parts(count, count.div_ceil(block_size).max(1))
+}
+
+/// The sizes of `blocks` parts of nearly equal size.
+pub fn parts(count: usize, blocks: usize) -> Vec<u64> {
     (0..blocks).map(|i| (count * (i + 1) / blocks - count * i / blocks) as u64).collect()
 }
 

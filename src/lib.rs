@@ -3,8 +3,8 @@
 //! The data flow, left to right; a file uses only files to its left:
 //!
 //! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> sketch
-//!  -> consensus -> quotas, top_k, draw -> trim -> kernel -> herding -> blocks, block_stream
-//!  -> python`
+//!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
+//!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
 //! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.
@@ -17,14 +17,18 @@ pub mod consensus;
 pub mod count_sketch;
 pub mod draw;
 pub mod error;
+pub mod facility_location;
 pub mod herding;
 pub mod host;
 pub mod kernel;
 pub mod quotas;
 pub mod shrink;
 pub mod sketch;
+pub mod strata;
 pub mod top_k;
 pub mod trim;
+pub mod weighted;
+pub mod weights;
 
 #[cfg(feature = "python")]
 mod device;

@@ -1,6 +1,6 @@
 //! The rules as Python sees them: numpy in, numpy out.
 
-use numpy::{IntoPyArray, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -10,12 +10,17 @@ use crate::block_stream::{self, Work};
 use crate::blocks::{self, BlockRule, Cut, Order};
 use crate::kernel::Examples;
 use crate::trim::{self, Trim};
+use crate::{strata, weighted, weights};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<BlockStream>()?;
     module.add_function(wrap_pyfunction!(untrimmed, module)?)?;
     module.add_function(wrap_pyfunction!(herding, module)?)?;
-    module.add_function(wrap_pyfunction!(herding_order, module)?)
+    module.add_function(wrap_pyfunction!(herding_order, module)?)?;
+    module.add_function(wrap_pyfunction!(facility_location, module)?)?;
+    module.add_function(wrap_pyfunction!(stratified, module)?)?;
+    module.add_function(wrap_pyfunction!(weighted_subset, module)?)?;
+    module.add_function(wrap_pyfunction!(represented, module)?)
 }
 
 /// `None`, `"negative"` or a share in [0, 1).
@@ -41,6 +46,7 @@ impl FromPyObject<'_, '_> for TrimArgument {
     }
 }
 
+type Weights<'py> = Bound<'py, PyArray1<f32>>;
 type OrderArrays<'py> = (Indices<'py>, Indices<'py>, Indices<'py>);
 
 fn arrays<'py>(py: Python<'py>, of: Order) -> OrderArrays<'py> {
@@ -86,6 +92,25 @@ fn herding<'py>(
 }
 
 #[pyfunction]
+#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=4096, seed=0))]
+#[allow(clippy::too_many_arguments)]
+fn facility_location<'py>(
+    py: Python<'py>,
+    rows: PyReadonlyArray2<'py, f32>,
+    agreement: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    trim: TrimArgument,
+    block_size: usize,
+    seed: u64,
+) -> PyResult<Indices<'py>> {
+    let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
+    let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
+    let work = move || blocks::select(examples, ids, &quotas, BlockRule::FacilityLocation, cut);
+    Ok(on_threads(py, work)?.into_pyarray(py))
+}
+
+#[pyfunction]
 #[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=512, seed=0))]
 #[allow(clippy::too_many_arguments)]
 fn herding_order<'py>(
@@ -102,6 +127,55 @@ fn herding_order<'py>(
     let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
     let order = on_threads(py, move || blocks::herding_order(examples, ids, &quotas, cut))?;
     Ok(arrays(py, order))
+}
+
+#[pyfunction]
+#[pyo3(signature = (agreement, class_ids, quotas, *, trim, seed=0))]
+fn stratified<'py>(
+    py: Python<'py>,
+    agreement: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    trim: TrimArgument,
+    seed: u64,
+) -> PyResult<Indices<'py>> {
+    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
+    let work = move || strata::stratified(agreement, ids, &quotas, trim.0, seed);
+    Ok(detached(py, work)?.into_pyarray(py))
+}
+
+#[pyfunction]
+#[pyo3(signature = (agreement, class_ids, quotas, *, trim, seed=0))]
+fn weighted_subset<'py>(
+    py: Python<'py>,
+    agreement: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    trim: TrimArgument,
+    seed: u64,
+) -> PyResult<Indices<'py>> {
+    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
+    let work = move || weighted::weighted_subset(agreement, ids, &quotas, trim.0, seed);
+    Ok(detached(py, work)?.into_pyarray(py))
+}
+
+#[pyfunction]
+#[pyo3(name = "weights")]
+#[pyo3(signature = (rows, class_ids, untrimmed, indices, *, block_size=4096, seed=0))]
+fn represented<'py>(
+    py: Python<'py>,
+    rows: PyReadonlyArray2<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    untrimmed: PyReadonlyArray1<'py, i64>,
+    indices: PyReadonlyArray1<'py, i64>,
+    block_size: usize,
+    seed: u64,
+) -> PyResult<Weights<'py>> {
+    let examples = Examples { rows: rows.as_slice()?, width: rows.shape()[1], agreement: &[] };
+    let (ids, left, chosen) = (class_ids.as_slice()?, untrimmed.as_slice()?, indices.as_slice()?);
+    let block_size = block_size.max(1);
+    let work = move || weights::weights_by_class(examples, ids, left, chosen, block_size, seed);
+    Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
 fn examples<'a>(
@@ -122,16 +196,31 @@ struct BlockStream {
 #[pymethods]
 impl BlockStream {
     #[new]
-    #[pyo3(signature = (counts, quotas, *, width, trim, whole_order=false, block_size=1024))]
+    #[pyo3(signature = (
+        counts, quotas, *, width, trim, rule="herding", whole_order=false, weights=false,
+        block_size=1024,
+    ))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         counts: Vec<u64>,
         quotas: Vec<u64>,
         width: usize,
         trim: TrimArgument,
+        rule: &str,
         whole_order: bool,
+        weights: bool,
         block_size: usize,
     ) -> PyResult<Self> {
-        let work = Work { trim: trim.0, rule: BlockRule::Herding, is_whole_order: whole_order };
+        let rule = match rule {
+            "herding" => BlockRule::Herding,
+            "facility_location" => BlockRule::FacilityLocation,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "expected rule \"herding\" or \"facility_location\", got {other:?}"
+                )))
+            }
+        };
+        let work = Work { trim: trim.0, rule, is_whole_order: whole_order, has_weights: weights };
         let stream = block_stream::BlockStream::new(&counts, &quotas, width, work, block_size)?;
         Ok(Self { stream, width, is_whole_order: whole_order })
     }
@@ -154,9 +243,10 @@ impl BlockStream {
         on_threads(py, move || stream.add(examples, ids, indices))
     }
 
-    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Indices<'py>> {
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<(Indices<'py>, Option<Weights<'py>>)> {
         self.check_mode(false)?;
-        Ok(self.stream.finish()?.into_pyarray(py))
+        let (indices, weights) = self.stream.finish()?;
+        Ok((indices.into_pyarray(py), weights.map(|weights| weights.into_pyarray(py))))
     }
 
     fn finish_order<'py>(&mut self, py: Python<'py>) -> PyResult<OrderArrays<'py>> {

@@ -168,7 +168,7 @@ def test_herding_picks_what_the_oracle_picks(case: Case, trim: reference.Trim) -
     backwards = np.arange(len(case.scores))[::-1].copy()
     for part in np.array_split(backwards, 3):
         stream.add(case.rows[part], case.scores[part], case.class_ids[part], part)
-    assert stream.finish().tolist() == expected.tolist()  # one block a class: the same subset
+    assert stream.finish()[0].tolist() == expected.tolist()  # one block a class: the same subset
 
 
 @checked
@@ -185,7 +185,7 @@ def test_herding_stream_keeps_exactly_the_quotas(
         )
         for part in np.array_split(order, batches):
             stream.add(case.rows[part], case.scores[part], case.class_ids[part], part)
-        chosen.append(stream.finish())
+        chosen.append(stream.finish()[0])
     assert_is_a_subset(chosen[0], n)
     assert case.per_class(chosen[0]) == case.quotas.tolist()
     assert chosen[0].tolist() == chosen[1].tolist()  # batch boundaries do not matter

@@ -142,7 +142,7 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
 @pytest.mark.parametrize(
     ("options", "error", "names"),
     [
-        ({"rule": "top"}, ValueError, 'rule.*"herding", "agreement", "random"'),
+        ({"rule": "top"}, ValueError, 'rule.*"herding", "facility_location", "agreement", "stratified", "weighted", "random"'),
         ({"rule": None}, ValueError, "rule"),
         ({"basis": "v"}, ValueError, 'basis.*"weighted", "orthonormal"'),
         ({"quotas": "same"}, ValueError, 'quotas.*"proportional", "equal"'),
