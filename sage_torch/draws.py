@@ -133,7 +133,7 @@ class Draws:
                 f"expected quotas of at most {sizes} (the untrimmed of each class), at least one "
                 f"example in all, got {quotas}"
             )
-        if (order < 0).any() or len(np.unique(order)) != len(order):
+        if (order < 0).any() or not np.diff(np.sort(order)).all():
             raise ValueError("expected each index in order once and at least 0")
 
     def _protect(self) -> None:
