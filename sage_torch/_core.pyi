@@ -533,6 +533,7 @@ def weighted_subset(
 def weights(
     rows: NDArray[np.float32],
     class_ids: NDArray[np.int32],
+    classes: int,
     untrimmed: NDArray[np.int64],
     indices: NDArray[np.int64],
     *,
@@ -547,6 +548,7 @@ def weights(
     Args:
         rows: float32 (N, l), sketched gradients in orthonormal coordinates.
         class_ids: int32 (N,) in [0, C).
+        classes: C.
         untrimmed: int64 (M,) ascending.
         indices: int64 (k,) ascending, among `untrimmed`: those kept.
         block_size: About how many examples are compared with each other; kept and dropped ones of

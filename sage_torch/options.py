@@ -127,6 +127,16 @@ class Options:
                 f'expected draw="fixed" with weights=True, got draw="{self.draw}": weights belong '
                 "to one subset"
             )
+        if self.consensus == "streaming":
+            self._check_streamed_weights()
+
+    def _check_streamed_weights(self) -> None:
+        if self.weights and self.rule not in STREAMED:
+            raise ValueError(
+                f'expected weights=False with rule="{self.rule}" in streaming mode, which keeps no '
+                'coordinates, got True: pass consensus="exact" (and a memory_budget that allows '
+                'it), or rule="herding" or "facility_location"'
+            )
 
     def is_streaming(self, total: int) -> bool:
         """Return whether a data set of `total` examples is scored in streaming mode.
@@ -138,12 +148,8 @@ class Options:
         is_streaming = self.consensus == "streaming" or (
             self.consensus == "auto" and needed > self.memory_budget
         )
-        if is_streaming and self.weights and self.rule not in STREAMED:
-            raise ValueError(
-                f'expected weights=False with rule="{self.rule}" in streaming mode, got True: pass '
-                f'consensus="exact" (needs {needed:,} bytes on the host; raise memory_budget), or '
-                'rule="herding" or "facility_location"'
-            )
+        if is_streaming:
+            self._check_streamed_weights()
         return is_streaming
 
     def as_json(self) -> dict[str, Any]:

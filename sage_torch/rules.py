@@ -85,7 +85,9 @@ def choose(
     weights = None
     if options.weights:
         assert scored.coordinates is not None  # `Options.is_streaming` has refused
-        weights = _core.weights(scored.coordinates, class_ids, left, indices, seed=options.seed)
+        weights = _core.weights(
+            scored.coordinates, class_ids, len(quotas), left, indices, seed=options.seed
+        )
     return Chosen(indices, weights, None, trimmed)
 
 

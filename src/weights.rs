@@ -48,6 +48,7 @@ pub fn weights(examples: Examples<'_>, kept: &[u32], dropped: &[u32]) -> Vec<u64
 pub fn weights_by_class(
     examples: Examples<'_>,
     class_ids: &[i32],
+    classes: usize,
     left: &[i64],
     chosen: &[i64],
     block_size: usize,
@@ -70,9 +71,6 @@ pub fn weights_by_class(
             )));
         }
     }
-    // Ids count classes that have members, so there are no more of them than examples.
-    let last = class_ids.iter().copied().max().unwrap_or(0).max(0);
-    let classes = (last as usize + 1).min(class_ids.len());
     let members = Members::new(class_ids, classes)?;
     let blocks: Vec<(Vec<u32>, Vec<u32>)> = (0..classes)
         .flat_map(|class| {
@@ -146,7 +144,7 @@ mod tests {
         // 2 is near 0, 3 near 1; 4 and the zero row are equally near to both: the lower place.
         assert_eq!(weights(examples, &[0, 1], &[2, 3, 4, 5]), [4, 2]);
         let of = |ids: &[i32], left: &[i64], chosen: &[i64], size| {
-            weights_by_class(examples, ids, left, chosen, size, 0)
+            weights_by_class(examples, ids, 3, left, chosen, size, 0)
         };
         assert_eq!(of(&[0; 6], &[0, 1, 2, 3, 4, 5], &[0, 1], 4096).unwrap(), [4.0, 2.0]);
         assert_eq!(of(&[0; 6], &[0, 1, 2, 5], &[0, 1], 4096).unwrap(), [3.0, 1.0]);

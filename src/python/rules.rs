@@ -161,11 +161,13 @@ fn weighted_subset<'py>(
 
 #[pyfunction]
 #[pyo3(name = "weights")]
-#[pyo3(signature = (rows, class_ids, untrimmed, indices, *, block_size=4096, seed=0))]
+#[pyo3(signature = (rows, class_ids, classes, untrimmed, indices, *, block_size=4096, seed=0))]
+#[allow(clippy::too_many_arguments)]
 fn represented<'py>(
     py: Python<'py>,
     rows: PyReadonlyArray2<'py, f32>,
     class_ids: PyReadonlyArray1<'py, i32>,
+    classes: usize,
     untrimmed: PyReadonlyArray1<'py, i64>,
     indices: PyReadonlyArray1<'py, i64>,
     block_size: usize,
@@ -173,8 +175,9 @@ fn represented<'py>(
 ) -> PyResult<Weights<'py>> {
     let examples = Examples { rows: rows.as_slice()?, width: rows.shape()[1], agreement: &[] };
     let (ids, left, chosen) = (class_ids.as_slice()?, untrimmed.as_slice()?, indices.as_slice()?);
-    let block_size = block_size.max(1);
-    let work = move || weights::weights_by_class(examples, ids, left, chosen, block_size, seed);
+    let work = move || {
+        weights::weights_by_class(examples, ids, classes, left, chosen, block_size.max(1), seed)
+    };
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 

@@ -2,77 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import reference
-from hypothesis import assume, given, settings
+import reference_rules
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from rule_cases import (
+    BLOCK_RULES,
+    SCORE_RULES,
+    Case,
+    Ints,
+    cases,
+    checked,
+    choose,
+    smallest_lead,
+    trims,
+)
 
 from sage_torch import _core
 
-Floats32 = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
-Ints = npt.NDArray[np.int64]
-
-checked = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 modes = pytest.mark.parametrize("mode", ["proportional", "equal"])
-trims = st.one_of(st.none(), st.just("negative"), st.floats(0, 0.99))
 counts_of_classes = st.lists(st.integers(0, 300), min_size=1, max_size=8)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Examples of a few classes and how many of each to keep."""
-
-    class_ids: Ids  # (N,)
-    quotas: Ints  # (C,), at most the class's size
-    scores: Floats32  # (N,) from few values, so that ties abound
-    rows: Floats32  # (N, width), with zero rows and rows of any length
-
-    def per_class(self, indices: Ints) -> list[int]:
-        return np.bincount(self.class_ids[indices], minlength=len(self.quotas)).tolist()
-
-
-@st.composite
-def cases(draw: st.DrawFn, most_examples: int = 60) -> Case:
-    classes = draw(st.integers(1, 4))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    n = draw(st.integers(1, most_examples))
-    class_ids = rng.integers(0, classes, size=n).astype(np.int32)
-    sizes = np.bincount(class_ids, minlength=classes)
-    share = draw(st.sampled_from([0.1, 0.5, 1.0]))
-    quotas = rng.integers(0, np.floor(share * sizes).astype(np.int64) + 1)
-    values = np.array([-1.0, -0.5, -1e-3, 0.0, 0.25, 0.25, 0.5, 1.0], np.float32)
-    rows = (
-        rng.normal(size=(n, draw(st.integers(2, 6)))) + 3 * rng.normal(size=(classes, 1))[class_ids]
-    )
-    rows *= 10.0 ** rng.uniform(-15, 15, size=(n, 1))
-    rows[rng.random(n) < 0.05] = 0
-    return Case(class_ids, quotas, rng.choice(values, size=n), rows.astype(np.float32))
+block_rules = pytest.mark.parametrize("rule", list(BLOCK_RULES))
+every_rule = pytest.mark.parametrize("rule", [*BLOCK_RULES, *SCORE_RULES])
 
 
 def assert_is_a_subset(indices: Ints, total: int) -> None:
     assert indices.dtype == np.int64
     assert (np.diff(indices) > 0).all()
     assert len(indices) == 0 or (indices[0] >= 0 and indices[-1] < total)
-
-
-def smallest_lead(rows: Floats32, k: int) -> float:
-    """By how much the oracle's herding prefers its pick to the next best, at its closest call."""
-    units = reference.unit(rows)
-    distances = np.linalg.norm(units[:, None] - units[None], axis=2)
-    kernel = np.exp(-(distances**2) / (2 * reference.bandwidth(rows) ** 2))
-    leads = [np.inf]
-    covered, left = np.zeros(len(rows)), np.ones(len(rows), bool)
-    for step, pick in enumerate(reference.herd(rows, k)):
-        gain = kernel.mean(axis=1) - covered / (step + 1)
-        left[pick] = False
-        leads.append(float((gain[pick] - gain[left]).min(initial=np.inf)))
-        covered += kernel[:, pick]
-    return min(leads)
 
 
 @modes
@@ -124,51 +85,90 @@ def test_both_zeros_are_equal_scores() -> None:
     assert kept.tolist() == [0, 1]
 
 
+@every_rule
 @checked
-@given(case=cases(), trim=trims, block_size=st.sampled_from([1, 3, 16, 4096]))
-def test_herding_keeps_exactly_k(case: Case, trim: reference.Trim, block_size: int) -> None:
-    chosen = _core.herding(
-        case.rows, case.scores, case.class_ids, case.quotas, trim=trim, block_size=block_size
-    )
-    assert_is_a_subset(chosen, len(case.scores))
-    assert case.per_class(chosen) == case.quotas.tolist()
+@given(case=cases(), trim=trims, seed=st.integers(0, 2**64 - 1))
+def test_every_rule_keeps_exactly_k(rule: str, case: Case, trim: reference.Trim, seed: int) -> None:
+    for block_size in (1, 3, 16, 4096) if rule in BLOCK_RULES else (1,):
+        block = {"block_size": block_size} if rule in BLOCK_RULES else {}
+        chosen = choose(rule, case, trim, seed=seed, **block)
+        assert_is_a_subset(chosen, len(case.scores))
+        assert case.per_class(chosen) == case.quotas.tolist()
 
 
+@every_rule
 @checked
 @given(case=cases(), trim=trims)
 def test_trimmed_examples_come_back_only_when_the_quota_needs_them(
-    case: Case, trim: reference.Trim
+    rule: str, case: Case, trim: reference.Trim
 ) -> None:
-    chosen = _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim)
+    chosen = choose(rule, case, trim)
+    untrimmed = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
+    assert_is_a_subset(untrimmed, len(case.scores))
     for class_id, quota in enumerate(case.quotas.tolist()):
         members = np.flatnonzero(case.class_ids == class_id)
         left = members[reference.trimmed(case.scores[members], quota, trim)]
+        assert untrimmed[case.class_ids[untrimmed] == class_id].tolist() == left.tolist()
         kept = chosen[case.class_ids[chosen] == class_id]
         assert np.isin(kept, left).all()
         if len(left) == quota:
             assert kept.tolist() == left.tolist()
 
 
+@block_rules
 @checked
 @given(case=cases(most_examples=40), trim=trims)
-def test_herding_picks_what_the_oracle_picks(case: Case, trim: reference.Trim) -> None:
+def test_rules_pick_what_the_oracle_picks(
+    rule: Literal["herding", "facility_location"], case: Case, trim: reference.Trim
+) -> None:
     for class_id, quota in enumerate(case.quotas.tolist()):
         members = np.flatnonzero(case.class_ids == class_id)
         left = members[reference.trimmed(case.scores[members], quota, trim)]
-        assume(quota == 0 or smallest_lead(case.rows[left], quota) > 1e-5)  # float32 kernel
-    expected = reference.herding(case.rows, case.scores, case.class_ids, case.quotas, trim)
-    chosen = _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim)
-    assert chosen.tolist() == expected.tolist()
+        assume(quota == 0 or smallest_lead(rule, case.rows[left], quota) > 1e-5)  # float32 kernel
+    pick = {"herding": reference.herd, "facility_location": reference_rules.cover}[rule]
+    expected = reference_rules.by_class(
+        pick, case.rows, case.scores, case.class_ids, case.quotas, trim
+    )
+    assert choose(rule, case, trim).tolist() == expected.tolist()
     stream = _core.BlockStream(
         np.bincount(case.class_ids, minlength=len(case.quotas)),
         case.quotas,
         width=case.rows.shape[1],
         trim=trim,
+        rule=rule,
     )
     backwards = np.arange(len(case.scores))[::-1].copy()
     for part in np.array_split(backwards, 3):
         stream.add(case.rows[part], case.scores[part], case.class_ids[part], part)
     assert stream.finish()[0].tolist() == expected.tolist()  # one block a class: the same subset
+    left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
+    assert stream.trimmed == len(case.scores) - len(left)
+
+
+@checked
+@given(case=cases(), trim=trims, seed=st.integers(0, 2**64 - 1))
+def test_strata_give_what_the_paper_says(case: Case, trim: reference.Trim, seed: int) -> None:
+    chosen = _core.stratified(case.scores, case.class_ids, case.quotas, trim=trim, seed=seed)
+    left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
+    for class_id, quota in enumerate(case.quotas.tolist()):
+        members = left[case.class_ids[left] == class_id]
+        if len(members):
+            strata = reference_rules.strata(case.scores[members])
+            sizes = np.bincount(strata, minlength=reference_rules.STRATA)
+            expected = reference_rules.stratum_quotas(sizes, quota)
+            kept = strata[np.isin(members, chosen)]
+            assert np.bincount(kept, minlength=len(sizes)).tolist() == expected.tolist()
+
+
+@checked
+@given(case=cases(), trim=st.sampled_from([None, "negative"]), seed=st.integers(0, 2**64 - 1))
+def test_weighted_draws_go_on_where_fewer_stop(case: Case, trim: reference.Trim, seed: int) -> None:
+    smaller = case.quotas // 2
+    few = _core.weighted_subset(case.scores, case.class_ids, smaller, trim=trim, seed=seed)
+    many = _core.weighted_subset(case.scores, case.class_ids, case.quotas, trim=trim, seed=seed)
+    coming_back = case.scores[many] < 0 if trim == "negative" else np.zeros(len(many), bool)
+    if not coming_back.any():
+        assert np.isin(few, many).all()
 
 
 @checked
@@ -218,16 +218,35 @@ def test_consensus_and_agreement_are_finite_and_equal_the_oracle(case: Case) -> 
     assert np.abs(scores - oracle).max() < 1e-6
 
 
+@every_rule
 @pytest.mark.parametrize("trim", [None, "negative", 0.5])
-def test_everything_is_kept_when_everything_is_asked_for(trim: reference.Trim) -> None:
+def test_everything_is_kept_when_everything_is_asked_for(rule: str, trim: reference.Trim) -> None:
     class_ids = np.arange(50, dtype=np.int32) % 3
     sizes, rng = np.bincount(class_ids), np.random.default_rng(0)
     rows = rng.normal(size=(50, 4)).astype(np.float32)
     scores = rng.uniform(-1, 1, size=50).astype(np.float32)
-    chosen = _core.herding(rows, scores, class_ids, sizes, trim=trim)
+    chosen = choose(rule, Case(class_ids, sizes, scores, rows), trim)
     assert chosen.tolist() == list(range(50))
 
 
-def test_equal_rows_are_kept_by_index() -> None:
+@block_rules
+def test_equal_rows_are_kept_by_index(rule: str) -> None:
     rows, ids = np.ones((9, 3), np.float32), np.zeros(9, np.int32)
-    assert _core.herding(rows, np.ones(9, np.float32), ids, [4], trim=None).tolist() == [0, 1, 2, 3]
+    case = Case(ids, np.array([4]), np.ones(9, np.float32), rows)
+    assert choose(rule, case, None).tolist() == [0, 1, 2, 3]
+
+
+@block_rules
+@checked
+@given(seed=st.integers(0, 2**32))
+def test_the_order_of_the_data_does_not_matter(rule: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids, rows = rng.integers(0, 2, size=24).astype(np.int32), rng.normal(size=(24, 5))
+    quotas = np.bincount(ids, minlength=2) // 3
+    case = Case(ids, quotas, rng.permutation(24).astype(np.float32), rows.astype(np.float32))
+    leads = [smallest_lead(rule, case.rows[ids == c], int(quotas[c])) for c in (0, 1)]
+    assume(min(leads) > 1e-5)
+    order = rng.permutation(24)
+    moved = Case(ids[order], quotas, case.scores[order], case.rows[order])
+    chosen = np.sort(order[choose(rule, moved, None)])
+    assert chosen.tolist() == choose(rule, case, None).tolist()

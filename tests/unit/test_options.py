@@ -142,8 +142,23 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
 @pytest.mark.parametrize(
     ("options", "error", "names"),
     [
-        ({"rule": "top"}, ValueError, 'rule.*"herding", "facility_location", "agreement", "stratified", "weighted", "random"'),
+        (
+            {"rule": "top"},
+            ValueError,
+            'rule.*"herding", "facility_location", "agreement", "stratified", "weighted", "random"',
+        ),
         ({"rule": None}, ValueError, "rule"),
+        ({"draw": "shuffle"}, ValueError, 'draw.*"fixed", "rotate", "random"'),
+        ({"draw": "rotate", "rule": "agreement"}, ValueError, 'rule "herding" or "random".*fixed'),
+        ({"draw": "random", "rule": "facility_location"}, ValueError, 'rule "herding" or "random"'),
+        ({"weights": 1}, TypeError, "weights to be True or False"),
+        ({"weights": True, "rule": "random"}, ValueError, "weights=False.*no neighbours"),
+        ({"weights": True, "draw": "rotate"}, ValueError, 'draw="fixed" with weights=True'),
+        (
+            {"weights": True, "rule": "weighted", "consensus": "streaming"},
+            ValueError,
+            'weights=False.*consensus="exact".*rule="herding"',
+        ),
         ({"basis": "v"}, ValueError, 'basis.*"weighted", "orthonormal"'),
         ({"quotas": "same"}, ValueError, 'quotas.*"proportional", "equal"'),
         ({"consensus": "stream"}, ValueError, 'consensus.*"auto", "exact", "streaming"'),
@@ -232,6 +247,12 @@ def test_select_subset_needs_a_data_set() -> None:
 def test_wrong_epochs(epoch: Any, network: nn.Module, blobs: TensorDataset) -> None:
     with pytest.raises((ValueError, TypeError)):
         SageSampler(network, blobs, keep=0.5).set_epoch(epoch)
+
+
+def test_weights_that_would_not_fit_are_refused_before_the_model_runs() -> None:
+    options: dict[str, Any] = {"weights": True, "memory_budget": 1000}  # streaming, by "auto"
+    with pytest.raises(ValueError, match=r'weights=False with rule="stratified" in streaming mode'):
+        select_subset(Untouchable(), Unreadable(), 0.5, rule="stratified", **options)
 
 
 def test_numpy_numbers_are_numbers(network: nn.Module, blobs: TensorDataset) -> None:

@@ -1,0 +1,197 @@
+"""The rules on cases worked by hand or by brute force, and the same numbers in every version."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import reference
+import reference_rules
+import torch
+from scipy import stats
+
+from sage_torch import _core
+
+
+def ids(count: int) -> npt.NDArray[np.int32]:
+    return np.zeros(count, np.int32)
+
+
+def ones(count: int) -> npt.NDArray[np.float32]:
+    return np.ones(count, np.float32)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_facility_location_covers_nearly_as_well_as_the_best_subset(seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(10, 3)).astype(np.float32)
+    kernel = reference_rules.kernel(rows)
+    for k in range(1, 6):
+        chosen = _core.facility_location(rows, ones(10), ids(10), [k], trim=None)
+        best = max(reference_rules.coverage(kernel, list(s)) for s in combinations(range(10), k))
+        covered = reference_rules.coverage(kernel, chosen)
+        assert covered >= (1 - 1 / np.e) * best
+        if k == 1:
+            assert covered == pytest.approx(best)
+
+
+def test_facility_location_takes_one_of_each_cluster() -> None:
+    rng = np.random.default_rng(0)
+    cluster = np.arange(60) % 4
+    rows = (np.eye(4)[cluster] + 0.05 * rng.normal(size=(60, 4))).astype(np.float32)
+    chosen = _core.facility_location(rows, ones(60), ids(60), [4], trim=None)
+    assert sorted(cluster[chosen]) == [0, 1, 2, 3]
+
+
+def test_weights_worked_by_hand() -> None:
+    degrees = np.deg2rad([0, 90, 10, 80, 44, 46, 180, 0])
+    rows = np.stack([np.cos(degrees), np.sin(degrees)], 1).astype(np.float32)
+    rows[6:] *= 100  # only directions count
+    rows[7] = 0  # nearest to none: the lower index
+    weights = _core.weights(rows, ids(8), 1, np.arange(8), np.array([0, 1]))
+    # 2, 4 and the zero row with 0; 3, 5 and 180 degrees (90 off, not 180) with 1
+    assert weights.tolist() == [4, 4]
+    weights = _core.weights(rows, ids(8), 1, np.array([0, 1, 2, 5]), np.array([0, 1]))
+    assert weights.tolist() == [2, 2]  # the trimmed count for nobody
+
+
+def test_every_stratum_is_heard() -> None:
+    # 97 examples at 0.99, one at each of 0, 0.5 and 0.75: a budget of 4 takes those three and one.
+    scores = np.full(100, 0.99, np.float32)
+    scores[[3, 50, 99]] = 0, 0.5, 0.75
+    chosen = _core.stratified(scores, ids(100), [4], trim=None)
+    assert {3, 50, 99} < set(chosen.tolist())
+
+
+def test_the_trim_comes_before_the_strata() -> None:
+    middles = 0.01 + 0.02 * np.arange(50)  # of the strata of [0, 1], what is left
+    scores = np.concatenate([np.linspace(-1, -0.1, 50), [0, 1], middles]).astype(np.float32)
+    chosen = _core.stratified(scores, ids(102), [50], trim="negative")
+    assert len(set(chosen.tolist()) & set(range(53, 101))) == 48  # alone in their strata
+    assert chosen[0] in (50, 52)  # the other two
+    assert len(chosen) == len(set(chosen.tolist()) - set(range(50))) == 50
+
+
+def test_draws_within_a_stratum_are_even() -> None:
+    chosen = Counter(
+        int(_core.stratified(ones(5), ids(5), [1], trim=None, seed=seed)[0]) for seed in range(2000)
+    )
+    assert stats.chisquare([chosen[i] for i in range(5)]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_weighted_draws_have_the_probabilities_of_the_oracle(k: int) -> None:
+    scores = np.array([-0.9, -0.4, 0.0, 0.3, 0.8, 1.0], np.float32)
+    expected = reference_rules.inclusion((1 + scores.astype(float)) / 2, k)
+    draws = 4000
+    counts = np.zeros(6)
+    for seed in range(draws):
+        counts[_core.weighted_subset(scores, ids(6), [k], trim=None, seed=seed)] += 1
+    deviation = np.sqrt(draws * expected * (1 - expected))
+    assert (np.abs(counts - draws * expected) <= 4.5 * deviation).all()
+
+
+def test_values_never_change() -> None:
+    # The same numbers as in src/strata.rs and src/weighted.rs: a saved subset must mean the same.
+    scores = (np.arange(20) ** 2 % 19 / 20 - 0.2).astype(np.float32)
+    chosen = _core.stratified(scores, ids(20), [5], trim="negative", seed=7)
+    assert chosen.tolist() == [3, 6, 7, 8, 15]
+    scores = (np.arange(20) / 20 - 0.2).astype(np.float32)
+    of_two = (np.arange(20) % 2).astype(np.int32)
+    chosen = _core.weighted_subset(scores, of_two, [3, 2], trim="negative", seed=7)
+    assert chosen.tolist() == [5, 6, 9, 12, 14]
+
+
+def test_threads_do_not_change_what_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    rows, scores = rng.normal(size=(3000, 12)), rng.uniform(-0.2, 1, size=3000)
+    args = rows.astype(np.float32), scores.astype(np.float32), ids(3000)
+    results = []
+    for count in (1, 2):
+        with threads(count):
+            chosen = _core.facility_location(*args, [300], trim="negative", block_size=400)
+            order = _core.herding_order(*args, [300], trim="negative")
+            left = _core.untrimmed(args[1], args[2], [300], trim="negative")
+            weights = _core.weights(args[0], args[2], 1, left, chosen, block_size=400)
+            results.append([part.tolist() for part in (chosen, *order, weights)])
+    assert results[0] == results[1]
+
+
+def test_the_head_of_an_order_is_what_herding_keeps() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    order, starts, _ = _core.herding_order(rows, ones(200), ids(200), [50], trim=None)
+    assert starts.tolist() == [0, 200]
+    kept = _core.herding(rows, ones(200), ids(200), [50], trim=None)
+    assert np.sort(order[:50]).tolist() == kept.tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_classes_that_are_empty_or_trimmed_away_have_no_block(size: int) -> None:
+    rows = np.eye(4, dtype=np.float32)
+    scores = np.array([1, 1, -1, -1], np.float32)
+    class_ids = np.array([0, 0, 2, 2], np.int32)
+    for quotas, classes in (([1, 0, 0], [0]), ([1, 0, 1], [0, 2])):
+        _, _, of_blocks = _core.herding_order(
+            rows, scores, class_ids, quotas, trim="negative", block_size=4 // size
+        )
+        assert sorted(set(of_blocks.tolist())) == classes
+
+
+rows_of_three = np.eye(3, dtype=np.float32)
+WRONG: list[tuple[Any, str]] = [
+    (lambda: _core.stratified(ones(3), ids(2), [1], trim=None), "2.*got 3"),
+    (lambda: _core.stratified(ones(3), ids(3), [4], trim=None), "at most 3.*got 4"),
+    (lambda: _core.stratified(ones(3), ids(3) + 1, [1], trim=None), r"\[0, 1\), got 1"),
+    (lambda: _core.stratified(ones(3) * np.nan, ids(3), [1], trim=None), "finite.*example 0"),
+    (lambda: _core.weighted_subset(ones(3) * np.inf, ids(3), [1], trim=None), "finite.*inf"),
+    (lambda: _core.weighted_subset(ones(3), ids(3), [1], trim=1.0), "trim"),
+    (lambda: _core.untrimmed(ones(3), ids(2), [1], trim=None), "2.*got 3"),
+    (lambda: _core.facility_location(rows_of_three, ones(2), ids(2), [1], trim=None), "rows"),
+    (lambda: _core.herding_order(rows_of_three, ones(3), ids(3), [4], trim=None), "at most 3"),
+    (
+        lambda: _core.weights(rows_of_three, ids(3), 1, np.arange(2), np.array([2])),
+        "among the untrimmed ones, got 2",
+    ),
+    (
+        lambda: _core.weights(rows_of_three, ids(3), 1, np.arange(3), np.array([1, 1])),
+        "ascending.*got 1 after 1",
+    ),
+    (
+        lambda: _core.weights(rows_of_three, ids(3), 1, np.arange(4), np.array([1])),
+        r"within \[0, 3\), got 3",
+    ),
+    (
+        lambda: _core.BlockStream([3], [1], width=2, trim=None, rule="random"),  # type: ignore[arg-type]
+        'rule "herding" or "facility_location", got "random"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG, ids=range(len(WRONG)))
+def test_wrong_arguments_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_stream_is_finished_the_way_it_was_made() -> None:
+    for whole_order in (False, True):
+        stream = _core.BlockStream([3], [1], width=3, trim=None, whole_order=whole_order)
+        stream.add(rows_of_three, ones(3), ids(3), np.arange(3))
+        with pytest.raises(ValueError, match="whole_order=True"):
+            (stream.finish if whole_order else stream.finish_order)()
+    assert reference.herd(rows_of_three, 3).tolist() == stream.finish_order()[0].tolist()
