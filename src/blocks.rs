@@ -34,7 +34,7 @@ impl BlockRule {
         let kernel = Kernel::new(&unit_rows(examples, members), bandwidth);
         let picks = match self {
             Self::Herding => herd(&kernel, count),
-            Self::FacilityLocation => cover(&kernel, count),
+            Self::FacilityLocation => cover(kernel, count),
         };
         picks.into_iter().map(|place| members[place]).collect()
     }

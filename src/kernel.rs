@@ -86,6 +86,11 @@ impl Kernel {
         self.n
     }
 
+    /// All rows, one after another (n · n).
+    pub fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
     /// `K_j` (n).
     pub fn row(&self, j: usize) -> &[f32] {
         &self.values[j * self.n..(j + 1) * self.n]

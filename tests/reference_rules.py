@@ -15,6 +15,7 @@ from reference import Floats, Ints, Trim, bandwidth, herd, trimmed, unit
 
 Pick = Callable[[Floats, int], Ints]
 STRATA = 50
+ROUNDING = 1e-9
 
 
 def kernel(z: npt.ArrayLike) -> Floats:
@@ -31,13 +32,19 @@ def coverage(similarity: Floats, picked: list[int] | Ints) -> float:
 
 
 def cover(z: npt.ArrayLike, k: int) -> Ints:
-    """k rows in the order of picking: each step adds the row that raises the coverage most."""
+    """k rows in the order of picking: each step adds the row that raises the coverage most.
+
+    Gains that differ by rounding alone are equal, and the lower index wins: where two rows only
+    have each other near, picking either gains the same by definition.
+    """
     similarity = kernel(z)
+    nearest = np.zeros(len(similarity))  # K to the nearest pick
     picked: list[int] = []
     for _ in range(k):
-        raised = np.array([coverage(similarity, [*picked, j]) for j in range(len(similarity))])
-        raised[picked] = -np.inf
-        picked.append(int(np.argmax(raised)))
+        gain = np.maximum(similarity - nearest, 0).sum(axis=1)
+        gain[picked] = -np.inf
+        picked.append(int(np.argmax(gain >= gain.max() - ROUNDING)))
+        nearest = np.maximum(nearest, similarity[picked[-1]])
     return np.array(picked, dtype=np.int64)
 
 

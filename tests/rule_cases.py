@@ -70,8 +70,12 @@ def choose(rule: str, case: Case, trim: reference.Trim, *, seed: int = 0, **bloc
     )
 
 
-def smallest_lead(rule: str, rows: Floats32, k: int) -> float:
-    """By how much the oracle prefers its pick to the next best, at its closest call."""
+def smallest_lead(rule: str, rows: Floats32, k: int, *, ties: bool = True) -> float:
+    """By how much the oracle prefers its pick to the next best, at its closest call.
+
+    Where facility location gains the same by definition, the index decides: no call unless `ties`
+    is False.
+    """
     if k == 0:
         return np.inf
     kernel = reference_rules.kernel(rows)
@@ -84,7 +88,10 @@ def smallest_lead(rule: str, rows: Floats32, k: int) -> float:
         if rule == "herding":
             gain = kernel.mean(axis=1) - covered / (step + 1)
         left[picked] = False
-        leads.append(float((gain[picked] - gain[left]).min(initial=np.inf)))
+        lead = gain[picked] - gain[left]
+        if rule == "facility_location" and ties:
+            lead = lead[lead > reference_rules.ROUNDING]  # equal by definition: ties by index
+        leads.append(float(lead.min(initial=np.inf)))
         covered += kernel[:, picked]
         nearest = np.maximum(nearest, kernel[:, picked])
     return min(leads)

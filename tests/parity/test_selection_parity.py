@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import reference
+import reference_rules
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -133,7 +134,8 @@ def expected_subset(
             assert quota == len(ranked) or ranked[quota - 1] - ranked[quota] > 1e-6
         return reference.top_k(scores, class_ids, quotas)
     trim = options.get("trim", "negative")
-    return reference.herding(of.coordinates, trim_scores, class_ids, quotas, trim)
+    pick = {"herding": reference.herd, "facility_location": reference_rules.cover}[rule]
+    return reference_rules.by_class(pick, of.coordinates, trim_scores, class_ids, quotas, trim)
 
 
 def chosen_by_core(
@@ -153,7 +155,8 @@ def chosen_by_core(
     quotas = _core.class_quotas(np.bincount(ids), round(0.3 * len(rows)))
     if rule == "agreement":
         return scores, _core.top_k(scores, ids, quotas)
-    return scores, _core.herding(z["orthonormal"], scores, ids, quotas, trim="negative")
+    by_rule = {"herding": _core.herding, "facility_location": _core.facility_location}[rule]
+    return scores, by_rule(z["orthonormal"], scores, ids, quotas, trim="negative")
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -166,7 +169,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 backends = pytest.mark.parametrize("backend", ["host", "torch"])
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
-every_rule = pytest.mark.parametrize("rule", ["agreement", "herding"])
+every_rule = pytest.mark.parametrize("rule", ["agreement", "herding", "facility_location"])
 every_mode = pytest.mark.parametrize("consensus", ["exact", "streaming"])
 
 
@@ -186,6 +189,11 @@ def test_selection_equals_the_oracle(rule: str, consensus: str, options: dict[st
     assert selection.indices.tolist() == expected.tolist()
     assert 0 < len(expected) < N
     assert (scores < 0).any()  # the negative trim had something to drop
+    trimmed = selection.settings["trimmed"]
+    if rule == "agreement" or options.get("trim", 0) is None:
+        assert trimmed == 0
+    elif "trim" not in options and options.get("keep", 0.3) == 0.3:  # no quota asks them back
+        assert trimmed == (by_basis["weighted"] < 0).sum()
 
 
 def test_the_certificate_equals_the_oracle() -> None:
@@ -284,4 +292,54 @@ def test_scoring_batches_hardly_matter(rule: str) -> None:
 
 
 def test_scores_do_not_depend_on_the_rule() -> None:
-    assert select(rule="agreement").scores.tolist() == select(rule="herding").scores.tolist()
+    scores = select(rule="agreement").scores.tolist()
+    for rule in ("herding", "facility_location", "stratified", "weighted"):
+        assert select(rule=rule).scores.tolist() == scores
+
+
+@every_mode
+@pytest.mark.parametrize("balanced", [True, False])
+def test_the_order_of_the_draws_is_that_of_the_oracle(consensus: str, balanced: bool) -> None:
+    # 40 of the head: further on, equal examples are ordered by the last bits of a float32 kernel.
+    selection = select(
+        draw="rotate", consensus=consensus, class_balanced=balanced, trim=0.25, keep=0.3
+    )
+    assert selection.draws is not None
+    of, class_ids = oracle(64, balanced), class_ids_of(balanced)
+    scores = (of.agreement if consensus == "exact" else of.carried)["weighted"]
+    quotas = reference.class_quotas(np.bincount(class_ids), len(selection))
+    expected = reference_rules.herding_order(of.coordinates, scores, class_ids, quotas, 0.25)
+    draws = selection.draws
+    assert draws.quotas.tolist() == quotas.tolist()
+    assert selection.settings["trimmed"] == N - len(expected)
+    assert np.sort(draws.order).tolist() == np.sort(expected).tolist()
+    assert class_ids[draws.order].tolist() == class_ids[expected].tolist()
+    for start in draws.starts[:-1]:
+        assert draws.order[start : start + 40].tolist() == expected[start : start + 40].tolist()
+    if len(draws.classes) == len(quotas):  # one block a class: epoch 0 is the fixed subset
+        fixed = select(consensus=consensus, class_balanced=balanced, trim=0.25, keep=0.3)
+        assert selection.indices.tolist() == fixed.indices.tolist()
+
+
+@every_mode
+@pytest.mark.parametrize("rule", ["herding", "facility_location"])
+def test_weights_equal_the_oracle(rule: str, consensus: str) -> None:
+    selection = select(rule=rule, consensus=consensus, weights=True)
+    of, class_ids = oracle(64, True), class_ids_of(True)
+    scores = (of.agreement if consensus == "exact" else of.carried)["weighted"]
+    left = np.flatnonzero(scores >= 0)
+    expected = reference_rules.weights(of.coordinates, class_ids, left, selection.indices)
+    assert selection.weights is not None
+    assert selection.weights.tolist() == expected.tolist()
+    assert selection.weights.sum() == N - selection.settings["trimmed"] < N
+
+
+def test_weights_of_the_other_rules_equal_the_oracle() -> None:
+    of, class_ids = oracle(64, True), class_ids_of(True)
+    for rule in ("agreement", "stratified", "weighted"):
+        selection = select(rule=rule, weights=True)
+        lowest = -2 if rule == "agreement" else 0  # the paper's rule trims nothing
+        left = np.flatnonzero(of.agreement["weighted"] >= lowest)
+        expected = reference_rules.weights(of.coordinates, class_ids, left, selection.indices)
+        assert selection.weights is not None
+        assert selection.weights.tolist() == expected.tolist()

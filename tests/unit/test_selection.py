@@ -29,13 +29,19 @@ def selection(network: nn.Module, blobs: TensorDataset) -> Selection:
 
 
 def assert_same(first: Selection, second: Selection) -> None:
-    for name in ("indices", "scores", "labels"):
+    for name in ("indices", "scores", "labels", "weights"):
         one, other = getattr(first, name), getattr(second, name)
         if one is None:
             assert other is None
         else:
             assert one.dtype == other.dtype
             assert one.tobytes() == other.tobytes()
+    if first.draws is None:
+        assert second.draws is None
+    else:
+        assert second.draws is not None
+        for epoch in (0, 1, 7):
+            assert np.array_equal(first.epoch_indices(epoch), second.epoch_indices(epoch))
     assert first.certificate == second.certificate
     assert first.seconds == second.seconds
     assert first.settings == second.settings
@@ -48,7 +54,7 @@ def assert_frozen(selection: Selection) -> None:
     if selection.certificate is not None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             selection.certificate.shrinkage = 0.0  # type: ignore[misc]
-    for array in (selection.indices, selection.scores, selection.labels):
+    for array in (selection.indices, selection.scores, selection.labels, selection.weights):
         if array is not None:
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
@@ -85,17 +91,45 @@ def test_copies_are_the_same_and_frozen(
     assert_frozen(selection)
 
 
-@pytest.mark.parametrize("rule", ["herding", "agreement", "random"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rule": "agreement"},
+        {"rule": "random"},
+        {"weights": True},
+        {"draw": "rotate"},
+        {"draw": "random"},
+        {"rule": "random", "draw": "rotate"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["subset.npz", "subset", "sub set.selection"])
 def test_round_trip(
-    rule: Any, name: str, network: nn.Module, blobs: TensorDataset, tmp_path: Path
+    options: Any, name: str, network: nn.Module, blobs: TensorDataset, tmp_path: Path
 ) -> None:
-    saved = select_subset(network, blobs, 0.25, rule=rule, consensus="streaming")
+    saved = select_subset(network, blobs, 0.25, consensus="streaming", **options)
+    assert (saved.weights is not None) == options.get("weights", False)
+    assert (saved.draws is not None) == ("draw" in options)
     saved.save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]  # as named, and nothing beside it
     loaded = Selection.load(str(tmp_path / name))
     assert_same(loaded, saved)
     assert_frozen(loaded)
+
+
+def test_a_file_from_before_weights_and_draws_is_read(
+    altered: Callable[..., Path], selection: Selection
+) -> None:
+    path = altered(meta={"format": 1}, leave_out=("has_weights", "draws"))
+    assert_same(Selection.load(path), selection)
+
+
+def test_every_epoch_of_a_fixed_draw_is_the_subset(selection: Selection) -> None:
+    assert selection.epoch_indices(0) is selection.indices
+    assert selection.epoch_indices(np.int64(9)) is selection.indices  # type: ignore[arg-type]
+    for wrong, error in ((-1, ValueError), (1.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="expected epoch"):
+            selection.epoch_indices(wrong)  # type: ignore[arg-type]
 
 
 def test_round_trip_without_labels(
@@ -207,24 +241,30 @@ def test_loading_what_is_no_selection(
     assert list(tmp_path.iterdir()) == [path]  # nothing was executed
 
 
-@pytest.fixture
-def altered(selection: Selection, tmp_path: Path) -> Callable[..., Path]:
+def altering(selection: Selection, folder: Path) -> Callable[..., Path]:
     """Write a file as `save` does, but with some arrays or JSON values replaced, or left out."""
-    selection.save(tmp_path / "good.npz")
-    with np.load(tmp_path / "good.npz") as file:
+    selection.save(folder / "good.npz")
+    with np.load(folder / "good.npz") as file:
         arrays = {name: file[name] for name in file.files}
 
-    def write(meta: Any = None, **replaced: Any) -> Path:
+    def write(meta: Any = None, leave_out: tuple[str, ...] = (), **replaced: Any) -> Path:
         values = json.loads(arrays["meta"].tobytes())
+        values = {name: value for name, value in values.items() if name not in leave_out}
         if isinstance(meta, dict):
             values.update(meta)
         text = json.dumps(values if meta is None or isinstance(meta, dict) else meta)
         merged = {**arrays, "meta": np.frombuffer(text.encode(), np.uint8), **replaced}
-        path = tmp_path / "altered.npz"
+        path = folder / "altered.npz"
         np.savez(path, **{name: value for name, value in merged.items() if value is not None})
         return path
 
     return write
+
+
+@pytest.fixture
+def altered(selection: Selection, tmp_path: Path) -> Callable[..., Path]:
+    """What `altering` gives for a plain selection."""
+    return altering(selection, tmp_path)
 
 
 def test_the_unaltered_file_is_read(altered: Callable[..., Path], selection: Selection) -> None:
@@ -261,6 +301,13 @@ def test_the_unaltered_file_is_read(altered: Callable[..., Path], selection: Sel
         {"labels": np.zeros(89, np.int64)},
         {"labels": np.zeros(90)},
         {"labels": np.array(["a"] * 90)},
+        {"meta": {"has_weights": True}},
+        {"meta": {"has_weights": True}, "weights": np.ones(21, np.float32)},
+        {"meta": {"has_weights": True}, "weights": np.ones(22)},
+        {"meta": {"has_weights": True}, "weights": np.zeros(22, np.float32)},
+        {"meta": {"has_weights": True}, "weights": np.full(22, np.nan, np.float32)},
+        {"meta": {"draws": {"draw": "rotate", "seed": 0, "is_herded": True}}},
+        {"meta": {"draws": 3}},
     ],
     ids=lambda change: "-".join(
         f"{k} {v if k == 'meta' else np.shape(v)}" for k, v in change.items()
@@ -269,6 +316,29 @@ def test_the_unaltered_file_is_read(altered: Callable[..., Path], selection: Sel
 def test_loading_an_inconsistent_file(change: dict[str, Any], altered: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="holds no readable selection"):
         Selection.load(altered(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"draws_order": None},
+        {"draws_order": np.arange(90)[::-1]},  # another epoch 0
+        {"draws_order": np.arange(90) + 1},  # beyond the data set
+        {"draws_starts": np.array([0, 89])},
+        {"draws_quotas": np.array([22, 0, 0])},
+        {"meta": {"draws": {"draw": "fixed", "seed": 0, "is_herded": True}}},
+        {"meta": {"draws": {"draw": "rotate"}}},
+        {"meta": {"draws": None}, "indices": np.arange(22)[::-1]},
+    ],
+    ids=str,
+)
+def test_loading_inconsistent_draws(
+    change: dict[str, Any], network: nn.Module, blobs: TensorDataset, tmp_path: Path
+) -> None:
+    good = altering(select_subset(network, blobs, 0.25, draw="rotate"), tmp_path)
+    Selection.load(good())
+    with pytest.raises(ValueError, match="holds no readable selection"):
+        Selection.load(good(**change))
 
 
 def test_loading_a_newer_format_says_so(altered: Callable[..., Path]) -> None:

@@ -1,0 +1,78 @@
+"""What each epoch draws, and what the trim keeps from every rule but two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+from sage_torch import Selection, select_subset
+
+Digits = tuple[TensorDataset, TensorDataset]
+Warm = Callable[[], nn.Module]
+
+modes = pytest.mark.parametrize("consensus", ["exact", "streaming"])
+
+
+@modes
+@pytest.mark.parametrize("draw", ["rotate", "random"])
+@pytest.mark.parametrize("rule", ["herding", "random"])
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.85])
+def test_draws_take_another_subset_each_epoch(
+    keep: float, rule: Any, draw: Any, consensus: Any
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(
+        torch.randn(100, 6, generator=generator), torch.tensor([0] * 5 + [1] * 20 + [2] * 75)
+    )
+    drawn = select_subset(
+        nn.Linear(6, 3), data, keep, rule=rule, draw=draw, consensus=consensus, trim=None
+    )
+    labels = data.tensors[1].numpy()
+    quotas = reference.class_quotas([5, 20, 75], len(drawn)).tolist()
+    seen = np.zeros(100, int)
+    for epoch in range(30):
+        indices = drawn.epoch_indices(epoch)
+        assert (np.diff(indices) > 0).all()
+        assert np.bincount(labels[indices], minlength=3).tolist() == quotas
+        seen[indices] += 1
+    assert np.array_equal(drawn.epoch_indices(0), drawn.indices)
+    assert not np.array_equal(drawn.epoch_indices(1), drawn.indices)
+    if draw == "rotate":
+        for class_id in range(3):
+            assert np.ptp(seen[labels == class_id]) <= 1  # nobody is left behind
+    assert seen.sum() == 30 * len(drawn)
+
+
+@modes
+@pytest.mark.parametrize("draw", ["rotate", "random"])
+def test_draws_never_show_what_was_trimmed(
+    draw: Any, consensus: Any, digits: Digits, warm: Warm
+) -> None:
+    data = Subset(digits[0], range(700))
+    drawn = select_subset(warm(), data, 0.2, draw=draw, consensus=consensus, class_balanced=False)
+    seen = np.unique(np.concatenate([drawn.epoch_indices(epoch) for epoch in range(40)]))
+    negative = np.flatnonzero(drawn.scores < 0)
+    assert 0.1 < len(negative) / 700 < 0.75
+    assert drawn.settings["trimmed"] == len(negative)
+    assert np.array_equal(seen, np.flatnonzero(drawn.scores >= 0))
+
+
+@pytest.mark.parametrize("rule", ["herding", "facility_location", "stratified", "weighted"])
+def test_every_rule_trims_but_agreement_and_random(rule: Any, digits: Digits, warm: Warm) -> None:
+    data = Subset(digits[0], range(700))
+
+    def kept(rule: Any) -> Selection:
+        return select_subset(warm(), data, 0.2, rule=rule, class_balanced=False)
+
+    trimmed = kept(rule)
+    negative = trimmed.scores < 0
+    assert trimmed.settings["trimmed"] == negative.sum() > 0
+    assert not negative[trimmed.indices].any()
+    assert kept("agreement").settings["trimmed"] == kept("random").settings["trimmed"] == 0
