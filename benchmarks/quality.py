@@ -6,7 +6,7 @@ seed; the time for warm-up and selection is charged to it. One JSON line a run g
 at will. `benchmarks/results.py` makes tables and pictures of it.
 
     python benchmarks/quality.py --data-root DIR                  # the grid that RESULTS.md shows
-    python benchmarks/quality.py --data digits --seeds 2 --keep 0.25 --rules random,sage
+    python benchmarks/quality.py --data digits --seeds 2 --keep 0.25 --rules "random;sage"
     python benchmarks/quality.py --data-root DIR --split validation --first-seed 100   # to tune
 
 Validation is 10,000 training images that no pool holds; decisions were taken there, with seeds from
@@ -60,11 +60,11 @@ class Cell:
         own = {key: value for key, value in asdict(self).items() if key != "condition"}
         return asdict(self.condition) | own | {"seed": seed}
 
-    def steps(self, examples: int) -> int:
-        """Return the steps of a run whose epochs have so many examples."""
+    def steps(self, examples: int, first: int) -> int:
+        """Return the steps of a run: epochs of so many examples, but the first of so many."""
         if self.protocol == "steps":
             return STEPS
-        return EPOCHS * max(1, examples // BATCH)
+        return max(1, first // BATCH) + (EPOCHS - 1) * max(1, examples // BATCH)
 
 
 def main(
@@ -72,9 +72,9 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with the data sets.")
     ] = None,
-    rules: Annotated[str, typer.Option(help="Of: " + "; ".join(ALL_RULES))] = ",".join(
-        (*FIXED_RULES, *DYNAMIC_RULES, FULL)
-    ),
+    rules: Annotated[
+        str, typer.Option(help="With semicolons, of: " + "; ".join(ALL_RULES))
+    ] = ";".join((*FIXED_RULES, *DYNAMIC_RULES, FULL)),
     keep: Annotated[str, typer.Option(help="Shares, with commas.")] = ",".join(map(str, KEEPS)),
     noise: Annotated[str, typer.Option(help="Shares of wrong labels, with commas.")] = "0,0.2",
     noise_kind: Annotated[str, typer.Option(help="symmetric or pair.")] = "symmetric",
@@ -94,8 +94,10 @@ def main(
     cells = [
         Cell(replace(base, data=one, noise=float(share)), rule, kept, protocol, quotas)
         for one, share in product(data.split(","), noise.split(","))
-        for rule, kept in _rows(rules.split(","), [float(part) for part in keep.split(",")])
+        for rule, kept in _rows(rules.split(";"), [float(part) for part in keep.split(",")])
     ]
+    for library in ("OMP", "OPENBLAS", "MKL"):  # of the processes to come, NumPy's too
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     where = environment()
     done = _done(out)
     units: dict[tuple[int, Condition], list[Cell]] = {}
@@ -106,8 +108,10 @@ def main(
     total = sum(map(len, units.values()))
     typer.echo(f"{total} runs to do, {len(cells) * seeds - total} there")
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.read_bytes().endswith(b"\n"):
+        out.open("a").write("\n")  # a line that was cut off stays one
     with (
-        ProcessPoolExecutor(workers, get_context("spawn")) as processes,
+        ProcessPoolExecutor(workers if DEVICE == "cpu" else 1, get_context("spawn")) as processes,
         tqdm(total=total, unit="run", mininterval=5) as bar,
     ):
         jobs = {

@@ -34,8 +34,22 @@ ROTATIONS: dict[str, dict[str, Any]] = {
     "rotate": {},
     "rotate, refreshed": {"refresh_every": 4},
 }
+# One epoch of warm-up shows no example twice: there is nothing to forget.
+_NEEDS_EPOCHS = "forgetting"
 FULL = "all data"  # with equal steps: all data with a shorter schedule
-ALL_RULES = (FULL, *OURS, *FIXED, *ROTATIONS, *DYNAMIC, *variants.FIXED, *variants.DYNAMIC)
+ALL_RULES = tuple(
+    rule
+    for rules in (
+        (FULL, *OURS),
+        FIXED,
+        ROTATIONS,
+        DYNAMIC,
+        variants.FIXED,
+        variants.DYNAMIC,
+    )
+    for rule in rules
+    if rule != _NEEDS_EPOCHS
+)
 
 
 @dataclass
@@ -58,25 +72,25 @@ class Contest:
     seed: int
     quota_mode: str = "proportional"
 
-    def run(self, rule: str, keep: float, steps: Callable[[int], int]) -> Outcome:
+    def run(self, rule: str, keep: float, steps: Callable[[int, int], int]) -> Outcome:
         """Choose `keep` of the examples by a rule, train, evaluate.
 
         Args:
             rule: One of `ALL_RULES`.
             keep: Share of the examples an epoch sees.
-            steps: Of the run, from the number of examples an epoch sees.
+            steps: Of the run, from the number of examples an epoch sees and its first one sees.
         """
-        k = budget(keep, len(self.problem))
+        count = len(self.problem)
+        k = budget(keep, count)
         if rule == FULL:
-            everything = np.arange(len(self.problem))
-            return Outcome(self._fresh(steps(len(everything)), everything), len(everything))
+            return Outcome(self._fresh(steps(count, count), np.arange(count)), count)
         if rule in DYNAMIC:
-            return self._dynamic(rule, k, steps(k))
+            return self._dynamic(rule, k, steps(k, k))
         if rule in ROTATIONS:
-            return self._rotate(rule, keep, k, steps(k))
+            return self._rotate(rule, keep, k, steps(k, count))
         if rule in variants.DYNAMIC:
-            return self._dynamic_variant(rule, k, steps(k))
-        return self._fixed(rule, keep, k, steps(k))
+            return self._dynamic_variant(rule, k, steps(k, count))
+        return self._fixed(rule, keep, k, steps(k, k))
 
     @cached_property
     def _warm(self) -> tuple[torch.nn.Module, float, np.ndarray[Any, np.dtype[np.bool_]]]:
@@ -87,11 +101,18 @@ class Contest:
         return training.model.eval(), training.seconds, training.was_right[None]
 
     @cached_property
-    def _known(self) -> variants.Known:
-        return variants.look(self._warm[0], self.problem, self.seed)
+    def _known(self) -> tuple[variants.Known, float]:
+        start = clock()
+        known = variants.look(self._warm[0], self.problem, self.seed)
+        return known, clock() - start
+
+    @property
+    def _known_seconds(self) -> float:
+        return self._known[1]
 
     def _fixed(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
         model, warm_up, correct = self._warm
+        before = self._known_seconds if rule in variants.FIXED else 0.0
         start = clock()
         details: dict[str, Any] = {}
         if rule in OURS:
@@ -100,15 +121,16 @@ class Contest:
                 model, self.problem.dataset, keep, seed=self.seed, progress=False, **options
             )
             chosen = Chosen(selection.indices)
-            details = self._of_noise(selection)
         elif rule in variants.FIXED:
-            chosen = Chosen(variants.FIXED[rule](self._known, self._quotas(k)))
+            chosen = Chosen(variants.FIXED[rule](self._known[0], self._quotas(k)))
         else:
             task = Task(
                 model, self.problem.images, self.problem.labels, self._quotas(k), self.seed, correct
             )
             chosen = FIXED[rule](task)
-        seconds = clock() - start
+        seconds = clock() - start + before
+        if rule in OURS:
+            details = self._of_noise(selection)
         needs_no_model = rule.startswith("random")
         details["wrong_kept"] = float(self.problem.is_wrong[chosen.indices].mean())
         trained = self._fresh(steps, chosen.indices, chosen.weights)
@@ -149,7 +171,9 @@ class Contest:
             chosen_for += clock() - start
             training.epoch(indices)
             warm_up = warm_up or training.seconds
-        details = {} if sampler.selection is None else self._of_noise(sampler.selection)
+        if sampler.selection is None:
+            raise ValueError(f"expected a selection within {steps} steps, but the warm-up took all")
+        details = self._of_noise(sampler.selection)
         trained = training.finish(None)
         # The warm-up is a part of the run: its steps count as all others do.
         return Outcome(trained, k, 0.0, chosen_for, details | {"warm_up_within": warm_up})
@@ -182,16 +206,13 @@ class Contest:
     def _of_noise(self, selection: Selection) -> dict[str, Any]:
         """What the agreement says of wrong labels; scores are in the weighted basis."""
         is_wrong = self.problem.is_wrong
-        is_trimmed = selection.scores < 0
-        found = {
-            "trimmed": int(is_trimmed.sum()),
-            "right_trimmed_share": float(is_trimmed[~is_wrong].mean()),
+        found: dict[str, Any] = {
+            "trimmed": selection.settings["trimmed"],
             "seconds": selection.seconds,
         }
         if is_wrong.any():
             from sklearn.metrics import roc_auc_score
 
-            found["wrong_trimmed_share"] = float(is_trimmed[is_wrong].mean())
             found["auroc"] = float(roc_auc_score(is_wrong, -selection.scores))
         return found
 

@@ -30,7 +30,8 @@ Split = Literal["validation", "test"]
 
 BATCH = 64
 MIRRORED = ("cifar-10",)  # at random while training; not clothes and digits
-PEAK_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
+PEAK_RATE, WEIGHT_DECAY = 0.05, 5e-4
+MOMENTUM = (0.85, 0.95)  # against the learning rate: lowest where that is highest
 HELD_OUT = 10_000  # last examples of a seeded order of the training set: the validation split
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _EVALUATED_AT_ONCE = 1_000
@@ -173,10 +174,14 @@ class Training:
         self.was_right = np.zeros(len(problem), bool)  # when last trained on
         self._seed = seed
         self._optimizer = torch.optim.SGD(
-            model.parameters(), PEAK_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+            model.parameters(), PEAK_RATE, MOMENTUM[1], weight_decay=WEIGHT_DECAY, nesterov=True
         )
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, PEAK_RATE, total_steps=steps
+            self._optimizer,
+            PEAK_RATE,
+            total_steps=steps,
+            base_momentum=MOMENTUM[0],
+            max_momentum=MOMENTUM[1],
         )
 
     def epoch(self, indices: Indices, weights: NDArray[np.float32] | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """Ideas that were tried against the shipped rules, on validation data: what might do better?
 
-`benchmarks/quality.py --split validation --rules "sage,variant: ..."` runs them; what came of it is
+`benchmarks/quality.py --split validation --rules "sage;variant: ..."` runs them; what came of it is
 `benchmarks/results/validation.jsonl` and a table in RESULTS.md. None of them is in the product.
 """
 
@@ -153,6 +153,15 @@ def _of_both(known: Known, quotas: Indices, power: float | None = None) -> Indic
     return herd(known, quotas, both, known.norms ** _power(known, quotas, power))
 
 
+def _learnt_less(known: Known, quotas: Indices, power: float | None = None) -> Indices:
+    """Those with less than the mean norm count less; no example counts more than another."""
+    masses = np.ones(len(known.labels))
+    for label in range(len(quotas)):
+        members = known.labels == label
+        masses[members] = np.minimum(1.0, known.norms[members] / known.norms[members].mean())
+    return herd(known, quotas, known.orthonormal, masses ** _power(known, quotas, power))
+
+
 def _power(known: Known, quotas: Indices, power: float | None) -> float:
     """The share kept, if no power is given: the larger the budget, the harder the examples."""
     return float(quotas.sum() / len(known.labels)) if power is None else power
@@ -163,6 +172,8 @@ FIXED: dict[str, Callable[[Known, Indices], Indices]] = {
     "variant: herding toward norms ** 0.25": partial(_toward_norms, power=0.25),
     "variant: herding toward norms ** 0.5": partial(_toward_norms, power=0.5),
     "variant: herding toward norms ** keep": _toward_norms,
+    "variant: herding, learnt ones less ** keep": _learnt_less,
+    "variant: herding, learnt ones less ** 0.5": partial(_learnt_less, power=0.5),
     "variant: herding of features": _of_features,
     "variant: herding of sketch and features": partial(_of_both, power=0.0),
     "variant: herding of both toward norms ** 0.25": partial(_of_both, power=0.25),

@@ -98,16 +98,16 @@ def test_weights_of_one_change_nothing(scripts: dict[str, ModuleType]) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ["random", "sage", "agreement", "el2n", "forgetting", "rotate", "rs2", "infobatch", "all data"],
+    ["random", "sage", "agreement", "el2n", "craig", "rotate", "rs2", "infobatch", "all data"],
 )
 def test_every_kind_of_rule_runs(scripts: dict[str, ModuleType], rule: str) -> None:
     trials, rivals = scripts["trials"], scripts["rivals"]
     condition = trials.Condition("digits", noise=0.1, pool=300)
     contest = rivals.Contest(condition, trials.problem(condition, 0, None), 0)
-    outcome = contest.run(rule, 0.25, lambda _: 12)
+    outcome = contest.run(rule, 0.25, lambda *_: 12)
     assert outcome.trained.steps == 12
     assert outcome.k == (300 if rule == "all data" else 75)
-    assert (outcome.warm_up > 0) == (rule in ("sage", "agreement", "el2n", "forgetting"))
+    assert (outcome.warm_up > 0) == (rule in ("sage", "agreement", "el2n", "craig"))
     assert (outcome.selection > 0) == (rule != "all data")
 
 
