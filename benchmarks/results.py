@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import quality_tables
 from record import RESULTS
 
 PROJECT = Path(__file__).parent.parent
@@ -26,7 +27,7 @@ for a machine (`tests/parity/test_cuda.py`, `tests/parity/test_projected_cuda.py
 `benchmarks/sketch.py` and `benchmarks/gradients.py` with `--device cuda`)."""
 GPU = "Figures measured on a GPU say so."
 SUBSET = """\
-## Subsets: equal steps, equal seeds
+## The demo: equal steps, equal seeds
 
 `python benchmarks/subset.py`: a small CNN, warmed up for an epoch to select, then a fresh one
 trained on each set. Test accuracy in %, mean ± standard deviation over seeds. *Random* is
@@ -70,7 +71,8 @@ MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTA
 
 
 def main() -> None:
-    """Write both."""
+    """Write both, and the pictures."""
+    quality_tables.draw_pictures()
     (PROJECT / "benchmarks" / "RESULTS.md").write_text(results_page())
     readme = PROJECT / "README.md"
     readme.write_text(with_table(readme.read_text()))
@@ -79,14 +81,15 @@ def main() -> None:
 def results_page() -> str:
     """Return the text of RESULTS.md."""
     is_gpu = any(RESULTS.glob("*_cuda.json"))
-    parts = [HEAD.format(gpu=GPU if is_gpu else NO_GPU), SUBSET, subset_table("results")]
+    parts = [HEAD.format(gpu=GPU if is_gpu else NO_GPU), *quality_tables.sections()]
+    parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
     return "\n".join(parts)
 
 
 def with_table(readme: str) -> str:
     """Return the README with its tables made anew."""
-    tables = {"subset": subset_table("benchmarks/results"), "gradients": ratio_table()}
+    tables = {"quality": quality_tables.readme_table(), "gradients": ratio_table()}
     return MARKED.sub(lambda found: found[1] + tables[found[2]] + found[3], readme)
 
 

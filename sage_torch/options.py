@@ -89,7 +89,7 @@ class Options:
             _is_number(self.trim, Real) and 0 <= float(self.trim) < 1
         ):
             raise ValueError(
-                'expected trim "negative" (drop negative agreement), a share in [0, 1) or None, '
+                'expected trim "negative" (drop negative margins), a share in [0, 1) or None, '
                 f"got {self.trim!r}"
             )
         if self.compress not in ("auto", None):

@@ -80,7 +80,8 @@ class Scored:
     """What pass 2 leaves behind."""
 
     scores: NDArray[np.float32]  # (N,) agreement in the basis that was asked for
-    agreement: NDArray[np.float32]  # (N,) in the weighted basis: what the trim reads
+    agreement: NDArray[np.float32]  # (N,) in the weighted basis: what strata and draws read
+    margins: NDArray[np.float32]  # (N,) in the weighted basis: what the trim reads
     coordinates: NDArray[np.float32] | None  # (N, l) orthonormal; None when streaming
     consensus_cosine: float
 
@@ -101,12 +102,15 @@ def score_pass(
     for indices, _, part in _sketched_gradients(examples, gradients, sketched):
         coordinates[indices] = part
     class_ids = classes.of(slice(None))
-    agreement = _exact_agreement(coordinates, class_ids, classes.count)
+    directions = _exact_consensus(coordinates, class_ids, classes.count)
+    agreement = _core.agreement(coordinates, class_ids, directions)
+    margins = _core.margin(coordinates, class_ids, directions)
     coordinates *= _to_orthonormal(sketch)
     scores = agreement
     if options.basis == "orthonormal":
-        scores = _exact_agreement(coordinates, class_ids, classes.count)
-    return Scored(scores, agreement, coordinates, 1.0)
+        directions = _exact_consensus(coordinates, class_ids, classes.count)
+        scores = _core.agreement(coordinates, class_ids, directions)
+    return Scored(scores, agreement, margins, coordinates, 1.0)
 
 
 def streaming_score_pass(
@@ -129,13 +133,14 @@ def streaming_score_pass(
         SageError: A loss or gradient is not finite; names the example's index.
 
     Cost:
-        As the exact pass, but memory for scores only: 4 bytes an example and basis.
+        As the exact pass, but memory for scores and margins only: 4 bytes an example each.
     """
     classes, sketch, directions = sketched.classes, sketched.sketch, sketched.directions
     width = sketch.sketch_size
     scores: dict[Basis, NDArray[np.float32]] = {
         basis: np.empty(examples.total, np.float32) for basis in directions
     }
+    margins = np.empty(examples.total, np.float32)
     # The exact consensus is known when the pass is over: how far was the carried one from it?
     exact = {basis: _core.Consensus(classes.count, width) for basis in directions}
     to_orthonormal = _to_orthonormal(sketch)
@@ -148,14 +153,15 @@ def streaming_score_pass(
             consensus.add(coordinates[basis], class_ids)
         for basis, of_class in directions.items():
             scores[basis][indices] = _core.agreement(coordinates[basis], class_ids, of_class)
+        of_batch = _core.margin(weighted, class_ids, directions["weighted"])
+        margins[indices] = of_batch
         if stream is not None:
-            agreement = scores["weighted"][indices]
-            stream.add(coordinates["orthonormal"], agreement, class_ids, indices)
+            stream.add(coordinates["orthonormal"], of_batch, class_ids, indices)
     cosine = min(
         _smallest_cosine(directions[basis], consensus.directions())
         for basis, consensus in exact.items()
     )
-    return Scored(scores[options.basis], scores["weighted"], None, cosine)
+    return Scored(scores[options.basis], scores["weighted"], margins, None, cosine)
 
 
 def label_pass(examples: Examples, options: Options) -> ClassBook:
@@ -187,22 +193,22 @@ def _sketched_gradients(
         yield indices, class_ids, coordinates
 
 
-def _exact_agreement(
+def _bases(options: Options) -> list[Basis]:
+    return ["weighted"] if options.basis == "weighted" else ["weighted", "orthonormal"]
+
+
+def _exact_consensus(
     coordinates: NDArray[np.float32], class_ids: NDArray[np.int32], classes: int
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     consensus = _core.Consensus(classes, coordinates.shape[1])
     consensus.add(coordinates, class_ids)
-    return _core.agreement(coordinates, class_ids, consensus.directions())
+    return consensus.directions()
 
 
 def _to_orthonormal(sketch: _core.FrequentDirections) -> NDArray[np.float32]:
     values = sketch.singular_values()
     scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
     return scale.astype(np.float32)
-
-
-def _bases(options: Options) -> list[Basis]:
-    return ["weighted"] if options.basis == "weighted" else ["weighted", "orthonormal"]
 
 
 @contextmanager

@@ -77,11 +77,11 @@ def choose(
     if stream is not None:
         return Chosen(*stream.finish(), None, stream.trimmed)
     trim = None if options.rule == "agreement" else options.trim  # the paper's rule trims nothing
-    left = _core.untrimmed(scored.agreement, class_ids, quotas, trim=trim)
+    left = _core.untrimmed(scored.margins, class_ids, quotas, trim=trim)
     trimmed = len(class_ids) - len(left)
     if options.draw == "random":
         return _drawn(draws_of(left, class_ids, quotas, "random", options.seed), trimmed)
-    indices = _indices(scored, class_ids, quotas, options)
+    indices = _indices(scored, class_ids, quotas, left, options)
     weights = None
     if options.weights:
         assert scored.coordinates is not None  # `Options.is_streaming` has refused
@@ -92,18 +92,24 @@ def choose(
 
 
 def _indices(
-    scored: Scored, class_ids: NDArray[np.int32], quotas: NDArray[np.int64], options: Options
+    scored: Scored,
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    left: NDArray[np.int64],
+    options: Options,
 ) -> NDArray[np.int64]:
     if options.rule == "agreement":
         return _core.top_k(scored.scores, class_ids, quotas)
     if options.rule in _OF_SCORES:
-        return _OF_SCORES[options.rule](
-            scored.agreement, class_ids, quotas, trim=options.trim, seed=options.seed
+        places = _OF_SCORES[options.rule](
+            scored.agreement[left], class_ids[left], quotas, trim=None, seed=options.seed
         )
+        chosen: NDArray[np.int64] = left[places]
+        return chosen
     assert scored.coordinates is not None  # kept whenever there is no stream
     return _OF_COORDINATES[options.rule](
         scored.coordinates,
-        scored.agreement,
+        scored.margins,
         class_ids,
         quotas,
         trim=options.trim,
@@ -162,7 +168,7 @@ def _in_order(
         assert scored.coordinates is not None  # kept whenever there is no stream
         order, starts, of_blocks = _core.herding_order(
             scored.coordinates,
-            scored.agreement,
+            scored.margins,
             class_ids,
             quotas,
             trim=options.trim,

@@ -103,9 +103,10 @@ def select_subset(
         weights: Whether to count how many untrimmed examples of its class each kept one stands for
             (see `Selection.weights`): any rule but random; in streaming mode herding and facility
             location.
-        trim: What is dropped before the rule chooses: `"negative"` (agreement below 0 in the
-            weighted basis), a share of each class (lowest agreement first), or None. Never below
-            the quota. The rules `"agreement"` and `"random"` do not trim.
+        trim: What is dropped before the rule chooses: `"negative"` (negative margins: opposed to
+            another class more than twice as much as in agreement with its own), a share of each
+            class (lowest margin first), or None. Never below the quota. Margins are taken in the
+            weighted basis. The rules `"agreement"` and `"random"` do not trim.
         basis: Coordinates of the reported scores, which the rule `"agreement"` ranks: `"weighted"`
             (S g, by singular values) or `"orthonormal"` (V g). Trim, strata and probabilities
             always read the weighted ones.

@@ -40,7 +40,7 @@ struct OpenBlock {
     sizes: Vec<u64>, // of this block and those to come, last first
     quotas: Vec<u64>,
     rows: Vec<f32>,
-    agreement: Vec<f32>,
+    margins: Vec<f32>,
     indices: Vec<i64>,
 }
 
@@ -49,7 +49,7 @@ struct FullBlock {
     class: usize,
     quota: u64,
     rows: Vec<f32>,
-    agreement: Vec<f32>,
+    margins: Vec<f32>,
     indices: Vec<i64>,
 }
 
@@ -105,14 +105,14 @@ impl BlockStream {
     ) -> Result<()> {
         let n = class_ids.len();
         if examples.rows.len() != n * self.width
-            || examples.agreement.len() != n
+            || examples.margins.len() != n
             || indices.len() != n
         {
             return Err(Error::Shape(format!(
-                "expected {n} rows of width {}, agreements and indices, got {} numbers, {} and {}",
+                "expected {n} rows of width {}, margins and indices, got {} numbers, {} and {}",
                 self.width,
                 examples.rows.len(),
-                examples.agreement.len(),
+                examples.margins.len(),
                 indices.len()
             )));
         }
@@ -122,7 +122,7 @@ impl BlockStream {
             let class = class_ids[i] as usize;
             let open = &mut self.classes[class];
             open.rows.extend_from_slice(&examples.rows[i * self.width..][..self.width]);
-            open.agreement.push(examples.agreement[i]);
+            open.margins.push(examples.margins[i]);
             open.indices.push(indices[i]);
             if Some(&(open.indices.len() as u64)) == open.sizes.last() {
                 open.sizes.pop();
@@ -130,7 +130,7 @@ impl BlockStream {
                     class,
                     quota: open.quotas.pop().unwrap_or(0),
                     rows: std::mem::take(&mut open.rows),
-                    agreement: std::mem::take(&mut open.agreement),
+                    margins: std::mem::take(&mut open.margins),
                     indices: std::mem::take(&mut open.indices),
                 });
             }
@@ -222,10 +222,10 @@ impl FullBlock {
         // By index, not by arrival: so ties go to the lower index.
         let mut by_index: Vec<u32> = (0..count as u32).collect();
         by_index.sort_unstable_by_key(|place| self.indices[*place as usize]);
-        let agreement: Vec<f32> =
-            by_index.iter().map(|place| self.agreement[*place as usize]).collect();
+        let margins: Vec<f32> =
+            by_index.iter().map(|place| self.margins[*place as usize]).collect();
         let ranks: Vec<u32> = (0..count as u32).collect();
-        let left: Vec<u32> = untrimmed(&agreement, &ranks, self.quota as usize, work.trim)
+        let left: Vec<u32> = untrimmed(&margins, &ranks, self.quota as usize, work.trim)
             .into_iter()
             .map(|rank| by_index[rank as usize])
             .collect();
@@ -259,7 +259,7 @@ impl FullBlock {
         let mut by_index: Vec<usize> = (0..picks.len()).collect();
         by_index.sort_unstable_by_key(|pick| self.indices[picks[*pick] as usize]);
         let kept: Vec<u32> = by_index.iter().map(|pick| picks[*pick]).collect();
-        let block = Examples { rows: &self.rows, agreement: &self.agreement, width };
+        let block = Examples { rows: &self.rows, margins: &self.margins, width };
         let mut counts = vec![0; picks.len()];
         for (pick, count) in by_index.into_iter().zip(weights(block, &kept, &dropped)) {
             counts[pick] = count;
@@ -268,10 +268,10 @@ impl FullBlock {
     }
 
     fn picks(&self, left: &[u32], width: usize, rule: BlockRule, quota: usize) -> Vec<u32> {
-        let block = Examples { rows: &self.rows, agreement: &self.agreement, width };
+        let block = Examples { rows: &self.rows, margins: &self.margins, width };
         let spread = left.len().div_ceil(BANDWIDTH_ROWS);
-        let sample: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
-        rule.picks(block, left, bandwidth(&unit_rows(block, &sample)), quota)
+        let drawn: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
+        rule.picks(block, left, bandwidth(&unit_rows(block, &drawn)), quota)
     }
 }
 
@@ -293,10 +293,10 @@ mod tests {
     fn blocks_and_streams_keep_exactly_the_quotas() {
         let n = 500;
         let rows = circle(n);
-        let agreement: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();
+        let margins: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();
         let class_ids: Vec<i32> = (0..n as i32).map(|i| i % 3).collect();
         let (counts, quotas) = ([167, 167, 166], [40, 3, 166]);
-        let examples = Examples { rows: &rows, width: 2, agreement: &agreement };
+        let examples = Examples { rows: &rows, width: 2, margins: &margins };
         for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
             let cut = Cut { trim, block_size: 32, seed: 1 };
             let chosen = select(examples, &class_ids, &quotas, BlockRule::Herding, cut).unwrap();
@@ -308,7 +308,7 @@ mod tests {
                 let batch = Examples {
                     rows: &rows[2 * start..2 * end],
                     width: 2,
-                    agreement: &agreement[start..end],
+                    margins: &margins[start..end],
                 };
                 let indices: Vec<i64> = (start as i64..end as i64).collect();
                 stream.add(batch, &class_ids[start..end], &indices).unwrap();
@@ -334,7 +334,7 @@ mod tests {
             has_weights: true,
         };
         let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
-        let one = Examples { rows: &[1.0], width: 1, agreement: &[1.0] };
+        let one = Examples { rows: &[1.0], width: 1, margins: &[1.0] };
         stream.add(one, &[0], &[0]).unwrap();
         assert!(stream.finish().is_err());
         stream.add(one, &[0], &[1]).unwrap();

@@ -148,7 +148,7 @@ fn blocks(
             w = examples.width,
         )));
     }
-    let left = untrimmed_by_class(examples.agreement, class_ids, quotas, cut.trim)?;
+    let left = untrimmed_by_class(examples.margins, class_ids, quotas, cut.trim)?;
     let of_class = |(class, members): (usize, Vec<u32>)| {
         blocks_of(examples, class, &members, quotas[class], cut)
     };
@@ -170,9 +170,9 @@ fn blocks_of(
     let order = Permutation::new(members.len() as u64, cut.seed, class as u64);
     let shuffled: Vec<u32> =
         (0..members.len() as u64).map(|i| members[order.at(i) as usize]).collect();
-    let mut sample = shuffled[..shuffled.len().min(BANDWIDTH_ROWS)].to_vec();
-    sample.sort_unstable();
-    let bandwidth = bandwidth(&unit_rows(examples, &sample));
+    let mut drawn = shuffled[..shuffled.len().min(BANDWIDTH_ROWS)].to_vec();
+    drawn.sort_unstable();
+    let bandwidth = bandwidth(&unit_rows(examples, &drawn));
     let sizes = block_sizes(members.len(), cut.block_size);
     let quotas = class_quotas(&sizes, quota, Division::Proportional)?;
     let mut rest = shuffled.as_slice();
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn picks_spread_over_a_circle() {
         let rows = circle(12);
-        let examples = Examples { rows: &rows, width: 2, agreement: &[1.0; 12] };
+        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 12] };
         let chosen = select(examples, &[0; 12], &[4], BlockRule::Herding, CUT).unwrap();
         for pair in chosen.windows(2) {
             assert!(pair[1] - pair[0] >= 2, "{chosen:?}");
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn equal_rows_are_picked_in_order() {
         let rows = [1.0f32, 0.0].repeat(6);
-        let examples = Examples { rows: &rows, width: 2, agreement: &[1.0; 6] };
+        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 6] };
         let chosen = select(examples, &[0; 6], &[3], BlockRule::Herding, CUT).unwrap();
         assert_eq!(chosen, [0, 1, 2]);
     }
@@ -234,9 +234,9 @@ mod tests {
     fn an_order_holds_every_untrimmed_example_once() {
         let n = 101;
         let rows = circle(n);
-        let agreement: Vec<f32> = (0..n).map(|i| if i % 5 == 0 { -1.0 } else { 1.0 }).collect();
+        let margins: Vec<f32> = (0..n).map(|i| if i % 5 == 0 { -1.0 } else { 1.0 }).collect();
         let class_ids: Vec<i32> = (0..n as i32).map(|i| i % 2 * 2).collect(); // class 1 is empty
-        let examples = Examples { rows: &rows, width: 2, agreement: &agreement };
+        let examples = Examples { rows: &rows, width: 2, margins: &margins };
         let cut = Cut { trim: Trim::Negative, block_size: 16, seed: 3 };
         let of = herding_order(examples, &class_ids, &[10, 0, 0], cut).unwrap();
         assert_eq!(of.starts.len(), of.classes.len() + 1);

@@ -20,8 +20,8 @@ pub struct Examples<'a> {
     pub rows: &'a [f32],
     /// Numbers in a row.
     pub width: usize,
-    /// Agreement in the weighted basis (n).
-    pub agreement: &'a [f32],
+    /// Margins (n), that the trim reads.
+    pub margins: &'a [f32],
 }
 
 /// `ẑ_i` of some members, (n, width) in float64; a zero row stays zero.

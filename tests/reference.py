@@ -133,6 +133,19 @@ def agreement(z: npt.ArrayLike, class_ids: Ints, directions: Floats) -> Floats:
     return scores
 
 
+def margin(z: npt.ArrayLike, class_ids: Ints, directions: Floats) -> Floats:
+    """m_i = a_i - o_i / 2 (n,), o_i = max(0, -min over other classes b of <z_i / |z_i|, u_b>).
+
+    Not of a paper: how far an example sides with its own class rather than opposes another, as one
+    does whose label should be that other class (benchmarks/results/trim.json).
+    """
+    with_all = unit(z) @ directions.T  # (n, C)
+    own = with_all[np.arange(len(with_all)), class_ids]
+    with_all[np.arange(len(with_all)), class_ids] = 0.0
+    margins: Floats = own - np.maximum(0.0, -with_all.min(axis=1)) / 2
+    return margins
+
+
 def class_quotas(counts: npt.ArrayLike, budget: int, mode: str = "proportional") -> Ints:
     """How many examples each class keeps (C,): sums to `budget`, never above the class's count.
 
@@ -187,13 +200,13 @@ def bandwidth(z: npt.ArrayLike) -> float:
     return tenth or float(distances.mean()) or 1.0
 
 
-def trimmed(agreement: npt.ArrayLike, quota: int, trim: Trim) -> Ints:
+def trimmed(margins: npt.ArrayLike, quota: int, trim: Trim) -> Ints:
     """Positions in one class left after the trim, ascending; never fewer than `quota` of them.
 
-    "negative" drops agreement < 0; a share s in [0, 1) drops the floor(s n) lowest; None nothing.
-    Examples leave from the lowest agreement up, and of equals the higher index leaves first.
+    "negative" drops margins < 0; a share s in [0, 1) drops the floor(s n) lowest; None nothing.
+    Examples leave from the lowest margin up, and of equals the higher index leaves first.
     """
-    scores = np.asarray(agreement, dtype=np.float64)
+    scores = np.asarray(margins, dtype=np.float64)
     if trim is None:
         left = len(scores)
     elif isinstance(trim, str):
@@ -224,7 +237,7 @@ def herd(z: npt.ArrayLike, k: int) -> Ints:
 
 def herding(
     z: npt.ArrayLike,
-    agreement: npt.ArrayLike,
+    margins: npt.ArrayLike,
     class_ids: Ints,
     quotas: Ints,
     trim: Trim = "negative",
@@ -234,7 +247,7 @@ def herding(
     z (N, l) in orthonormal coordinates. One block a class, so for classes of at most 4,096; tau and
     mu are those of the rows left after the trim, tau over all pairs of them.
     """
-    z, scores = np.asarray(z, dtype=np.float64), np.asarray(agreement, dtype=np.float64)
+    z, scores = np.asarray(z, dtype=np.float64), np.asarray(margins, dtype=np.float64)
     kept = [np.zeros(0, dtype=np.int64)]
     for class_id, quota in enumerate(quotas):
         if quota == 0:

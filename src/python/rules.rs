@@ -54,17 +54,17 @@ fn arrays<'py>(py: Python<'py>, of: Order) -> OrderArrays<'py> {
 }
 
 #[pyfunction]
-#[pyo3(signature = (agreement, class_ids, quotas, *, trim))]
+#[pyo3(signature = (margins, class_ids, quotas, *, trim))]
 fn untrimmed<'py>(
     py: Python<'py>,
-    agreement: PyReadonlyArray1<'py, f32>,
+    margins: PyReadonlyArray1<'py, f32>,
     class_ids: PyReadonlyArray1<'py, i32>,
     quotas: Vec<u64>,
     trim: TrimArgument,
 ) -> PyResult<Indices<'py>> {
-    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
+    let (margins, ids) = (margins.as_slice()?, class_ids.as_slice()?);
     let left = detached(py, move || {
-        let by_class = trim::untrimmed_by_class(agreement, ids, &quotas, trim.0)?;
+        let by_class = trim::untrimmed_by_class(margins, ids, &quotas, trim.0)?;
         let mut left: Vec<i64> = by_class.into_iter().flatten().map(i64::from).collect();
         left.sort_unstable();
         Ok(left)
@@ -73,12 +73,12 @@ fn untrimmed<'py>(
 }
 
 #[pyfunction]
-#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=4096, seed=0))]
+#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=4096, seed=0))]
 #[allow(clippy::too_many_arguments)]
 fn herding<'py>(
     py: Python<'py>,
     rows: PyReadonlyArray2<'py, f32>,
-    agreement: PyReadonlyArray1<'py, f32>,
+    margins: PyReadonlyArray1<'py, f32>,
     class_ids: PyReadonlyArray1<'py, i32>,
     quotas: Vec<u64>,
     trim: TrimArgument,
@@ -86,18 +86,18 @@ fn herding<'py>(
     seed: u64,
 ) -> PyResult<Indices<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
+    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
     let work = move || blocks::select(examples, ids, &quotas, BlockRule::Herding, cut);
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
 #[pyfunction]
-#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=4096, seed=0))]
+#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=4096, seed=0))]
 #[allow(clippy::too_many_arguments)]
 fn facility_location<'py>(
     py: Python<'py>,
     rows: PyReadonlyArray2<'py, f32>,
-    agreement: PyReadonlyArray1<'py, f32>,
+    margins: PyReadonlyArray1<'py, f32>,
     class_ids: PyReadonlyArray1<'py, i32>,
     quotas: Vec<u64>,
     trim: TrimArgument,
@@ -105,18 +105,18 @@ fn facility_location<'py>(
     seed: u64,
 ) -> PyResult<Indices<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
+    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
     let work = move || blocks::select(examples, ids, &quotas, BlockRule::FacilityLocation, cut);
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
 #[pyfunction]
-#[pyo3(signature = (rows, agreement, class_ids, quotas, *, trim, block_size=512, seed=0))]
+#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=512, seed=0))]
 #[allow(clippy::too_many_arguments)]
 fn herding_order<'py>(
     py: Python<'py>,
     rows: PyReadonlyArray2<'py, f32>,
-    agreement: PyReadonlyArray1<'py, f32>,
+    margins: PyReadonlyArray1<'py, f32>,
     class_ids: PyReadonlyArray1<'py, i32>,
     quotas: Vec<u64>,
     trim: TrimArgument,
@@ -124,7 +124,7 @@ fn herding_order<'py>(
     seed: u64,
 ) -> PyResult<OrderArrays<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &agreement)?, class_ids.as_slice()?);
+    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
     let order = on_threads(py, move || blocks::herding_order(examples, ids, &quotas, cut))?;
     Ok(arrays(py, order))
 }
@@ -173,7 +173,7 @@ fn represented<'py>(
     block_size: usize,
     seed: u64,
 ) -> PyResult<Weights<'py>> {
-    let examples = Examples { rows: rows.as_slice()?, width: rows.shape()[1], agreement: &[] };
+    let examples = Examples { rows: rows.as_slice()?, width: rows.shape()[1], margins: &[] };
     let (ids, left, chosen) = (class_ids.as_slice()?, untrimmed.as_slice()?, indices.as_slice()?);
     let work = move || {
         weights::weights_by_class(examples, ids, classes, left, chosen, block_size.max(1), seed)
@@ -183,10 +183,10 @@ fn represented<'py>(
 
 fn examples<'a>(
     rows: &'a PyReadonlyArray2<'_, f32>,
-    agreement: &'a PyReadonlyArray1<'_, f32>,
+    margins: &'a PyReadonlyArray1<'_, f32>,
 ) -> PyResult<Examples<'a>> {
     let width = rows.shape()[1];
-    Ok(Examples { rows: rows.as_slice()?, width, agreement: agreement.as_slice()? })
+    Ok(Examples { rows: rows.as_slice()?, width, margins: margins.as_slice()? })
 }
 
 #[pyclass(module = "sage_torch")]
@@ -232,15 +232,12 @@ impl BlockStream {
         &mut self,
         py: Python<'_>,
         rows: PyReadonlyArray2<'_, f32>,
-        agreement: PyReadonlyArray1<'_, f32>,
+        margins: PyReadonlyArray1<'_, f32>,
         class_ids: PyReadonlyArray1<'_, i32>,
         indices: PyReadonlyArray1<'_, i64>,
     ) -> PyResult<()> {
-        let examples = Examples {
-            rows: rows.as_slice()?,
-            width: self.width,
-            agreement: agreement.as_slice()?,
-        };
+        let examples =
+            Examples { rows: rows.as_slice()?, width: self.width, margins: margins.as_slice()? };
         let (ids, indices) = (class_ids.as_slice()?, indices.as_slice()?);
         let stream = &mut self.stream;
         on_threads(py, move || stream.add(examples, ids, indices))

@@ -21,6 +21,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Permutation>()?;
     module.add_class::<CountSketch>()?;
     module.add_function(wrap_pyfunction!(agreement, module)?)?;
+    module.add_function(wrap_pyfunction!(margin, module)?)?;
     module.add_function(wrap_pyfunction!(class_quotas, module)?)?;
     module.add_function(wrap_pyfunction!(top_k_per_class, module)?)?;
     module.add_function(wrap_pyfunction!(random_subset, module)?)
@@ -70,6 +71,29 @@ fn agreement<'py>(
     class_ids: PyReadonlyArray1<'py, i32>,
     directions: PyReadonlyArray2<'py, f64>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let width = width_of(&rows, &directions)?;
+    let (rows, ids, directions) = (rows.as_slice()?, class_ids.as_slice()?, directions.as_slice()?);
+    let scores = detached(py, move || consensus::agreement(rows, ids, directions, width))?;
+    Ok(scores.into_pyarray(py))
+}
+
+#[pyfunction]
+fn margin<'py>(
+    py: Python<'py>,
+    rows: PyReadonlyArray2<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    directions: PyReadonlyArray2<'py, f64>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let width = width_of(&rows, &directions)?;
+    let (rows, ids, directions) = (rows.as_slice()?, class_ids.as_slice()?, directions.as_slice()?);
+    let margins = on_threads(py, move || consensus::margin(rows, ids, directions, width))?;
+    Ok(margins.into_pyarray(py))
+}
+
+fn width_of(
+    rows: &PyReadonlyArray2<'_, f32>,
+    directions: &PyReadonlyArray2<'_, f64>,
+) -> PyResult<usize> {
     let width = rows.shape()[1];
     if width == 0 || directions.shape()[1] != width {
         return Err(PyValueError::new_err(format!(
@@ -77,9 +101,7 @@ fn agreement<'py>(
             directions.shape()[1]
         )));
     }
-    let (rows, ids, directions) = (rows.as_slice()?, class_ids.as_slice()?, directions.as_slice()?);
-    let scores = detached(py, move || consensus::agreement(rows, ids, directions, width))?;
-    Ok(scores.into_pyarray(py))
+    Ok(width)
 }
 
 #[pyfunction]
