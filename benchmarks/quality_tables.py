@@ -11,14 +11,40 @@ from typing import Any
 
 from record import RESULTS
 
-RUNS = RESULTS / "quality.jsonl"
-BASELINE, FULL = "random", "all data"
+RUNS, VALIDATION = RESULTS / "quality.jsonl", RESULTS / "validation.jsonl"
+BASELINE, FULL, OURS = "random", "all data", "sage"
+HEAD = """\
+## Quality: rules at the same budget
+
+`python benchmarks/quality.py --data-root DIR` (every run: [quality.jsonl](results/quality.jsonl)).
+Pools of 20,000 training images drawn by seed, a small CNN (106,000 parameters on Fashion-MNIST),
+800 steps of 64 for every row, initialisation and wrong labels by seed; up to {seeds} seeds. A
+*fixed* subset is chosen after one epoch of warm-up and trains a fresh network; a rule that chooses
+*every epoch anew* does so in one run, whose first epoch is its warm-up. CCS drops its hardest tenth
+throughout, where its paper tunes that share. Test accuracy in %, mean ± standard deviation; below
+it the difference to the table's baseline (class-balanced random of the same size; all data for the
+same steps, which is a shorter schedule), paired by seed, with its 95 % interval. **Bold**: above
+zero; *italic*: below. Seconds of one CPU thread on a busy machine: warm-up + selection, at the
+largest budget (a rule that chooses every epoch anew warms up within its run).
+"""
+VARIANTS = """\
+## Ideas that were tried on validation data
+
+`python benchmarks/quality.py --split validation --first-seed 100 --rules "sage;variant: ..."`
+([validation.jsonl](results/validation.jsonl), `benchmarks/variants.py`): differences to the shipped
+herding in points, paired by seed, number of seeds in brackets. The trim was still `agreement < 0`.
+*Learnt ones less*: herding toward a mean in which examples of less than the mean gradient norm
+count less. None is in the product: what wins on Fashion-MNIST does not on CIFAR-10, or needs
+features beside gradients.
+"""
 # Names of the file -> names of the tables.
 SHOWN = {
     "random": "class-balanced random",
     "random, global": "random",
     "sage": "**SAGE (default)**",
     "sage, nothing trimmed": "SAGE, nothing trimmed",
+    "sage, trim 0.1": "SAGE, `trim=0.1`",
+    "sage, trim 0.3": "SAGE, `trim=0.3`",
     "agreement": "SAGE, the paper's top-k",
     "facility location": "SAGE, facility location",
     "stratified": "SAGE, stratified (CCS on agreement)",
@@ -26,6 +52,8 @@ SHOWN = {
     "ccs on el2n": "CCS on EL2N",
     "el2n": "EL2N",
     "grand": "GraNd",
+    "margin": "smallest margin",
+    "feature herding": "herding of features",
     "craig": "CRAIG",
     "gradmatch": "GradMatch",
     "k_center": "k-center",
@@ -35,7 +63,8 @@ SHOWN = {
     "infobatch": "InfoBatch",
     FULL: "all data, shorter schedule",
 }
-DYNAMIC = ("rotate", "rotate, refreshed", "rs2", "infobatch", FULL)
+DYNAMIC = (FULL, "rotate", "rotate, refreshed", "rs2", "infobatch")
+WHOLE = (FULL, "infobatch")  # these have no budget: one run for all
 CONDITION = (
     *("data", "noise", "noise_kind", "imbalance", "split", "pool", "network"),
     *("protocol", "quotas"),
@@ -44,27 +73,49 @@ Run = dict[str, Any]
 
 
 def sections() -> list[str]:
-    """Return what RESULTS.md says of quality: one table a condition."""
+    """Return what RESULTS.md says of quality: two tables a condition."""
     runs = load()
     if not runs:
         return []
-    seeds = sorted({run["seed"] for run in runs})
-    lines = [
-        "## Quality: rules at the same budget\n",
-        "`python benchmarks/quality.py --data-root DIR` (every run: "
-        "[quality.jsonl](results/quality.jsonl)). Pools of 20,000 training images drawn by seed, a "
-        "small CNN, every row the same steps (or epochs), initialisation and wrong labels by seed; "
-        f"seeds {seeds[0]} to {seeds[-1]}. A fixed subset is chosen after one epoch of warm-up and "
-        "trains a fresh network; a dynamic rule chooses in one run, whose first epoch is its "
-        "warm-up. Test accuracy in %, mean ± standard deviation; below it the difference to "
-        "class-balanced random, paired by seed, with its 95 % interval. **Bold**: above zero; "
-        "*italic*: below. Seconds are of one CPU thread: warm-up + selection, largest budget.\n",
-    ]
+    lines = [HEAD.format(seeds=len({run["seed"] for run in runs}))]
     for condition, of_condition in _groups(runs, CONDITION):
-        lines += [f"### {title(condition)}\n", *_table(of_condition), ""]
+        what = "balanced_accuracy" if condition["imbalance"] > 1 else "accuracy"
+        lines += [f"### {title(condition)}\n"]
+        if what != "accuracy":
+            lines += ["Balanced accuracy.\n"]
+        fixed = [run for run in of_condition if run["rule"] not in DYNAMIC]
+        dynamic = [run for run in of_condition if run["rule"] in DYNAMIC]
+        if fixed:
+            lines += [*_table(fixed, "fixed subset", BASELINE, what), ""]
+        if len({run["rule"] for run in dynamic}) > 1:
+            lines += [*_table(dynamic, "every epoch anew", FULL, what), ""]
         if _is_curve(of_condition):
             lines.append(f"![Accuracy against seconds](results/{picture(condition)})\n")
     return ["\n".join(lines)]
+
+
+def variants_section() -> list[str]:
+    """Return what came of ideas tried on validation data, against the rule they would replace."""
+    runs = [run for run in _read(VALIDATION) if run["split"] == "validation"]
+    if not runs:
+        return []
+    keeps = sorted({run["keep"] for run in runs})
+    lines = [VARIANTS, f"| | {' | '.join(f'{keep:.0%}' for keep in keeps)} |"]
+    lines.append("|---" * (len(keeps) + 1) + "|")
+    for condition, of_condition in _groups(runs, CONDITION):
+        for rule in rules_of(of_condition):
+            if rule == OURS:
+                continue
+            cells = []
+            for keep in keeps:
+                here, ours = (_at(of_condition, name, keep) for name in (rule, OURS))
+                found = difference(here, ours)
+                shown = "–" if found is None else marked(found, f"{found[0]:+.2f}")
+                cells.append(shown if found is None else f"{shown} ({found[3]})")
+            if set(cells) != {"–"}:
+                name = SHOWN.get(rule, rule.removeprefix("variant: "))
+                lines.append(f"| {title(condition)}: {name} | {' | '.join(cells)} |")
+    return ["\n".join(lines) + "\n"]
 
 
 def draw_pictures() -> None:
@@ -75,59 +126,75 @@ def draw_pictures() -> None:
 
 
 def readme_table() -> str:
-    """Return what the README shows: differences to class-balanced random, mean over data sets."""
+    """Return what the README shows: paired differences, means over both data sets."""
     runs = [run for run in load() if _is_core(run)]
-    if not runs:
+    columns = sorted(
+        {(run["noise"], run["keep"]) for run in runs if run["rule"] == BASELINE and run["keep"] < 1}
+    )
+    if not columns:
         return ""
-    noises = sorted({run["noise"] for run in runs})
-    keeps = sorted({run["keep"] for run in runs if run["rule"] == BASELINE})
-    heads = [
-        f"{keep:.0%}{'' if noise == 0 else f', {noise:.0%} wrong'}"
-        for noise in noises
-        for keep in keeps
-    ]
+    heads = [f"{keep:.0%}{f', {noise:.0%} wrong' if noise else ''}" for noise, keep in columns]
     lines = [f"| kept | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    base = [
-        f"{mean(run['accuracy'] for run in _at(runs, BASELINE, keep, noise)):.1f}"
-        for noise in noises
-        for keep in keeps
-    ]
-    lines.append(f"| {SHOWN[BASELINE]}, accuracy | {' | '.join(base)} |")
-    for rule in SHOWN:
-        if rule == BASELINE or not any(run["rule"] == rule for run in runs):
-            continue
-        cells = []
-        for noise in noises:
-            for keep in keeps:
-                ours = _at(runs, rule, 1.0 if rule in (FULL, "infobatch") else keep, noise)
-                found = difference(ours, _at(runs, BASELINE, keep, noise))
+    rules = rules_of(runs)
+    blocks = (
+        (BASELINE, [rule for rule in rules if rule not in DYNAMIC]),
+        (FULL, [rule for rule in rules if rule in DYNAMIC]),
+    )
+    for baseline, of_block in blocks:
+        base = [_mean(runs, baseline, noise, keep) for noise, keep in columns]
+        lines.append(f"| *{SHOWN[baseline]}: accuracy* | {' | '.join(base)} |")
+        for rule in of_block:
+            if rule == baseline:
+                continue
+            cells = []
+            for noise, keep in columns:
+                ours = _at(runs, rule, keep, noise)
+                found = difference(ours, _at(runs, baseline, keep, noise), data_sets=2)
                 cells.append("–" if found is None else marked(found, f"{found[0]:+.1f}"))
-        if set(cells) != {"–"}:
-            lines.append(f"| {SHOWN[rule]} | {' | '.join(cells)} |")
+            if set(cells) != {"–"}:
+                lines.append(f"| {SHOWN.get(rule, rule)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def rules_of(runs: Iterable[Run]) -> list[str]:
+    """Return the rules of some runs: those with a name in its order, then the others."""
+    there = {run["rule"] for run in runs}
+    return [*(rule for rule in SHOWN if rule in there), *sorted(there - set(SHOWN))]
+
+
 def difference(
-    ours: Iterable[Run], theirs: Iterable[Run], what: str = "accuracy"
+    ours: Iterable[Run], theirs: Iterable[Run], what: str = "accuracy", data_sets: int = 1
 ) -> tuple[float, float, float, int] | None:
     """Return mean, 95 % interval and number of seeds of differences paired by seed.
 
-    Of several data sets the mean is taken seed by seed; seeds that lack one do not count.
+    Of several data sets the mean is taken seed by seed; seeds that lack one do not count. None for
+    fewer than two seeds.
+
+    Raises:
+        ValueError: A data set and seed come twice: runs of several conditions were mixed.
     """
-    by_key = {(run["data"], run["seed"]): run[what] for run in theirs}
-    by_seed: dict[int, dict[str, float]] = {}
-    for run in ours:
-        key = (run["data"], run["seed"])
-        if key in by_key:
-            by_seed.setdefault(run["seed"], {})[run["data"]] = run[what] - by_key[key]
-    most = max(map(len, by_seed.values()), default=0)
-    values = [mean(each.values()) for each in by_seed.values() if len(each) == most]
+    of_theirs = _by_pair(theirs, what)
+    by_seed: dict[int, list[float]] = {}
+    for (data, seed), value in _by_pair(ours, what).items():
+        if (data, seed) in of_theirs:
+            by_seed.setdefault(seed, []).append(value - of_theirs[data, seed])
+    values = [mean(each) for each in by_seed.values() if len(each) == data_sets]
     if len(values) < 2:
         return None
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean(values), mean(values) - half, mean(values) + half, len(values)
+
+
+def _by_pair(runs: Iterable[Run], what: str) -> dict[tuple[str, int], float]:
+    found: dict[tuple[str, int], float] = {}
+    for run in runs:
+        pair = (run["data"], run["seed"])
+        if pair in found:
+            raise ValueError(f"expected one run of each data set and seed, got two of {pair}")
+        found[pair] = run[what]
+    return found
 
 
 def marked(found: tuple[float, float, float, int], text: str) -> str:
@@ -154,20 +221,22 @@ def title(condition: dict[str, Any]) -> str:
 
 def picture(condition: dict[str, Any]) -> str:
     """Return the name of a condition's picture."""
-    keys = ("data", "noise", "noise_kind", "imbalance", "quotas", "network", "protocol")
-    return f"quality_{'_'.join(str(condition[key]) for key in keys)}.png"
+    return f"quality_{'_'.join(str(condition[key]) for key in CONDITION)}.png"
 
 
-def load(path: Path = RUNS) -> list[Run]:
-    """Return the runs on test data; a line that was cut off does not count."""
+def load() -> list[Run]:
+    """Return the runs on test data."""
+    return [run for run in _read(RUNS) if run["split"] == "test"]
+
+
+def _read(path: Path) -> list[Run]:
+    """Return the runs of a file; a line that was cut off does not count."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            run = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue
-        if run["split"] == "test":
-            found.append(run)
     return found
 
 
@@ -183,10 +252,10 @@ def _draw(condition: dict[str, Any], runs: list[Run]) -> None:
 
     from sage_torch.plots import accuracy_against_time
 
-    order = [rule for rule in SHOWN if any(run["rule"] == rule for run in runs)]
+    order = rules_of(runs)
     points = [
         {
-            "method": SHOWN[run["rule"]].replace("*", "").replace("`", ""),
+            "method": SHOWN.get(run["rule"], run["rule"]).replace("*", "").replace("`", ""),
             "keep": run["keep"],
             "accuracy": run["accuracy"],
             "seconds": sum(run["seconds"].values()),
@@ -201,24 +270,20 @@ def _draw(condition: dict[str, Any], runs: list[Run]) -> None:
     pyplot.close(figure)
 
 
-def _table(runs: list[Run]) -> list[str]:
-    keeps = sorted({run["keep"] for run in runs if run["rule"] not in (FULL, "infobatch")})
-    is_long_tail = runs[0]["imbalance"] > 1
-    what = "balanced_accuracy" if is_long_tail else "accuracy"
+def _table(runs: list[Run], name: str, baseline: str, what: str) -> list[str]:
+    keeps = sorted({run["keep"] for run in runs if run["rule"] not in WHOLE})
     lines = [
-        f"| | {' | '.join(f'{keep:.0%}' for keep in keeps)} | seeds | seconds |",
+        f"| {name} | {' | '.join(f'{keep:.0%}' for keep in keeps)} | seeds | seconds |",
         "|---" * (len(keeps) + 3) + "|",
     ]
-    if is_long_tail:
-        lines = ["Balanced accuracy.\n", *lines]
-    for rule in sorted({run["rule"] for run in runs}, key=list(SHOWN).index):
+    for rule in rules_of(runs):
         of_rule = [run for run in runs if run["rule"] == rule]
-        is_whole = rule in (FULL, "infobatch")
-        cells = []
-        for keep in keeps:
-            here = [run for run in of_rule if run["keep"] == (1.0 if is_whole else keep)]
-            theirs = [run for run in runs if run["rule"] == BASELINE and run["keep"] == keep]
-            cells.append(_cell(here, [] if rule == BASELINE else theirs, what))
+        cells = [
+            _cell(
+                _at(runs, rule, keep), [] if rule == baseline else _at(runs, baseline, keep), what
+            )
+            for keep in keeps
+        ]
         most = max(run["keep"] for run in of_rule)
         cost = [run["seconds"] for run in of_rule if run["keep"] == most]
         warm_up, selection = (mean(one[key] for one in cost) for key in ("warm_up", "selection"))
@@ -241,10 +306,23 @@ def _cell(runs: list[Run], baseline: list[Run], what: str) -> str:
     return f"{text}<br>{shown} ({found[1]:+.2f} to {found[2]:+.2f})"
 
 
-def _at(runs: list[Run], rule: str, keep: float, noise: float) -> list[Run]:
+def _at(runs: list[Run], rule: str, keep: float, noise: float | None = None) -> list[Run]:
+    """Return the runs of a rule at a share kept; rules that see all data have one for all."""
     return [
-        run for run in runs if run["rule"] == rule and run["keep"] == keep and run["noise"] == noise
+        run
+        for run in runs
+        if run["rule"] == rule
+        and run["keep"] == (1.0 if rule in WHOLE else keep)
+        and noise in (None, run["noise"])
     ]
+
+
+def _mean(runs: list[Run], rule: str, noise: float, keep: float) -> str:
+    """Return the mean over data sets of mean accuracies."""
+    by_data: dict[str, list[float]] = {}
+    for run in _at(runs, rule, keep, noise):
+        by_data.setdefault(run["data"], []).append(run["accuracy"])
+    return f"{mean(map(mean, by_data.values())):.1f}" if len(by_data) == 2 else "–"
 
 
 def _is_core(run: Run) -> bool:
@@ -255,6 +333,7 @@ def _is_core(run: Run) -> bool:
         "protocol": "steps",
         "network": "small",
         "pool": 20_000,
+        "quotas": "proportional",
     }
     return (
         plain.items() <= run.items()

@@ -67,6 +67,16 @@ found, share of those found that were flipped, and share of right labels lost. *
 over those of forward + backward on the same batches ({cpu}, threads: {threads}). Means over {seeds}
 seeds ± standard deviation.
 """
+TRIM = """\
+## Trim: wrong labels found for right ones lost
+
+`python benchmarks/trim.py --data-root DIR`: after one epoch, on validation pools, means over {seeds}
+seeds. The trim drops negative margins: agreement with the own class less a weight times the
+opposition to the class most opposed. Weight 0 is agreement alone, **bold** is what ships. In a cell:
+share of the flipped labels found, share of right ones lost, AUROC of the margin. The probability of
+the label needs no gradients and ranks wrong labels better than any margin; it has no threshold that
+fits every network.
+"""
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -82,6 +92,7 @@ def results_page() -> str:
     """Return the text of RESULTS.md."""
     is_gpu = any(RESULTS.glob("*_cuda.json"))
     parts = [HEAD.format(gpu=GPU if is_gpu else NO_GPU), *quality_tables.sections()]
+    parts += [*quality_tables.variants_section(), *trim_section()]
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
     return "\n".join(parts)
@@ -216,6 +227,51 @@ def compression_section() -> list[str]:
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return ["\n".join(lines)]
+
+
+def trim_section() -> list[str]:
+    """Return what the trim finds and costs by basis and weight, or nothing."""
+    path = RESULTS / "trim.json"
+    if not path.exists():
+        return []
+    runs = read(path)["results"]
+    names = [f"{data}, {noise:.0%}" for data, noise in _pairs(runs)]
+    lines = [
+        TRIM.format(seeds=len({run["seed"] for run in runs})),
+        f"| basis, weight | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for basis, weight in dict.fromkeys((run["basis"], run["weight"]) for run in runs):
+        cells = []
+        for data, noise in _pairs(runs):
+            here = [
+                run
+                for run in runs
+                if (run["data"], run["noise"], run["basis"], run["weight"])
+                == (data, noise, basis, weight)
+            ]
+            cell = f"{100 * average(here, 'right_dropped'):.2f} %"
+            if noise:
+                found = average(here, "wrong_dropped")
+                cell = f"{found:.2f} for {cell} (AUROC {average(here, 'auroc'):.3f})"
+            cells.append(cell)
+        mark = "**" if (basis, weight) == ("weighted", 0.5) else ""
+        lines.append(f"| {mark}{basis}, {weight}{mark} | {' | '.join(cells)} |")
+    cells = []
+    for pair in _pairs(runs):
+        here = [run for run in runs if (run["data"], run["noise"]) == pair]
+        cells.append(f"AUROC {average(here, 'auroc_of_probability'):.3f}" if pair[1] else "–")
+    lines.append(f"| *probability of the label* | {' | '.join(cells)} |")
+    return ["\n".join(lines) + "\n"]
+
+
+def _pairs(runs: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    return list(dict.fromkeys((run["data"], run["noise"]) for run in runs))
+
+
+def average(runs: list[dict[str, Any]], key: str) -> float:
+    """Return the mean of one value over runs."""
+    return sum(run[key] for run in runs) / len(runs)
 
 
 def mean(metric: dict[str, Any], digits: int) -> str:

@@ -24,6 +24,8 @@ from sage_torch.options import budget
 OURS: dict[str, dict[str, Any]] = {
     "sage": {},
     "sage, nothing trimmed": {"trim": None},
+    "sage, trim 0.1": {"trim": 0.1},
+    "sage, trim 0.3": {"trim": 0.3},
     "agreement": {"rule": "agreement"},
     "facility location": {"rule": "facility_location"},
     "stratified": {"rule": "stratified"},

@@ -30,7 +30,8 @@ class Known:
     """What two passes over the pool tell of each example."""
 
     labels: Indices
-    orthonormal: Floats  # (N, l) sketched gradients
+    weighted: Floats  # (N, l) sketched gradients S g
+    orthonormal: Floats  # (N, l) sketched gradients V g
     agreement: Floats  # (N,) in the weighted basis
     norms: Floats  # (N,) of the compressed gradients
     features: Floats  # (N, h) inputs of the last layer
@@ -73,6 +74,7 @@ def look(model: nn.Module, problem: Problem, seed: int, sketch_size: int = 64) -
     values = sketch.singular_values()
     return Known(
         labels=labels,
+        weighted=rows.astype(np.float64),
         orthonormal=rows / np.where(values > 0, values, 1.0),
         agreement=_core.agreement(rows, labels.astype(np.int32), consensus.directions()),
         norms=np.concatenate(norms).astype(np.float64),

@@ -146,8 +146,32 @@ def test_differences_are_paired_by_seed(scripts: dict[str, ModuleType]) -> None:
     # Of two data sets the mean is taken seed by seed; a seed with one of them does not count.
     ours = runs(1, 2, 3) + runs(5, 8, data="b")
     theirs = runs(0, 0, 0) + runs(0, 0, data="b")
-    assert difference(ours, theirs)[0] == pytest.approx((3 + 5) / 2)
-    assert difference(ours, theirs)[3] == 2
+    mean, _, _, count = difference(ours, theirs, data_sets=2)
+    assert (mean, count) == (pytest.approx((3 + 5) / 2), 2)
+    with pytest.raises(ValueError, match="got two of"):
+        difference(runs(1, 2) + runs(3), runs(1, 2))
+
+
+def test_tables_hold_every_rule_and_mark_what_is_sure(scripts: dict[str, ModuleType]) -> None:
+    tables = scripts["quality_tables"]
+
+    def run(rule: str, seed: int, accuracy: float, keep: float = 0.25) -> dict[str, object]:
+        cell = scripts["quality"].Cell(scripts["trials"].Condition("digits"), rule, keep)
+        seconds = {"warm_up": 1.0, "selection": 2.0, "training": 3.0}
+        return cell.fields(seed) | {"accuracy": accuracy, "k": 9, "seconds": seconds}
+
+    runs = [run("random", seed, 50.0 + seed) for seed in range(4)]
+    runs += [run("sage", seed, 52.0 + seed + 0.1 * (seed % 2)) for seed in range(4)]
+    runs += [run("a rule without a name", seed, 49.0 + seed) for seed in range(4)]
+    lines = tables._table(runs, "fixed subset", "random", "accuracy")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| class-balanced random",
+        "| **SAGE (default)**",
+        "| a rule without a name",
+    ]
+    assert "**+2.05** (" in lines[3]
+    assert "*-1.00* (-1.00 to -1.00)" in lines[4]
+    assert lines[3].endswith("| 4 | 1.0 + 2.0 |")
 
 
 def _defaults(quality: ModuleType) -> dict[str, object]:
