@@ -18,9 +18,11 @@ _VALUES = 2**62  # numbers drawn lie below: each fits an int64, and is a seed in
 class Draws:
     """What each epoch sees of the untrimmed examples: exactly k, by class quotas, no repeats.
 
-    `"rotate"` goes through each class in turns. A turn orders all n of a class so that every window
-    of it is as representative as its head, and each epoch takes the next q: whatever the number of
-    epochs so far, two examples of a class have been seen equally often, or one of them once more.
+    `"rotate"` goes through each class in turns. A turn orders all n of a class, and each epoch
+    takes the next q: whatever the number of epochs so far, two examples of a class have been seen
+    equally often, or one of them once more. Of a herded order, every window that was measured
+    represents its class better than random draws of its size do, though not all as well as the
+    head.
     `"random"` draws each epoch afresh, without replacement within the epoch only.
 
     Attributes:
@@ -84,7 +86,7 @@ class Draws:
             ValueError: It is below 0 or not below 2**63.
 
         Cost:
-            O(M log M) for `"rotate"`, O(k) for `"random"`, both O(M) memory.
+            O(M log M) for `"rotate"`, O(k log k) for `"random"`, both O(M) memory.
         """
         epoch = whole_number("epoch", epoch)
         parts = [self._of_class(int(c), epoch) for c in np.flatnonzero(self.quotas)]
@@ -203,12 +205,15 @@ class _Turns:
     def _herded(self, turn: int) -> NDArray[np.int64]:
         """Shift each block's herding order cyclically and merge the blocks in proportion.
 
-        The sums of herded examples stay within a bound of their mean's multiples wherever one
-        starts and stops, so that each window's mean is within O(1 / window) of the block's.
+        Where features are of finite dimension and herded with replacement, running sums stay
+        within a bound of their mean's multiples, so that the mean of any window is within
+        O(1 / window) of the block's. Neither holds here (an RBF kernel, each example once): that
+        windows are nearer than random draws is measured, in tests/unit/test_draws_over_epochs.py.
         """
         sizes, blocks = self.sizes, len(self.sizes)
         values = _core.Permutation(_VALUES, self.seed, turn).take(0, 2 * blocks)
-        # Turn 0 begins where herding began: epoch 0 is what a fixed subset would be.
+        # Turn 0 begins where herding began. Epoch 0 is the fixed subset of a class that is one
+        # block in both, not of a larger one: blocks of a whole order are smaller than of a subset.
         shifts = values[:blocks] % np.maximum(sizes, 1) if turn else np.zeros(blocks, np.int64)
         jitters = values[blocks:] / _VALUES
         begins = np.cumsum(sizes) - sizes

@@ -48,15 +48,20 @@ class SageSampler(Sampler[int]):
         seed: Names the selection's draws and the epochs' orders.
         warmup_epochs: So many epochs from 0 on are all examples, before anything is selected.
         refresh_every: Select again, on the model as it is then, at the start of each epoch
-            `warmup_epochs + m * refresh_every`; None to select once.
-        **options: As in `select_subset`: rule, trim, basis, class_balanced, quotas, draw (what each
-            epoch takes of the untrimmed examples), weights, sketch_size, gradients, params,
-            compress, consensus, memory_budget, loss, score_dataset, collate_fn, batch_size (of
-            scoring), num_workers (of scoring), progress.
+            `warmup_epochs + m * refresh_every`; None to select once. With a draw the pointer runs
+            on: epoch e sees `selection.epoch_indices(e - warmup_epochs)` of whatever selection is
+            in place, so that later places of each new order are used, too, not its head only. That
+            all untrimmed examples are seen within a turn holds while the order stays.
+        **options: As in `select_subset`: rule, draw (`"rotate"` or `"random"`: each epoch takes
+            others of the untrimmed examples), weights (`selection.weights`, one for each of
+            `selection.indices`; the sampler yields indices only), trim, basis, class_balanced,
+            quotas, sketch_size, gradients, params, compress, consensus, memory_budget, loss,
+            score_dataset, collate_fn, batch_size (of scoring), num_workers (of scoring), progress.
 
     Raises:
         TypeError: An option is unknown or of a wrong kind, a number of epochs is no whole number.
-        ValueError: An option is out of range.
+        ValueError: An option is out of range, does not go with another or, where the data set is
+            given, with its size (weights in streaming mode).
 
     Cost:
         A selection (see `select_subset`) once or at every refresh, then O(1) an index and 8 bytes
@@ -93,11 +98,13 @@ class SageSampler(Sampler[int]):
                 f"unknown option {', '.join(map(repr, sorted(unknown)))}; expected some of "
                 f"{', '.join(sorted(SelectionOptions.__annotations__))}"
             )
-        Options(keep=keep, seed=seed, **options)  # checked now, long before the first epoch
+        checked = Options(keep=keep, seed=seed, **options)  # now, long before the first epoch
         if refresh_every is not None:
             refresh_every = whole_number("refresh_every", refresh_every, least=1)
         if dataset is not None:
-            budget(keep, count_both(dataset, options.get("score_dataset")))
+            total = count_both(dataset, checked.score_dataset)
+            budget(keep, total)
+            checked.is_streaming(total)  # refuses what the first epoch would
         self.model = model
         self.keep = keep
         self.shuffle = shuffle
@@ -115,8 +122,8 @@ class SageSampler(Sampler[int]):
     def select(self) -> Selection:
         """Select now, on the model as it is, and use the result from the next iteration on.
 
-        Draws begin anew with the coming epoch. The next refresh comes when it was due; what is
-        selected before the warm-up is over lasts until then.
+        Draws run on, as after a refresh. The next refresh comes when it was due; what is selected
+        before the warm-up is over lasts until then.
 
         Returns:
             The new selection.
@@ -202,12 +209,11 @@ class SageSampler(Sampler[int]):
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples of an epoch after the warm-up; selects first if that is due."""
-        scheduled = self._scheduled(epoch)
         if self._is_due(epoch):
-            self._select(since=scheduled)
+            self._select(since=self._scheduled(epoch))
         assert self._selection is not None
-        first = self._since if self._since <= epoch else scheduled  # the caller may have gone back
-        return self._selection.epoch_indices(epoch - first)
+        # Not from the selection on: refreshed often, draws would use the heads of orders only.
+        return self._selection.epoch_indices(epoch - self.warmup_epochs)
 
     def _select(self, *, since: int) -> Selection:
         dataset, collate_fn = self._bind()

@@ -173,10 +173,34 @@ def test_refreshes_come_on_time_and_see_the_live_model(
                 selected.append(epoch)
                 expected = select_subset(live, blobs, 0.3, draw="rotate")
                 assert np.array_equal(last.scores, expected.scores)
-            since = epoch - selected[-1]  # draws begin anew with the selection that makes them
-            assert sorted(drawn) == last.epoch_indices(since).tolist()
+            assert sorted(drawn) == last.epoch_indices(epoch - warmup).tolist()
         train(live, epoch)
     assert selected == due_at(warmup, every, 6)
+
+
+@both_draws
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_draws_run_on_over_refreshes(
+    every: int, draw: Any, live: nn.Module, blobs: TensorDataset
+) -> None:
+    def epochs(refresh_every: int | None) -> list[list[int]]:
+        sampler = SageSampler(
+            live,
+            blobs,
+            keep=0.1,
+            trim=None,
+            draw=draw,
+            warmup_epochs=2,
+            refresh_every=refresh_every,
+        )
+        return [list(sampler) for _ in range(2 + 10)]
+
+    refreshed = epochs(every)
+    assert refreshed == epochs(None)  # the model stays, so do its orders: selecting again is unseen
+    if draw == "rotate":
+        assert set(np.concatenate(refreshed[2:])) == set(
+            range(90)
+        )  # not the heads of the orders alone
 
 
 def test_indices_refresh_when_due(live: nn.Module, blobs: TensorDataset) -> None:
@@ -211,7 +235,7 @@ def test_a_failed_refresh_keeps_the_last_selection(
     assert sorted(sampler) == first.epoch_indices(1).tolist()  # type: ignore[union-attr]
     loss.error = None
     sampler.set_epoch(2)
-    assert sorted(sampler) == sampler.selection.indices.tolist()  # type: ignore[union-attr]
+    assert sorted(sampler) == sampler.selection.epoch_indices(2).tolist()  # type: ignore[union-attr]
     assert sampler.selection is not first
 
 
@@ -225,16 +249,13 @@ def test_epochs_backwards_and_beyond(live: nn.Module, blobs: TensorDataset) -> N
         sampler.set_epoch(epoch)
         return sampler.selection, sorted(sampler)
 
-    at(9)  # due at epoch 7: drawn as if it had been selected then
+    at(9)  # due at epoch 7
     last = sampler.selection
     assert last is not None
     calls = loss.calls
     train(live, 1)
-    assert at(9) == (last, last.epoch_indices(2).tolist())
-    assert at(7) == (last, last.indices.tolist())
-    for epoch in (1, 4):  # earlier selections are gone, and the model that made them too
-        assert at(epoch) == (last, last.indices.tolist())
-        assert at(epoch + 2) == (last, last.epoch_indices(2).tolist())
+    for epoch in (9, 7, 1, 4, 6):  # earlier selections are gone, and the model that made them too
+        assert at(epoch) == (last, last.epoch_indices(epoch - 1).tolist())
     assert at(0) == (last, list(range(90)))
     assert loss.calls == calls
     assert len(sampler) == 90
@@ -254,8 +275,8 @@ def test_selecting_by_hand(live: nn.Module, blobs: TensorDataset) -> None:
     train(live, 1)
     by_hand = sampler.select()  # between epochs 2 and 3
     assert by_hand is sampler.selection
-    for since in range(3):
-        assert sorted(sampler) == by_hand.epoch_indices(since).tolist()
+    for epoch in range(3, 6):
+        assert sorted(sampler) == by_hand.epoch_indices(epoch - 2).tolist()
         assert sampler.selection is by_hand
     assert sampler.epoch == 6  # due, whatever was done by hand
     list(sampler)
@@ -287,6 +308,21 @@ def test_a_copy_goes_on_where_it_was(
     again = duplicate(sampler)
     for _ in range(4):  # over a refresh, on equal models
         assert list(again) == list(sampler)
+
+
+def test_weights_that_would_not_fit_are_refused_at_once(
+    network: nn.Module, blobs: TensorDataset
+) -> None:
+    options: dict[str, Any] = {"weights": True, "rule": "stratified", "memory_budget": 1_000}
+    message = 'weights=False with rule="stratified" in streaming mode'
+    with pytest.raises(ValueError, match=message):
+        SageSampler(network, blobs, keep=0.5, **options)
+    later = SageSampler(network, keep=0.5, **options)  # how large will its loader's data set be?
+    with pytest.raises(ValueError, match=message):
+        list(DataLoader(blobs, sampler=later))
+    options["memory_budget"] = 4 * 90 * 64
+    fits = SageSampler(network, blobs, keep=0.5, **options)
+    assert len(list(fits)) == 45
 
 
 @pytest.mark.parametrize("name", ["warmup_epochs", "refresh_every"])
