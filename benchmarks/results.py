@@ -70,12 +70,12 @@ seeds ± standard deviation.
 TRIM = """\
 ## Trim: wrong labels found for right ones lost
 
-`python benchmarks/trim.py --data-root DIR`: after one epoch, on validation pools, means over {seeds}
-seeds. The trim drops negative margins: agreement with the own class less a weight times the
-opposition to the class most opposed. Weight 0 is agreement alone, **bold** is what ships. In a cell:
-share of the flipped labels found, share of right ones lost, AUROC of the margin. The probability of
-the label needs no gradients and ranks wrong labels better than any margin; it has no threshold that
-fits every network.
+`python benchmarks/trim.py --data-root DIR`: after one epoch, on validation pools, means over
+{seeds} seeds. The trim drops negative margins: agreement with the own class less a weight times
+the opposition to the class most opposed. Weight 0 is agreement alone, **bold** is what ships. In a
+cell: share of the flipped labels found, share of right ones lost, AUROC of the margin. The
+probability of the label needs no gradients and ranks wrong labels better than any margin; it has no
+threshold that fits every network.
 """
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
