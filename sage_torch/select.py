@@ -80,10 +80,12 @@ def select_subset(
 ) -> Selection:
     """Choose the `round(keep * N)` examples of a data set that are worth a gradient step.
 
-    Pass 1 streams per-example gradients into a Frequent Directions sketch, pass 2 scores each
-    example by its agreement `a_i = <z_i/|z_i|, u>` with the consensus of its class, and a rule
-    turns scores and sketched gradients into a subset. The model is in evaluation mode meanwhile,
-    and everything of the user's is afterwards what it was before.
+    Pass 1 streams per-example gradients into a Frequent Directions sketch. Pass 2 scores each
+    example by its agreement `a_i = <z_i/|z_i|, u_c>` with the consensus of its class c, and takes
+    its margin `m_i = a_i - o_i/2` against the class that it opposes most,
+    `o_i = max(0, -min_b <z_i/|z_i|, u_b>)`. The trim drops by margin, and a rule turns scores and
+    sketched gradients of the rest into a subset. The model is in evaluation mode meanwhile, and
+    everything of the user's is afterwards what it was before.
 
     Args:
         model: A trained or at least warmed-up model (an epoch will do); DataParallel,
@@ -135,7 +137,7 @@ def select_subset(
         progress: Whether to show a progress bar on a pass that takes over two seconds.
 
     Returns:
-        The selection: indices, scores, labels, certificate, seconds.
+        The selection: indices, scores, margins, labels, certificate, seconds.
 
     Raises:
         TypeError: `keep` is no number, the data set is a stream, an option is of a wrong kind.
@@ -244,6 +246,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         },
         weights=chosen.weights,
         draws=chosen.draws,
+        margins=scored.margins,
         settings=_settings(options, k, chosen)
         | {
             "gradients": getattr(computer, "describe", lambda: repr(computer))(),

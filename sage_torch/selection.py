@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sage_torch.draws import Draws, whole_number
 
 _FORMAT = 2
-_READABLE = (1, 2)  # 1: before there were weights and draws
+_READABLE = (1, 2)  # 1: before there were weights, draws and margins
 _OF_DRAWS = ("order", "starts", "classes", "quotas")
 
 
@@ -68,6 +68,11 @@ class Selection:
         weights: float32 (k,), beside `indices`: how many untrimmed examples of its class each kept
             one stands for, itself included; None unless asked for.
         draws: What each epoch sees; None for `draw="fixed"`.
+        margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class less half
+            of its opposition to the class that it opposes most, in the weighted basis: what the
+            trim reads, and a better detector of wrong labels than `scores`. Below 0, an example
+            opposes another class more than twice as much as it agrees with its own. With one class
+            (`class_balanced=False`, no labels) the agreement itself. None for `rule="random"`.
 
     Example:
         >>> import tempfile, torch
@@ -91,9 +96,10 @@ class Selection:
     settings: dict[str, Any] = field(default_factory=dict)
     weights: NDArray[np.float32] | None = None
     draws: Draws | None = None
+    margins: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.indices, self.scores, self.labels, self.weights):
+        for array in (self.indices, self.scores, self.labels, self.weights, self.margins):
             if array is not None:
                 array.setflags(write=False)
 
@@ -137,6 +143,7 @@ class Selection:
             "format": _FORMAT,
             "has_labels": self.labels is not None,
             "has_weights": self.weights is not None,
+            "has_margins": self.margins is not None,
             "draws": None,
             "certificate": None if self.certificate is None else asdict(self.certificate),
             "seconds": self.seconds,
@@ -147,6 +154,8 @@ class Selection:
             arrays["labels"] = self.labels
         if self.weights is not None:
             arrays["weights"] = self.weights
+        if self.margins is not None:
+            arrays["margins"] = self.margins
         if self.draws is not None:
             meta["draws"] = {
                 "draw": self.draws.draw,
@@ -202,6 +211,7 @@ class Selection:
                 settings=dict(meta["settings"]),
                 weights=arrays["weights"] if meta.get("has_weights") else None,
                 draws=_draws(meta.get("draws"), arrays),
+                margins=arrays["margins"] if meta.get("has_margins") else None,
             )
             loaded._check()
         except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -225,10 +235,14 @@ class Selection:
                 self.weights is None
                 or (self.weights.shape == (k,) and self.weights.dtype == np.float32)
             )
+            and (
+                self.margins is None
+                or (self.margins.shape == (total,) and self.margins.dtype == np.float32)
+            )
         )
         if not shapes_fit or not k:
             raise ValueError(
-                "expected int64 indices (k,), float32 scores (N,), int64 labels (N,) and float32 "
+                "expected int64 indices (k,) and labels (N,), float32 scores and margins (N,) and "
                 "weights (k,)"
             )
         if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():

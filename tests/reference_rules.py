@@ -51,30 +51,30 @@ def cover(z: npt.ArrayLike, k: int) -> Ints:
 def by_class(
     pick: Pick,
     z: npt.ArrayLike,
-    agreement: npt.ArrayLike,
+    margins: npt.ArrayLike,
     class_ids: Ints,
     quotas: Ints,
     trim: Trim = "negative",
 ) -> Ints:
     """Trim each class, then let `herd` or `cover` pick its quota; one block a class."""
-    z, scores = np.asarray(z, np.float64), np.asarray(agreement, np.float64)
+    z, of_all = np.asarray(z, np.float64), np.asarray(margins, np.float64)
     kept = [np.zeros(0, np.int64)]
     for class_id, quota in enumerate(np.asarray(quotas).tolist()):
         members = np.flatnonzero(class_ids == class_id)
-        left = members[trimmed(scores[members], quota, trim)]
+        left = members[trimmed(of_all[members], quota, trim)]
         kept.append(left[pick(z[left], quota)] if quota else kept[0])
     return np.sort(np.concatenate(kept))
 
 
 def herding_order(
-    z: npt.ArrayLike, agreement: npt.ArrayLike, class_ids: Ints, quotas: Ints, trim: Trim
+    z: npt.ArrayLike, margins: npt.ArrayLike, class_ids: Ints, quotas: Ints, trim: Trim
 ) -> Ints:
     """All that the trim leaves, class by class, in the order in which herding picks them."""
-    z, scores = np.asarray(z, np.float64), np.asarray(agreement, np.float64)
+    z, of_all = np.asarray(z, np.float64), np.asarray(margins, np.float64)
     parts = [np.zeros(0, np.int64)]
     for class_id, quota in enumerate(np.asarray(quotas).tolist()):
         members = np.flatnonzero(class_ids == class_id)
-        left = members[trimmed(scores[members], quota, trim)]
+        left = members[trimmed(of_all[members], quota, trim)]
         if len(left):
             parts.append(left[herd(z[left], len(left))])
     return np.concatenate(parts)

@@ -28,7 +28,7 @@ class Case:
 
     class_ids: Ids  # (N,)
     quotas: Ints  # (C,), at most the class's size
-    scores: Floats32  # (N,) from few values, so that ties abound
+    scores: Floats32  # (N,) agreements or margins, from few values, so that ties abound
     rows: Floats32  # (N, width), with zero rows and rows of any length
 
     def per_class(self, indices: Ints) -> list[int]:

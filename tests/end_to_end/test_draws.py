@@ -56,23 +56,28 @@ def test_draws_never_show_what_was_trimmed(
     draw: Any, consensus: Any, digits: Digits, warm: Warm
 ) -> None:
     data = Subset(digits[0], range(700))
+    # One class, so that many margins are negative: they are the agreements then.
     drawn = select_subset(warm(), data, 0.2, draw=draw, consensus=consensus, class_balanced=False)
     seen = np.unique(np.concatenate([drawn.epoch_indices(epoch) for epoch in range(40)]))
-    negative = np.flatnonzero(drawn.scores < 0)
+    assert drawn.margins is not None
+    negative = np.flatnonzero(drawn.margins < 0)
     assert 0.1 < len(negative) / 700 < 0.75
     assert drawn.settings["trimmed"] == len(negative)
-    assert np.array_equal(seen, np.flatnonzero(drawn.scores >= 0))
+    assert np.array_equal(seen, np.flatnonzero(drawn.margins >= 0))
 
 
 @pytest.mark.parametrize("rule", ["herding", "facility_location", "stratified", "weighted"])
 def test_every_rule_trims_but_agreement_and_random(rule: Any, digits: Digits, warm: Warm) -> None:
-    data = Subset(digits[0], range(700))
+    inputs, right = (tensor[:700] for tensor in digits[0].tensors)
+    data = TensorDataset(inputs, torch.where(torch.arange(700) % 5 == 0, (right + 3) % 10, right))
 
     def kept(rule: Any) -> Selection:
-        return select_subset(warm(), data, 0.2, rule=rule, class_balanced=False)
+        return select_subset(warm(), data, 0.2, rule=rule)
 
     trimmed = kept(rule)
-    negative = trimmed.scores < 0
+    assert trimmed.margins is not None
+    negative = trimmed.margins < 0
+    assert (trimmed.scores[negative] > 0).any()  # by margin, not by agreement
     assert trimmed.settings["trimmed"] == negative.sum() > 0
     assert not negative[trimmed.indices].any()
     assert kept("agreement").settings["trimmed"] == kept("random").settings["trimmed"] == 0

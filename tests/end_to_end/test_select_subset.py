@@ -68,9 +68,12 @@ def test_keeps_exactly_k(
     assert kept.scores.shape == (100,)
     if rule == "random":
         assert np.isnan(kept.scores).all()
-        assert kept.certificate is None
+        assert kept.certificate is kept.margins is None
     else:
         assert np.abs(kept.scores).max() <= 1 + 1e-6
+        assert kept.margins is not None
+        assert kept.margins.dtype == np.float32
+        assert kept.margins.shape == (100,)
     assert np.array_equal(kept.labels, uneven.tensors[1])
 
 
@@ -88,15 +91,16 @@ def test_class_quotas(
         assert counts.tolist() == [5, 20, 35]
 
 
-def closed_form(data: TensorDataset, basis: str, class_ids: Any) -> tuple[Any, Any]:
-    """Scores and orthonormal coordinates where rank < l: the sketch is then S^T S = A^T A."""
+def closed_form(data: TensorDataset, basis: str, class_ids: Any) -> tuple[Any, Any, Any]:
+    """Scores, margins, orthonormal coordinates where rank < l: the sketch has S^T S = A^T A."""
     rows = data.tensors[0].flatten(1).double().numpy()
     z = rows
     if basis == "weighted":
         eigenvalues, vectors = np.linalg.eigh(rows.T @ rows)
         z = rows @ vectors * np.sqrt(eigenvalues)
     directions = reference.consensus(z, class_ids, class_ids.max() + 1)
-    return reference.agreement(z, class_ids, directions), rows
+    margins = reference.margin(z, class_ids, directions)
+    return reference.agreement(z, class_ids, directions), margins, rows
 
 
 @pytest.mark.parametrize("basis", ["weighted", "orthonormal"])
@@ -106,17 +110,18 @@ def test_scores_and_rules_are_what_they_are_defined_to_be(
 ) -> None:
     class_ids = uneven.tensors[1].numpy() * balanced
     quotas = reference.class_quotas(np.bincount(class_ids), 25)
-    scores, z = closed_form(uneven, basis, class_ids)
-    weighted, _ = closed_form(uneven, "weighted", class_ids)
-    assert 0 < (weighted < 0).mean() < 0.5  # so that the trim has something to do
+    scores, _, z = closed_form(uneven, basis, class_ids)
+    _, margins, _ = closed_form(uneven, "weighted", class_ids)
+    assert 0 < (margins < 0).mean() < 0.75  # so that the trim has something to do
     options = {"basis": basis, "class_balanced": balanced}
     agreeing = select(uneven, rule="agreement", **options)
     np.testing.assert_allclose(agreeing.scores, scores, atol=1e-4)
+    np.testing.assert_allclose(agreeing.margins, margins, atol=1e-4)
     assert np.array_equal(agreeing.indices, reference.top_k(scores, class_ids, quotas))
     for trim in ("negative", 0.3, None):
         herded = select(uneven, rule="herding", trim=trim, **options)
         assert np.array_equal(herded.scores, agreeing.scores)
-        expected = reference.herding(z, weighted, class_ids, quotas, trim)  # type: ignore[arg-type]
+        expected = reference.herding(z, margins, class_ids, quotas, trim)  # type: ignore[arg-type]
         assert np.array_equal(herded.indices, expected)
 
 
@@ -125,16 +130,19 @@ def test_negative_trim(consensus: Any, digits: Digits, warm: Warm) -> None:
     data = Subset(digits[0], range(700))
 
     def kept(trim: Any) -> Selection:
-        # One class: within a class of digits hardly any agreement is negative.
+        # One class: within a class of clean digits hardly any margin is negative.
         return select_subset(
             warm(), data, 0.25, trim=trim, consensus=consensus, class_balanced=False
         )
 
     trimmed, whole = kept("negative"), kept(None)
-    assert np.array_equal(trimmed.scores, whole.scores)
-    assert 0.1 < (whole.scores < 0).mean() < 0.75
-    assert (trimmed.scores[trimmed.indices] >= 0).all()
-    assert (whole.scores[whole.indices] < 0).mean() > 0.1
+    assert trimmed.margins is not None
+    assert whole.margins is not None
+    assert np.array_equal(trimmed.margins, whole.margins)
+    assert np.array_equal(trimmed.margins, trimmed.scores)  # nothing else to oppose
+    assert 0.1 < (whole.margins < 0).mean() < 0.75
+    assert (trimmed.margins[trimmed.indices] >= 0).all()
+    assert (whole.margins[whole.indices] < 0).mean() > 0.1
 
 
 @modes
@@ -149,10 +157,11 @@ def test_trim_of_a_share_drops_wrong_labels(consensus: Any, digits: Digits, warm
         )
 
     trimmed, whole = kept(0.3), kept(None)
+    assert trimmed.margins is not None
     labels = noisy.tensors[1].numpy()
     for label in range(10):
         members = np.flatnonzero(labels == label)
-        order = members[np.argsort(trimmed.scores[members], kind="stable")]
+        order = members[np.argsort(trimmed.margins[members], kind="stable")]
         lowest = set(order[: int(0.3 * len(members))])
         assert not lowest & set(trimmed.indices)
         assert lowest & set(whole.indices)

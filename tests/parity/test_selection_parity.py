@@ -35,10 +35,10 @@ SEED = 5
 
 @dataclass(frozen=True)
 class Oracle:
-    """Scores and coordinates in float64, in the order of the data set."""
+    """Scores, margins and coordinates in float64, in the order of the data set."""
 
-    agreement: dict[reference.Basis, Floats]
-    carried: dict[reference.Basis, Floats]  # the same with the consensus of the streaming mode
+    agreement: dict[str, dict[reference.Basis, Floats]]  # by mode: the consensus differs
+    margins: dict[str, Floats]  # by mode, in the weighted basis: what the trim reads
     coordinates: Floats  # (N, l) orthonormal
 
 
@@ -99,14 +99,19 @@ def oracle_of(rows: Tensor, order: Ints, class_ids: Ints) -> Oracle:
             root = np.sqrt(sketch.rows_seen) if basis == "weighted" else 1.0
             np.add.at(total, ids[part], (root / length)[:, None] * exact[part])
     z = {basis: np.empty((n, SIZE)) for basis in bases}
-    agreement, carried = {}, {}
+    agreement: dict[str, dict[reference.Basis, Floats]] = {"exact": {}, "streaming": {}}
+    margins = {}
     for basis in bases:
         z[basis][order] = sketch.project(exact, basis)
-        directions = reference.consensus(z[basis], class_ids, classes)
-        agreement[basis] = reference.agreement(z[basis], class_ids, directions)
-        along = reference.unit(sketch.project(sums[basis], basis))
-        carried[basis] = reference.agreement(z[basis], class_ids, along)
-    return Oracle(agreement, carried, z["orthonormal"])
+        of_mode = {
+            "exact": reference.consensus(z[basis], class_ids, classes),
+            "streaming": reference.unit(sketch.project(sums[basis], basis)),  # carried along
+        }
+        for mode, directions in of_mode.items():
+            agreement[mode][basis] = reference.agreement(z[basis], class_ids, directions)
+            if basis == "weighted":
+                margins[mode] = reference.margin(z[basis], class_ids, directions)
+    return Oracle(agreement, margins, z["orthonormal"])
 
 
 @cache
@@ -121,7 +126,7 @@ def select(keep: float = 0.3, **options: Any) -> Selection:
 
 
 def expected_subset(
-    rule: str, scores: Floats, of: Oracle, trim_scores: Floats, class_ids: Ints, **options: Any
+    rule: str, scores: Floats, of: Oracle, margins: Floats, class_ids: Ints, **options: Any
 ) -> Ints:
     k = round(options.get("keep", 0.3) * len(scores))
     quotas = reference.class_quotas(
@@ -135,13 +140,13 @@ def expected_subset(
         return reference.top_k(scores, class_ids, quotas)
     trim = options.get("trim", "negative")
     pick = {"herding": reference.herd, "facility_location": reference_rules.cover}[rule]
-    return reference_rules.by_class(pick, of.coordinates, trim_scores, class_ids, quotas, trim)
+    return reference_rules.by_class(pick, of.coordinates, margins, class_ids, quotas, trim)
 
 
 def chosen_by_core(
     rule: str, rows: Tensor, order: Ints, class_ids: Ints, backend: str
-) -> tuple[npt.NDArray[np.float32], Ints]:
-    """Scores and subset from the compiled parts alone, rows (N, d) given in reading order."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Ints]:
+    """Scores, margins and subset from the compiled parts alone, rows (N, d) in reading order."""
     sketch = FrequentDirections(SIZE, rows.shape[1], backend=backend)
     for part in rows.split(64):
         sketch.update(part)
@@ -152,11 +157,12 @@ def chosen_by_core(
     consensus = _core.Consensus(int(ids.max()) + 1, SIZE)
     consensus.add(z["weighted"], ids)
     scores = _core.agreement(z["weighted"], ids, consensus.directions())
+    margins = _core.margin(z["weighted"], ids, consensus.directions())
     quotas = _core.class_quotas(np.bincount(ids), round(0.3 * len(rows)))
     if rule == "agreement":
-        return scores, _core.top_k(scores, ids, quotas)
+        return scores, margins, _core.top_k(scores, ids, quotas)
     by_rule = {"herding": _core.herding, "facility_location": _core.facility_location}[rule]
-    return scores, by_rule(z["orthonormal"], scores, ids, quotas, trim="negative")
+    return scores, margins, by_rule(z["orthonormal"], margins, ids, quotas, trim="negative")
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -180,20 +186,24 @@ def test_selection_equals_the_oracle(rule: str, consensus: str, options: dict[st
     selection = select(rule=rule, consensus=consensus, **options)
     balanced = options.get("class_balanced", True)
     of = oracle(64, balanced)
-    by_basis = of.agreement if consensus == "exact" else of.carried
-    scores = by_basis[options.get("basis", "weighted")]
-    assert np.abs(selection.scores - scores).max() < 1e-5
-    expected = expected_subset(
-        rule, scores, of, by_basis["weighted"], class_ids_of(balanced), **options
+    scores, margins = (
+        of.agreement[consensus][options.get("basis", "weighted")],
+        of.margins[consensus],
     )
+    assert selection.margins is not None
+    assert np.abs(selection.scores - scores).max() < 1e-5
+    assert np.abs(selection.margins - margins).max() < 1e-5
+    expected = expected_subset(rule, scores, of, margins, class_ids_of(balanced), **options)
     assert selection.indices.tolist() == expected.tolist()
     assert 0 < len(expected) < N
-    assert (scores < 0).any()  # the negative trim had something to drop
+    assert (margins < 0).any()  # the negative trim had something to drop
+    if balanced:  # and other examples than by agreement
+        assert ((margins < 0) != (of.agreement[consensus]["weighted"] < 0)).any()
     trimmed = selection.settings["trimmed"]
     if rule == "agreement" or options.get("trim", 0) is None:
         assert trimmed == 0
     elif "trim" not in options and options.get("keep", 0.3) == 0.3:  # no quota asks them back
-        assert trimmed == (by_basis["weighted"] < 0).sum()
+        assert trimmed == (margins < 0).sum()
 
 
 def test_the_certificate_equals_the_oracle() -> None:
@@ -234,9 +244,9 @@ def test_compressed_selection_equals_the_oracle(rule: str) -> None:
     assert np.abs(ours - compressed).max() < 1e-6
     of = oracle_of(torch.from_numpy(compressed), order, class_ids_of(True))
     selection = select(rule=rule, compress=width)
-    scores = of.agreement["weighted"]
+    scores = of.agreement["exact"]["weighted"]
     assert np.abs(selection.scores - scores).max() < 1e-5
-    expected = expected_subset(rule, scores, of, scores, class_ids_of(True))
+    expected = expected_subset(rule, scores, of, of.margins["exact"], class_ids_of(True))
     assert selection.indices.tolist() == expected.tolist()
 
 
@@ -255,10 +265,11 @@ def test_core_chooses_what_the_oracle_chooses_on_synthetic_gradients(
     order = rng.permutation(n)
     read = torch.from_numpy(rows[order].astype(np.float32))
     of = oracle_of(read, order, class_ids)
-    expected_scores = of.agreement["weighted"]
-    scores, chosen = chosen_by_core(rule, read, order, class_ids, backend)
+    expected_scores = of.agreement["exact"]["weighted"]
+    scores, margins, chosen = chosen_by_core(rule, read, order, class_ids, backend)
     assert np.abs(scores - expected_scores).max() < 1e-5
-    expected = expected_subset(rule, expected_scores, of, expected_scores, class_ids)
+    assert np.abs(margins - of.margins["exact"]).max() < 1e-5
+    expected = expected_subset(rule, expected_scores, of, of.margins["exact"], class_ids)
     assert chosen.tolist() == expected.tolist()
 
 
@@ -266,7 +277,7 @@ def test_core_chooses_what_the_oracle_chooses_on_synthetic_gradients(
 @every_rule
 def test_both_paths_choose_what_select_subset_chooses(rule: str, backend: str) -> None:
     order, rows = gradient_rows(64)
-    _, chosen = chosen_by_core(rule, rows, order, class_ids_of(True), backend)
+    _, _, chosen = chosen_by_core(rule, rows, order, class_ids_of(True), backend)
     assert chosen.tolist() == select(rule=rule).indices.tolist()
 
 
@@ -279,6 +290,7 @@ def test_threads_do_not_change_the_subset(rule: str, consensus: str) -> None:
             results.append(select(rule=rule, consensus=consensus))
     assert results[0].indices.tolist() == results[1].indices.tolist()
     assert results[0].scores.tolist() == results[1].scores.tolist()
+    assert results[0].margins.tolist() == results[1].margins.tolist()
 
 
 @every_rule
@@ -291,10 +303,43 @@ def test_scoring_batches_hardly_matter(rule: str) -> None:
         assert len(set(results[0].indices) - set(other.indices)) <= 2
 
 
-def test_scores_do_not_depend_on_the_rule() -> None:
-    scores = select(rule="agreement").scores.tolist()
+def test_scores_and_margins_do_not_depend_on_the_rule() -> None:
+    by_agreement = select(rule="agreement")
     for rule in ("herding", "facility_location", "stratified", "weighted"):
-        assert select(rule=rule).scores.tolist() == scores
+        other = select(rule=rule)
+        assert other.scores.tolist() == by_agreement.scores.tolist()
+        assert other.margins.tolist() == by_agreement.margins.tolist()
+
+
+@every_mode
+@pytest.mark.parametrize("basis", ["weighted", "orthonormal"])
+@pytest.mark.parametrize("trim", ["negative", 0.25, None])
+def test_the_trim_reads_margins_and_then_agreement_makes_strata_and_chances(
+    trim: Any, basis: str, consensus: str
+) -> None:
+    class_ids = class_ids_of(True)
+    of = select(rule="agreement", consensus=consensus)  # its scores in the weighted basis
+    ids, quotas = class_ids.astype(np.int32), np.bincount(class_ids[of.indices])
+    left = np.concatenate(
+        [
+            members[reference.trimmed(of.margins[members], int(quota), trim)]
+            for members, quota in zip(
+                map(np.flatnonzero, ids == np.c_[:CLASSES]), quotas, strict=True
+            )
+        ]
+    )
+    stratified = select(rule="stratified", consensus=consensus, trim=trim, basis=basis)
+    assert stratified.settings["trimmed"] == N - len(left)
+    for class_id, quota in enumerate(quotas):
+        members = left[ids[left] == class_id]
+        strata = reference_rules.strata(of.scores[members])
+        sizes = np.bincount(strata, minlength=reference_rules.STRATA)
+        kept = np.bincount(strata[np.isin(members, stratified.indices)], minlength=len(sizes))
+        assert kept.tolist() == reference_rules.stratum_quotas(sizes, int(quota)).tolist()
+    left = np.sort(left)
+    places = _core.weighted_subset(of.scores[left], ids[left], quotas, trim=None, seed=SEED)
+    drawn = select(rule="weighted", consensus=consensus, trim=trim, basis=basis)
+    assert drawn.indices.tolist() == left[places].tolist()
 
 
 @every_mode
@@ -306,9 +351,10 @@ def test_the_order_of_the_draws_is_that_of_the_oracle(consensus: str, balanced: 
     )
     assert selection.draws is not None
     of, class_ids = oracle(64, balanced), class_ids_of(balanced)
-    scores = (of.agreement if consensus == "exact" else of.carried)["weighted"]
     quotas = reference.class_quotas(np.bincount(class_ids), len(selection))
-    expected = reference_rules.herding_order(of.coordinates, scores, class_ids, quotas, 0.25)
+    expected = reference_rules.herding_order(
+        of.coordinates, of.margins[consensus], class_ids, quotas, 0.25
+    )
     draws = selection.draws
     assert draws.quotas.tolist() == quotas.tolist()
     assert selection.settings["trimmed"] == N - len(expected)
@@ -326,8 +372,7 @@ def test_the_order_of_the_draws_is_that_of_the_oracle(consensus: str, balanced: 
 def test_weights_equal_the_oracle(rule: str, consensus: str) -> None:
     selection = select(rule=rule, consensus=consensus, weights=True)
     of, class_ids = oracle(64, True), class_ids_of(True)
-    scores = (of.agreement if consensus == "exact" else of.carried)["weighted"]
-    left = np.flatnonzero(scores >= 0)
+    left = np.flatnonzero(of.margins[consensus] >= 0)
     expected = reference_rules.weights(of.coordinates, class_ids, left, selection.indices)
     assert selection.weights is not None
     assert selection.weights.tolist() == expected.tolist()
@@ -339,7 +384,7 @@ def test_weights_of_the_other_rules_equal_the_oracle() -> None:
     for rule in ("agreement", "stratified", "weighted"):
         selection = select(rule=rule, weights=True)
         lowest = -2 if rule == "agreement" else 0  # the paper's rule trims nothing
-        left = np.flatnonzero(of.agreement["weighted"] >= lowest)
+        left = np.flatnonzero(of.margins["exact"] >= lowest)
         expected = reference_rules.weights(of.coordinates, class_ids, left, selection.indices)
         assert selection.weights is not None
         assert selection.weights.tolist() == expected.tolist()

@@ -218,6 +218,40 @@ def test_consensus_and_agreement_are_finite_and_equal_the_oracle(case: Case) -> 
     assert np.abs(scores - oracle).max() < 1e-6
 
 
+@checked
+@given(case=cases())
+def test_margins_are_finite_and_equal_the_oracle(case: Case) -> None:
+    classes = len(case.quotas) + 1  # the last class is empty: nobody opposes it
+    directions = reference.consensus(case.rows, case.class_ids, classes)
+    margins = _core.margin(case.rows, case.class_ids, directions)
+    assert margins.dtype == np.float32
+    assert ((margins >= -1.5) & (margins <= 1)).all()  # no NaN passes this
+    oracle = reference.margin(case.rows, case.class_ids, directions)
+    assert np.abs(margins - oracle).max() < 1e-6
+    scores = _core.agreement(case.rows, case.class_ids, directions)
+    assert (margins <= scores).all()
+    assert (margins >= scores - 0.5 - 1e-6).all()
+    assert not margins[~case.rows.any(axis=1)].any()  # a zero row takes no side
+
+
+@checked
+@given(case=cases(), power=st.integers(-20, 20))
+def test_margins_do_not_depend_on_the_length_of_rows(case: Case, power: int) -> None:
+    directions = reference.consensus(case.rows, case.class_ids, len(case.quotas))
+    margins = _core.margin(case.rows, case.class_ids, directions)
+    scaled = np.ldexp(case.rows, power)  # by powers of two: nothing is rounded
+    assert margins.tolist() == _core.margin(scaled, case.class_ids, directions).tolist()
+
+
+@checked
+@given(case=cases())
+def test_with_one_class_the_margin_is_the_agreement(case: Case) -> None:
+    ids = np.zeros_like(case.class_ids)
+    directions = reference.consensus(case.rows, ids, 1)
+    margins = _core.margin(case.rows, ids, directions)
+    assert margins.tolist() == _core.agreement(case.rows, ids, directions).tolist()
+
+
 @every_rule
 @pytest.mark.parametrize("trim", [None, "negative", 0.5])
 def test_everything_is_kept_when_everything_is_asked_for(rule: str, trim: reference.Trim) -> None:

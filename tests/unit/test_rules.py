@@ -81,6 +81,30 @@ def test_weights_worked_by_hand() -> None:
     assert weights.tolist() == [2, 2]  # the trimmed count for nobody
 
 
+def test_margins_worked_by_hand() -> None:
+    directions = np.array([[1, 0], [0, 1], [-0.6, -0.8]])
+    rows = np.array([[1, 0], [0, -5], [3, 4], [-3, -4], [0, 2], [0, 0]], np.float32)
+    class_ids = np.array([0, 0, 2, 2, 1, 2], np.int32)
+    # Against the class opposed most: 2 (-0.6), 1 (-1, and 2 agrees), none for the third (its own
+    # is not another), 1 (-0.8 rather than -0.6), 2 (-0.8), none.
+    expected = [1 - 0.3, 0 - 0.5, -1 - 0.0, 1 - 0.4, 1 - 0.4, 0]
+    margins = _core.margin(rows, class_ids, directions)
+    np.testing.assert_allclose(margins, expected, atol=1e-6)
+    assert not np.signbit(margins[5])  # no negative zero
+    assert _core.margin(rows[:0], class_ids[:0], directions).shape == (0,)
+
+
+def test_threads_do_not_change_margins() -> None:
+    rng = np.random.default_rng(0)
+    rows, class_ids = rng.normal(size=(3001, 24)).astype(np.float32), rng.integers(0, 7, size=3001)
+    directions = reference.consensus(rows, class_ids, 7)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(_core.margin(rows, class_ids.astype(np.int32), directions).tolist())
+    assert results[0] == results[1] == results[2]
+
+
 def test_every_stratum_is_heard() -> None:
     # 97 examples at 0.99, one at each of 0, 0.5 and 0.75: a budget of 4 takes those three and one.
     scores = np.full(100, 0.99, np.float32)
@@ -164,7 +188,7 @@ def test_classes_that_are_empty_or_trimmed_away_have_no_block(size: int) -> None
         assert sorted(set(of_blocks.tolist())) == classes
 
 
-rows_of_three = np.eye(3, dtype=np.float32)
+rows_of_three, axes = np.eye(3, dtype=np.float32), np.eye(3)
 WRONG: list[tuple[Any, str]] = [
     (lambda: _core.stratified(ones(3), ids(2), [1], trim=None), "2.*got 3"),
     (lambda: _core.stratified(ones(3), ids(3), [4], trim=None), "at most 3.*got 4"),
@@ -191,6 +215,11 @@ WRONG: list[tuple[Any, str]] = [
         lambda: _core.BlockStream([3], [1], width=2, trim=None, rule="random"),  # type: ignore[arg-type]
         'rule "herding" or "facility_location", got "random"',
     ),
+    (lambda: _core.margin(rows_of_three, ids(3), axes[:, :2]), r"\(classes, 3\).*classes, 2\)"),
+    (lambda: _core.margin(rows_of_three, ids(2), axes), r"shape \(2, 3\), got 9 numbers"),
+    (lambda: _core.margin(rows_of_three, ids(3) + 3, axes), r"\[0, 3\), got 3"),
+    (lambda: _core.margin(rows_of_three, ids(3) - 1, axes), r"\[0, 3\), got -1"),
+    (lambda: _core.margin(rows_of_three[:, :0], ids(3), axes[:, :0]), r"\(classes, 0\)"),
 ]
 
 

@@ -29,7 +29,7 @@ def selection(network: nn.Module, blobs: TensorDataset) -> Selection:
 
 
 def assert_same(first: Selection, second: Selection) -> None:
-    for name in ("indices", "scores", "labels", "weights"):
+    for name in ("indices", "scores", "labels", "weights", "margins"):
         one, other = getattr(first, name), getattr(second, name)
         if one is None:
             assert other is None
@@ -54,7 +54,8 @@ def assert_frozen(selection: Selection) -> None:
     if selection.certificate is not None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             selection.certificate.shrinkage = 0.0  # type: ignore[misc]
-    for array in (selection.indices, selection.scores, selection.labels, selection.weights):
+    names = ("indices", "scores", "labels", "weights", "margins")
+    for array in (getattr(selection, name) for name in names):
         if array is not None:
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
@@ -74,6 +75,9 @@ def test_contents(selection: Selection) -> None:
     assert certificate.shrinkage == certificate["shrinkage"] >= 0
     assert 0 < certificate.energy_kept <= certificate.energy_kept_at_most <= 1
     assert certificate.consensus_cosine == 1
+    assert selection.margins is not None
+    assert selection.margins.shape == selection.scores.shape
+    assert (selection.margins <= selection.scores).all()
 
 
 def test_it_is_frozen(selection: Selection) -> None:
@@ -110,6 +114,7 @@ def test_round_trip(
     saved = select_subset(network, blobs, 0.25, consensus="streaming", **options)
     assert (saved.weights is not None) == options.get("weights", False)
     assert (saved.draws is not None) == ("draw" in options)
+    assert (saved.margins is None) == (options.get("rule") == "random")
     saved.save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]  # as named, and nothing beside it
     loaded = Selection.load(str(tmp_path / name))
@@ -117,11 +122,12 @@ def test_round_trip(
     assert_frozen(loaded)
 
 
-def test_a_file_from_before_weights_and_draws_is_read(
+def test_a_file_from_before_weights_draws_and_margins_is_read(
     altered: Callable[..., Path], selection: Selection
 ) -> None:
-    path = altered(meta={"format": 1}, leave_out=("has_weights", "draws"))
-    assert_same(Selection.load(path), selection)
+    left_out = ("has_weights", "draws", "has_margins")
+    loaded = Selection.load(altered(meta={"format": 1}, leave_out=left_out, margins=None))
+    assert_same(loaded, dataclasses.replace(selection, margins=None))
 
 
 def test_every_epoch_of_a_fixed_draw_is_the_subset(selection: Selection) -> None:
@@ -308,6 +314,10 @@ def test_the_unaltered_file_is_read(altered: Callable[..., Path], selection: Sel
         {"meta": {"has_weights": True}, "weights": np.full(22, np.nan, np.float32)},
         {"meta": {"draws": {"draw": "rotate", "seed": 0, "is_herded": True}}},
         {"meta": {"draws": 3}},
+        {"margins": None},
+        {"margins": np.zeros(89, np.float32)},
+        {"margins": np.zeros(90)},
+        {"margins": np.zeros((90, 1), np.float32)},
     ],
     ids=lambda change: "-".join(
         f"{k} {v if k == 'meta' else np.shape(v)}" for k, v in change.items()
