@@ -1,6 +1,7 @@
 """The two streaming passes over a data set: sketch the gradients, then score them.
 
-`batches -> per-example gradients -> sketch | -> sketched gradients -> consensus -> agreement`
+`batches -> per-example gradients -> sketch`, then
+`-> sketched gradients -> consensus -> agreement, margin`
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ They need matplotlib (`pip install 'sage-torch[demo]'`), imported when a functio
 are those of Okabe and Ito: told apart by every kind of colour vision, and most of them in grey.
 
 `score_histogram`, `score_histogram_by_class`
-    how many examples were kept and dropped at each agreement
+    how many examples were kept and dropped at each agreement, or at each margin
 `kept_and_dropped`, `overview`, `worst`
-    the examples themselves: of each class, or those that agree least
+    the examples themselves: of each class, or those of the lowest margin
 `spectrum`
     what a sketch holds, and between which bounds the truth lies
 `accuracy_against_keep`, `accuracy_against_time`

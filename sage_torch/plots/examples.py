@@ -1,4 +1,4 @@
-"""Montages: which examples were kept and dropped, and which agree least."""
+"""Montages: which examples were kept and dropped, and which side least with their class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sage_torch.plots.images import GAP, draw_grid, read_images, write_under
 from sage_torch.plots.scores import score_histogram
-from sage_torch.plots.style import DROPPED, KEPT, is_kept, known_scores, members, name_of
+from sage_torch.plots.style import DROPPED, KEPT, is_kept, known_values, members, name_of
 from sage_torch.selection import Selection
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ def worst(
     truth: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Show the examples of the lowest agreement, lowest first: where wrong labels gather.
+    """Show the examples of the lowest margin, lowest first: where wrong labels gather.
 
     Args:
-        selection: A selection with scores.
+        selection: A selection with margins, or an older one with scores, which rank then.
         dataset: The data set it was chosen from: images, as in `kept_and_dropped`.
         count: Examples to show; all, where there are fewer.
         columns: Images in a row.
@@ -146,7 +146,7 @@ def worst(
         class_names: Names by label; None for the labels.
 
     Returns:
-        A new figure. Under each image stand its score and its label, and with `truth` whether that
+        A new figure. Under each image stand its margin and its label, and with `truth` whether that
         is right, or else what would be.
 
     Raises:
@@ -162,7 +162,9 @@ def worst(
         raise ValueError(
             f"expected at least one example and one column, got count={count}, columns={columns}"
         )
-    order = np.argsort(known_scores(selection), kind="stable")[:count]
+    has_margins = selection.margins is not None
+    values = known_values(selection, "margins" if has_margins else "scores")
+    order = np.argsort(values, kind="stable")[:count]
     right = None if truth is None else _right_labels(selection, truth)
     images = read_images(selection, dataset, order)
     columns = min(columns, len(order))
@@ -177,7 +179,7 @@ def worst(
     ax.set_yticks([])
     for y, row in enumerate(rows):
         for x, i in enumerate(row):
-            write_under(ax, x, y, f"{selection.scores[i]:.2f}", room=room)
+            write_under(ax, x, y, f"{values[i]:.2f}", room=room)
             if selection.labels is None:
                 continue
             given = int(selection.labels[i])
@@ -187,7 +189,8 @@ def worst(
                 words = "right" if is_right else f"truly {name_of(int(right[i]), class_names)}"
                 colour = KEPT if is_right else DROPPED
                 write_under(ax, x, y, words, room=room, line=2, colour=colour)
-    ax.set_title(f"lowest agreement of {len(selection.scores):,} examples, lowest first", size=10)
+    name = "margin" if has_margins else "agreement"
+    ax.set_title(f"lowest {name} of {len(values):,} examples, lowest first", size=10)
     return figure
 
 

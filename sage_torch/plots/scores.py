@@ -1,4 +1,4 @@
-"""Histograms of agreement: how many examples were kept and dropped at each score."""
+"""Histograms of agreement or margin: how many examples were kept and dropped at each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sage_torch.plots.style import (
     DROPPED,
     GREY,
     KEPT,
+    Values,
     bare,
     is_kept,
-    known_scores,
+    known_values,
     members,
     name_of,
 )
@@ -27,36 +28,41 @@ if TYPE_CHECKING:
 
 _UNTRIMMED_RULES = ("agreement", "random", None)
 _COLUMNS = 5
+_WORDS = {
+    "scores": ("agreement with the consensus of the class", " (1: the same direction)"),
+    "margins": ("margin: agreement less half the opposition to another class", ""),
+}
 
 
-def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
-    """Draw how many examples were kept and dropped at each agreement.
+def score_histogram(selection: Selection, ax: Axes | None = None, *, of: Values = "scores") -> Axes:
+    """Draw how many examples were kept and dropped at each agreement, or at each margin.
 
     Args:
         selection: A selection with scores.
         ax: Where to draw; None for a new figure.
+        of: `"scores"`, or `"margins"`: what the trim reads, with a line where it cut at 0.
 
     Returns:
         The axes; counts on a log scale, because the interesting tail is thin.
 
     Raises:
-        ValueError: The selection has no scores.
+        ValueError: The selection has no scores or no margins, or `of` is neither.
 
     Cost:
         O(N).
     """
     from matplotlib import pyplot
 
-    scores = known_scores(selection)
+    values = known_values(selection, of)
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
     kept = is_kept(selection)
-    _draw(ax, scores, kept, _bins(scores, 50))
+    _draw(ax, values, kept, _bins(values, 50))
     _label(ax, 0, f"kept ({kept.sum():,})")
     _label(ax, 1, f"dropped ({(~kept).sum():,})")
-    if _trims_below_zero(selection, scores):
+    if of == "margins" and _trimmed_below_zero(selection):
         _draw_trim(ax)
-    ax.set_xlabel("agreement with the consensus of the class (1: the same direction)")
+    ax.set_xlabel("".join(_WORDS[of]))
     ax.set_ylabel("examples, log scale")
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return ax
@@ -65,6 +71,7 @@ def score_histogram(selection: Selection, ax: Axes | None = None) -> Axes:
 def score_histogram_by_class(
     selection: Selection,
     *,
+    of: Values = "scores",
     classes: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
@@ -74,6 +81,7 @@ def score_histogram_by_class(
 
     Args:
         selection: A selection with scores and labels.
+        of: As in `score_histogram`.
         classes: Labels to show; None for the first ten.
         class_names: Names by label; None for the labels.
 
@@ -81,15 +89,15 @@ def score_histogram_by_class(
         A new figure with one axes a class.
 
     Raises:
-        ValueError: The selection has no scores or no labels, or a label of `classes` does not
-            occur.
+        ValueError: The selection has no scores, margins or labels, a label of `classes` does not
+            occur, or `of` is neither.
 
     Cost:
         O(N).
     """
     from matplotlib import pyplot
 
-    scores = known_scores(selection)
+    values = known_values(selection, of)
     if selection.labels is None:
         raise ValueError("expected a selection with labels; use score_histogram without them")
     shown = members(selection, classes)
@@ -105,45 +113,45 @@ def score_histogram_by_class(
         layout="constrained",
     )
     kept = is_kept(selection)
-    bins = _bins(scores[np.concatenate([ids for _, ids in shown])], 25)
+    bins = _bins(values[np.concatenate([ids for _, ids in shown])], 25)
     for place, ax in enumerate(grid.flat):
         if place >= len(shown):
             ax.remove()  # the last row is short
             continue
         label, ids = shown[place]
-        _draw(ax, scores[ids], kept[ids], bins)
+        _draw(ax, values[ids], kept[ids], bins)
         ax.set_title(f"{name_of(label, class_names)}: {kept[ids].sum():,} of {len(ids):,}", size=9)
         ax.tick_params(labelsize=8)
         if place + columns >= len(shown):
             ax.tick_params(labelbottom=True)  # nothing below it
     _label(grid[0, 0], 0, "kept")
     _label(grid[0, 0], 1, "dropped")
-    if _trims_below_zero(selection, scores):
+    if of == "margins" and _trimmed_below_zero(selection):
         for ax in grid.flat[: len(shown)]:
             _draw_trim(ax)
     handles, words = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, words, frameon=False, loc="outside upper left", ncols=3)
-    figure.supxlabel("agreement with the consensus of the class", size="medium")
+    figure.supxlabel(_WORDS[of][0], size="medium")
     figure.supylabel("examples, log scale", size="medium")
     return figure
 
 
-def _bins(scores: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return edges of about `count` equal bins; one edge is 0, where the trim cuts."""
-    width = float(scores.max() - scores.min()) / count or 0.02
-    first, last = np.floor(scores.min() / width), np.floor(scores.max() / width)
+def _bins(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return edges of about `count` equal bins; one edge is 0, where the trim cuts margins."""
+    width = float(values.max() - values.min()) / count or 0.02
+    first, last = np.floor(values.min() / width), np.floor(values.max() / width)
     bins: NDArray[np.float64] = width * np.arange(first, last + 2)
     return bins
 
 
 def _draw(
-    ax: Axes, scores: NDArray[np.float64], kept: NDArray[np.bool_], bins: NDArray[np.float64]
+    ax: Axes, values: NDArray[np.float64], kept: NDArray[np.bool_], bins: NDArray[np.float64]
 ) -> None:
     """Draw two outlines: first that of the kept examples, filled, then that of the dropped."""
-    scores = scores.clip(bins[0], bins[-1])  # rounding may have put an extreme outside
+    values = values.clip(bins[0], bins[-1])  # rounding may have put an extreme outside
     look = {"bins": bins.tolist(), "histtype": "stepfilled", "linewidth": 1.5}
-    ax.hist(scores[kept], fc=(KEPT, 0.25), ec=KEPT, **look)
-    ax.hist(scores[~kept], fc="none", ec=DROPPED, **look)
+    ax.hist(values[kept], fc=(KEPT, 0.25), ec=KEPT, **look)
+    ax.hist(values[~kept], fc="none", ec=DROPPED, **look)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     bare(ax)
@@ -157,13 +165,11 @@ def _draw_trim(ax: Axes) -> None:
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1, label="trim: below 0")
 
 
-def _trims_below_zero(selection: Selection, scores: NDArray[np.float64]) -> bool:
-    """Whether examples were dropped for a negative one among these very scores."""
+def _trimmed_below_zero(selection: Selection) -> bool:
+    """Whether examples were dropped for a negative margin."""
     settings = selection.settings
     return bool(
-        scores.min() < 0
-        and settings.get("rule") not in _UNTRIMMED_RULES
+        settings.get("rule") not in _UNTRIMMED_RULES
         and settings.get("trim") == "negative"
-        and settings.get("basis") == "weighted"
-        and settings.get("trimmed", 1) > 0
+        and settings.get("trimmed", 0) > 0
     )

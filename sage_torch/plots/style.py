@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ CYCLE = (KEPT, DROPPED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 GREY = "0.4"
 _CLASSES_SHOWN = 10
+
+Values = Literal["scores", "margins"]
 
 
 def is_kept(selection: Selection) -> NDArray[np.bool_]:
@@ -40,6 +42,24 @@ def known_scores(selection: Selection) -> NDArray[np.float64]:
             "expected a selection with scores, got one of rule='random', which scores nothing"
         )
     return scores
+
+
+def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
+    """Return the scores or the margins (N,).
+
+    Raises:
+        ValueError: There are none, or `of` is neither.
+    """
+    if of == "scores":
+        return known_scores(selection)
+    if of != "margins":
+        raise ValueError(f'expected of="scores" or "margins", got {of!r}')
+    if selection.margins is None:
+        raise ValueError(
+            "expected a selection with margins, got one of rule='random' or of an older file; "
+            'draw of="scores" or select again'
+        )
+    return np.asarray(selection.margins, np.float64)
 
 
 def members(

@@ -27,7 +27,7 @@ from sage_torch.plots import (  # noqa: E402
 )
 
 N = 40
-SETTINGS = {"rule": "herding", "trim": "negative", "basis": "weighted"}
+SETTINGS = {"rule": "herding", "trim": "negative", "trimmed": 7}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _close_figures() -> Iterator[None]:
 
 
 def selection(**changes: Any) -> Selection:
-    """Class = i % 2, score rises with i from -0.2 to 1, every third example kept."""
+    """Class = i % 2, score rises with i from -0.2 to 1, margin falls, every third example kept."""
     given: dict[str, Any] = {
         "indices": np.arange(0, N, 3),
         "scores": np.linspace(-0.2, 1, N, dtype=np.float32),
@@ -45,6 +45,7 @@ def selection(**changes: Any) -> Selection:
         "certificate": None,
         "seconds": {},
         "settings": SETTINGS,
+        "margins": np.linspace(1, -0.2, N, dtype=np.float32),
     }
     return Selection(**given | changes)
 
@@ -67,14 +68,14 @@ def counted(outline: Any) -> float:
     return float(corners[1 : 2 * bins : 2, 1].sum())
 
 
-def test_histogram_counts_every_example_once() -> None:
-    ax = score_histogram(selection())
+@pytest.mark.parametrize("of", ["scores", "margins"])
+def test_histogram_counts_every_example_once(of: Any) -> None:
+    ax = score_histogram(selection(), of=of)
     kept, dropped = ax.patches
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "kept (14)",
-        "dropped (26)",
-        "trim: below 0",
-    ]
+    trim = ["trim: below 0"] if of == "margins" else []  # the trim does not read scores
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert words == ["kept (14)", "dropped (26)", *trim]
+    assert ax.get_xlabel().startswith({"scores": "agreement", "margins": "margin"}[of])
     for outline, count in ((kept, 14), (dropped, 26)):
         assert 0 in outline.get_xy()[:, 0]
         assert counted(outline) == pytest.approx(count)
@@ -84,19 +85,23 @@ def test_histogram_counts_every_example_once() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scores": np.linspace(0, 1, N, dtype=np.float32)},
         {"settings": SETTINGS | {"rule": "agreement"}},
         {"settings": SETTINGS | {"trim": None}},
-        {"settings": SETTINGS | {"basis": "orthonormal"}},
+        {"settings": SETTINGS | {"trim": 0.2}},
         {"settings": SETTINGS | {"trimmed": 0}},
         {"settings": {}},
     ],
 )
-def test_histogram_marks_the_trim_only_where_it_dropped_by_these_scores(
-    changes: dict[str, Any],
-) -> None:
-    assert len(score_histogram(selection(**changes)).lines) == 0
-    assert len(score_histogram(selection()).lines) == 1
+def test_histogram_marks_the_trim_only_where_it_dropped(changes: dict[str, Any]) -> None:
+    assert len(score_histogram(selection(**changes), of="margins").lines) == 0
+    assert len(score_histogram(selection(), of="margins").lines) == 1
+
+
+def test_histogram_of_margins_draws_margins() -> None:
+    low = np.where(np.arange(N) < 5, -0.9, 0.5).astype(np.float32)
+    kept, _ = score_histogram(selection(margins=low, indices=np.arange(5)), of="margins").patches
+    assert (kept.get_xy()[:, 0][kept.get_xy()[:, 1] == 5] < -0.8).all()
+    assert counted(kept) == pytest.approx(5)
 
 
 def test_histogram_draws_where_it_is_told() -> None:
@@ -114,9 +119,15 @@ def test_histogram_of_equal_scores(score: float) -> None:
 
 
 def test_histogram_of_a_selection_without_scores() -> None:
-    nothing = selection(scores=np.full(N, np.nan, np.float32))
+    nothing = selection(scores=np.full(N, np.nan, np.float32), margins=None)
     with pytest.raises(ValueError, match="rule='random', which scores nothing"):
         score_histogram(nothing)
+    for draw in (score_histogram, score_histogram_by_class):
+        with pytest.raises(ValueError, match="with margins, got one of rule='random' or of an old"):
+            draw(nothing, of="margins")
+        with pytest.raises(ValueError, match='"scores" or "margins", got \'losses\''):
+            draw(nothing, of="losses")
+    assert not pyplot.get_fignums()
 
 
 def test_histogram_by_class_counts_each_class_on_one_scale() -> None:
@@ -127,9 +138,13 @@ def test_histogram_by_class_counts_each_class_on_one_scale() -> None:
     assert [counted(patch) for patch in (*low.patches, *high.patches)] == [10, 10, 0, 20]
     assert low.get_xlim() == high.get_xlim()
     assert low.get_ylim() == high.get_ylim()
-    assert [len(ax.lines) for ax in (low, high)] == [1, 1]  # the trim
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["kept", "dropped"]
+    figure = score_histogram_by_class(given, of="margins")
+    assert [len(ax.lines) for ax in figure.axes] == [1, 1]  # the trim
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["kept", "dropped", "trim: below 0"]
+    assert sum(counted(patch) for ax in figure.axes for patch in ax.patches) == N
 
 
 def test_histogram_by_class_shows_the_classes_asked_for() -> None:
@@ -149,18 +164,30 @@ def test_histogram_by_class_errors() -> None:
     assert not pyplot.get_fignums()
 
 
-def test_worst_shows_the_lowest_agreement_first_with_label_and_truth() -> None:
+def test_worst_ranks_by_margin() -> None:
+    (ax,) = worst(selection(), images(4, 4), 3).axes
+    np.testing.assert_allclose(drawn(ax), [1, 0.5, 0])  # the last three, the last one first
+    assert [text.get_text() for text in ax.texts[::2]] == ["-0.20", "-0.17", "-0.14"]
+    assert ax.get_title() == "lowest margin of 40 examples, lowest first"
+
+
+def test_worst_of_a_selection_without_margins_ranks_by_agreement() -> None:
+    (ax,) = worst(selection(margins=None), images(4, 4), 3).axes
+    np.testing.assert_allclose(drawn(ax), [0, 0.5, 1])
+    assert ax.get_title() == "lowest agreement of 40 examples, lowest first"
+
+
+def test_worst_shows_the_lowest_first_with_label_and_truth() -> None:
     labels = np.arange(N) % 2
     truth = labels.copy()
     truth[1] = 0
-    figure = worst(
-        selection(), images(4, 4), 5, columns=3, truth=truth, class_names=("even", "odd")
-    )
+    rising = selection(margins=np.linspace(-0.3, 1, N, dtype=np.float32))
+    figure = worst(rising, images(4, 4), 5, columns=3, truth=truth, class_names=("even", "odd"))
     (ax,) = figure.axes
     np.testing.assert_allclose(drawn(ax), np.arange(5) / 4, atol=1e-6)
     words = [text.get_text() for text in ax.texts]
-    scores = [f"{score:.2f}" for score in selection().scores[:5]]
-    assert words[::3] == scores
+    assert rising.margins is not None
+    assert words[::3] == [f"{margin:.2f}" for margin in rising.margins[:5]]
     assert words[1::3] == ["label even", "label odd", "label even", "label odd", "label even"]
     assert words[2::3] == ["right", "truly even", "right", "right", "right"]
     assert ax.texts[2].get_color() != ax.texts[5].get_color()
@@ -170,7 +197,7 @@ def test_worst_shows_the_lowest_agreement_first_with_label_and_truth() -> None:
 
 
 def test_worst_breaks_ties_by_index_and_shows_no_more_than_there_are() -> None:
-    equal = selection(scores=np.zeros(N, np.float32), labels=None)
+    equal = selection(margins=np.zeros(N, np.float32), labels=None)
     (ax,) = worst(equal, images(4, 4), 1_000).axes
     np.testing.assert_allclose(drawn(ax), np.arange(N) / (N - 1), rtol=1e-6)
     assert [text.get_text() for text in ax.texts] == ["0.00"] * N  # no labels to write
@@ -199,7 +226,7 @@ def test_worst_errors() -> None:
     with pytest.raises(ValueError, match="and labels none"):
         worst(selection(labels=None), images(4, 4), truth=np.zeros(N))
     with pytest.raises(ValueError, match="which scores nothing"):
-        worst(selection(scores=np.full(N, np.nan, np.float32)), images(4, 4))
+        worst(selection(scores=np.full(N, np.nan, np.float32), margins=None), images(4, 4))
     with pytest.raises(ValueError, match="40 examples, got 39"):
         worst(selection(), TensorDataset(torch.zeros(N - 1, 4, 4)))
     assert not pyplot.get_fignums()
