@@ -124,8 +124,10 @@ def select_subset(
         compress: Count sketch of gradients longer than `"auto"` (8,192) or this many coordinates;
             None for no compression.
         consensus: `"exact"` keeps N x l numbers on the host, `"streaming"` scores at once with a
-            consensus carried along in pass 1, in memory that grows by 24 bytes an example at most;
-            `"auto"` is exact while its numbers fit `memory_budget`.
+            consensus carried along in pass 1, in memory that grows with N by scores, margins,
+            labels and indices only: at keep=0.25 by about 24 bytes an example with herding and
+            facility location, 26 to 33 with the other rules, 45 with a draw. `"auto"` is exact
+            while its numbers fit `memory_budget`.
         memory_budget: Bytes for gradients held at once, and for exact scoring.
         loss: `loss(model, batch) -> (n,)`, one loss per example; None for the cross-entropy of
             integer class or token targets, and for what Hugging Face models train on.

@@ -70,9 +70,10 @@ class Selection:
         draws: What each epoch sees; None for `draw="fixed"`.
         margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class less half
             of its opposition to the class that it opposes most, in the weighted basis: what the
-            trim reads, and a better detector of wrong labels than `scores`. Below 0, an example
-            opposes another class more than twice as much as it agrees with its own. With one class
-            (`class_balanced=False`, no labels) the agreement itself. None for `rule="random"`.
+            trim reads, and a better mark of wrong labels than `scores`, of which few are negative.
+            Below 0, an example opposes another class more than twice as much as it agrees with its
+            own. With one class (`class_balanced=False`, or no labels) it is the agreement itself.
+            None for `rule="random"`.
 
     Example:
         >>> import tempfile, torch
