@@ -79,7 +79,7 @@ class GradientComputer(Protocol):
     def covers_whole_network(self) -> bool:
         """Whether the columns cover every parameter that requires grad.
 
-        Only then does a negative agreement mark an example to be trimmed.
+        Only then does a negative margin mark an example to be trimmed.
         """
         ...
 
