@@ -41,7 +41,9 @@ bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/compression.py # with SAGE_TORCH_DATA on the papers' data
-	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA
+	$(BIN)/python benchmarks/gate_power.py
+	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA, as does
+	$(BIN)/python benchmarks/quality.py # hours; goes on where it stopped
 	$(BIN)/python benchmarks/results.py
 
 notebooks: $(VENV)/built ## Execute the notebooks in place

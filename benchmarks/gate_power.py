@@ -2,8 +2,8 @@
 
 The gate is `tests/quality/test_accuracy.py`. Real runs with seeds that it does not use give the
 gain of the selection over class-balanced random, whose mean, less a tenth and rounded down, it
-expects, and a pool of paired differences. From that pool, as many as the gate has seeds are drawn again and
-again, and the gate's own test judges them:
+expects, and a pool of paired differences. From that pool, as many as the gate has seeds are drawn
+again and again, and the gate's own test judges them:
 
 - as they are: the share noticed is the gate's rate of false alarms;
 - less one point each: the share noticed is its power against that loss of what was measured, which
