@@ -265,7 +265,11 @@ def _draw(condition: dict[str, Any], runs: list[Run]) -> None:
     figure, ax = pyplot.subplots(figsize=(9, 4.6), layout="constrained")
     accuracy_against_time(points, ax, baseline=SHOWN[BASELINE])
     ax.set_xlabel("seconds of one CPU thread: warm-up, selection, training (log scale)")
-    ax.set_title(title(condition), fontsize=10)
+    # Where a rule fails by tens of points, the others would be one line.
+    lowest = min(run["accuracy"] for run in runs if run["rule"] == BASELINE) - 10
+    is_cut = any(run["accuracy"] < lowest for run in runs)
+    ax.set_ylim(bottom=lowest)
+    ax.set_title(title(condition) + (" (lower points are cut off)" if is_cut else ""), fontsize=10)
     figure.savefig(RESULTS / picture(condition), dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
