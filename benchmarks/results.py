@@ -64,8 +64,8 @@ those from the exact whole-network gradients (l = {sketch_size}, consensus by cl
 share of the exact one's found, over all and within each class. *Flipped found*: those with
 `agreement < 0` in the weighted basis (the trim, before it read margins), {flipped:.0%} of the
 labels flipped before the warm-up: share of the flipped found, share of those found that were
-flipped, and share of right labels lost. *Gradients*: seconds over those of forward + backward on the same
-batches ({cpu}, threads: {threads}). Means over {seeds} seeds ± standard deviation.
+flipped, and share of right labels lost. *Gradients*: seconds over those of forward + backward on
+the same batches ({cpu}, threads: {threads}). Means over {seeds} seeds ± standard deviation.
 """
 TRIM = """\
 ## Trim: wrong labels found for right ones lost
