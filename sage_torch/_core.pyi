@@ -126,11 +126,29 @@ class FrequentDirections:
         """Add another sketch's stream to this one; bounds and shrinkages add up.
 
         Args:
-            other: A sketch of the same `dim`; its `sketch_size` may differ. It is not changed.
+            other: A sketch of the same `dim`; its `sketch_size` may differ. It is not changed, but
+                for its waiting rows, which are shrunk first, where both carry a consensus: those
+                sums add up, too, class by class, so that a class must be the same id in both.
 
         Raises:
-            ValueError: Another `dim`, the same object, or a sketch that carries a consensus.
+            ValueError: Another `dim`, the same object, or not the same consensus carried along.
             TypeError: Not a sketch.
+        """
+
+    def forget(self, factor: float) -> None:
+        """Multiply the weight of every row so far by `factor`: A becomes sqrt(factor) A.
+
+        Waiting rows are shrunk first. The bound, the energy and a consensus that is carried along
+        then speak of the weighted stream; `rows_seen` goes on counting rows.
+
+        Args:
+            factor: In (0, 1]; 1 changes nothing.
+
+        Raises:
+            ValueError: It is out of range.
+
+        Cost:
+            One shrink, and l d multiplications.
         """
 
     def matrix(self) -> Tensor:

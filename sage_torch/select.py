@@ -249,6 +249,7 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
+        singular_values=sketched.sketch.singular_values(),
         settings=_settings(options, k, chosen)
         | {
             "gradients": getattr(computer, "describe", lambda: repr(computer))(),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sage_torch.archive import pack, unpack, write_whole
 from sage_torch.draws import Draws, whole_number
 
-_FORMAT = 2
-_READABLE = (1, 2)  # 1: before there were weights, draws and margins
+_FORMAT = 3
+_READABLE = (1, 2, 3)  # 1: before weights, draws and margins; 2: before singular values
+_OPTIONAL = ("labels", "weights", "margins", "singular_values")
 _OF_DRAWS = ("order", "starts", "classes", "quotas")
 
 
@@ -74,6 +73,8 @@ class Selection:
             Below 0, an example opposes another class more than twice as much as it agrees with its
             own. With one class (`class_balanced=False`, or no labels) it is the agreement itself.
             None for `rule="random"`.
+        singular_values: float64 (l,), descending: the lengths of the sketch's rows, its spectrum;
+            None for `rule="random"`.
 
     Example:
         >>> import tempfile, torch
@@ -98,9 +99,11 @@ class Selection:
     weights: NDArray[np.float32] | None = None
     draws: Draws | None = None
     margins: NDArray[np.float32] | None = None
+    singular_values: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.indices, self.scores, self.labels, self.weights, self.margins):
+        for name in ("indices", "scores", *_OPTIONAL):
+            array = getattr(self, name)
             if array is not None:
                 array.setflags(write=False)
 
@@ -139,24 +142,21 @@ class Selection:
         Args:
             path: Where to write; the name is used as it is.
         """
-        path = Path(path)
+        write_whole(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return what `save` writes."""
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
+        there = {name: array for name, array in optional.items() if array is not None}
         meta: dict[str, Any] = {
             "format": _FORMAT,
-            "has_labels": self.labels is not None,
-            "has_weights": self.weights is not None,
-            "has_margins": self.margins is not None,
+            **{f"has_{name}": name in there for name in _OPTIONAL},
             "draws": None,
             "certificate": None if self.certificate is None else asdict(self.certificate),
             "seconds": self.seconds,
             "settings": self.settings,
         }
-        arrays: dict[str, Any] = {"indices": self.indices, "scores": self.scores}
-        if self.labels is not None:
-            arrays["labels"] = self.labels
-        if self.weights is not None:
-            arrays["weights"] = self.weights
-        if self.margins is not None:
-            arrays["margins"] = self.margins
+        arrays: dict[str, Any] = {"indices": self.indices, "scores": self.scores, **there}
         if self.draws is not None:
             meta["draws"] = {
                 "draw": self.draws.draw,
@@ -164,16 +164,7 @@ class Selection:
                 "is_herded": self.draws.is_herded,
             }
             arrays |= {f"draws_{name}": getattr(self.draws, name) for name in _OF_DRAWS}
-        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-        try:
-            with open(part, "xb") as file:  # with the permissions that the user's umask gives
-                np.savez_compressed(
-                    file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays
-                )
-            os.replace(part, path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        return pack(meta, arrays, compress=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
@@ -189,13 +180,22 @@ class Selection:
             FileNotFoundError: There is no such file.
             ValueError: It is not a selection, or a damaged one.
         """
+        with open(path, "rb") as file:
+            return cls._read(file, repr(os.fspath(path)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Selection:
+        """Return the selection that gave `data`. Nothing in it is executed.
+
+        Raises:
+            ValueError: It is not a selection, or a damaged one.
+        """
+        return cls._read(data, f"a text of {len(data):,} bytes")
+
+    @classmethod
+    def _read(cls, source: bytes | BinaryIO, name: str) -> Selection:
         try:
-            opened = np.load(path, allow_pickle=False)
-            if not isinstance(opened, np.lib.npyio.NpzFile):
-                raise ValueError("expected a .npz archive")
-            with opened as file:
-                arrays = {name: file[name] for name in file.files}
-            meta = json.loads(arrays.pop("meta").tobytes())
+            meta, arrays = unpack(source)
             if meta["format"] not in _READABLE:
                 raise ValueError(
                     f"expected a format up to {_FORMAT}, got {meta['format']}; read it with the "
@@ -204,47 +204,38 @@ class Selection:
             loaded = cls(
                 indices=arrays["indices"],
                 scores=arrays["scores"],
-                labels=arrays["labels"] if meta["has_labels"] else None,
                 certificate=(
                     None if meta["certificate"] is None else Certificate(**meta["certificate"])
                 ),
                 seconds=dict(meta["seconds"]),
                 settings=dict(meta["settings"]),
-                weights=arrays["weights"] if meta.get("has_weights") else None,
                 draws=_draws(meta.get("draws"), arrays),
-                margins=arrays["margins"] if meta.get("has_margins") else None,
+                **{name: arrays[name] if meta.get(f"has_{name}") else None for name in _OPTIONAL},
             )
             loaded._check()
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
-            raise
-        except Exception as error:  # a damaged zip raises whatever its bytes lead to
-            raise ValueError(f"{os.fspath(path)!r} holds no readable selection: {error}") from error
+        except Exception as error:  # damaged bytes raise whatever they lead to
+            raise ValueError(f"{name} holds no readable selection: {error}") from error
         return loaded
 
     def _check(self) -> None:
-        total = len(self.scores)
-        k = len(self.indices)
-        shapes_fit = (
-            self.indices.dtype == np.int64
-            and self.scores.dtype == np.float32
-            and self.indices.ndim == self.scores.ndim == 1
-            and (
-                self.labels is None
-                or (self.labels.shape == (total,) and self.labels.dtype == np.int64)
-            )
-            and (
-                self.weights is None
-                or (self.weights.shape == (k,) and self.weights.dtype == np.float32)
-            )
-            and (
-                self.margins is None
-                or (self.margins.shape == (total,) and self.margins.dtype == np.float32)
-            )
+        total, k = len(self.scores), len(self.indices)
+        shapes: list[tuple[NDArray[Any] | None, Any, tuple[int, ...] | None]] = [
+            (self.indices, np.int64, (k,)),
+            (self.scores, np.float32, (total,)),
+            (self.labels, np.int64, (total,)),
+            (self.weights, np.float32, (k,)),
+            (self.margins, np.float32, (total,)),
+            (self.singular_values, np.float64, None),
+        ]
+        shapes_fit = all(
+            array is None
+            or (array.dtype == dtype and array.ndim == 1 and shape in (None, array.shape))
+            for array, dtype, shape in shapes
         )
         if not shapes_fit or not k:
             raise ValueError(
                 "expected int64 indices (k,) and labels (N,), float32 scores and margins (N,) and "
-                "weights (k,)"
+                "weights (k,), float64 singular values (l,)"
             )
         if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():
             raise ValueError(f"expected ascending indices within [0, {total})")

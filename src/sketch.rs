@@ -90,6 +90,8 @@ pub struct State {
     pub squared_norm: f64,
     /// Rows given so far, those of merged sketches included.
     pub rows_seen: u64,
+    /// The same, less what has been forgotten of each.
+    pub weight: f64,
 }
 
 /// Rows b between two shrinks. Products cost `4l + b + 2l²/b` multiply-adds a row and column, least
@@ -109,6 +111,7 @@ impl State {
             carried: Vec::new(),
             squared_norm: 0.0,
             rows_seen: 0,
+            weight: 0.0,
         }
     }
 
@@ -143,7 +146,7 @@ impl State {
                     products,
                     &part,
                     ids_of(next..next + taken),
-                    self.rows_seen + taken as u64,
+                    self.weight + taken as f64,
                     &self.carried,
                     &mut buffers.sums,
                 )?;
@@ -153,6 +156,7 @@ impl State {
                 self.pending_ids.extend_from_slice(ids_of(next..next + taken));
             }
             self.rows_seen += taken as u64;
+            self.weight += taken as f64;
             self.squared_norm = norms[next..next + taken].iter().fold(self.squared_norm, add);
             next += taken;
             if self.pending == block {
@@ -173,7 +177,7 @@ impl State {
                 products,
                 &waiting,
                 &self.pending_ids,
-                self.rows_seen,
+                self.weight,
                 &self.carried,
                 &mut buffers.sums,
             )?;
@@ -223,7 +227,17 @@ impl State {
         self.spectrum.shrinkage += other_shrinkage;
         self.squared_norm += other.squared_norm;
         self.rows_seen += other.rows_seen;
+        self.weight += other.weight;
         Ok(())
+    }
+
+    /// Multiplies the weight of every row so far by `factor`; the caller scales the sketch's rows
+    /// by its root and the sums by itself. No row may be waiting.
+    pub fn forget(&mut self, factor: f64) {
+        self.spectrum.singular_values.iter_mut().for_each(|value| *value *= factor.sqrt());
+        self.spectrum.shrinkage *= factor;
+        self.squared_norm *= factor;
+        self.weight *= factor;
     }
 
     /// `S ← shrink([S; G])`. Nothing has changed when it fails before the rotation.
@@ -275,7 +289,7 @@ impl Folded {
         products: &P,
         rows: &P::Rows<'_>,
         class_ids: &[i32],
-        rows_seen: u64,
+        weight: f64,
         carried: &[bool],
         sums: &mut [P::Buffer<'_>],
     ) -> Result<()> {
@@ -290,7 +304,7 @@ impl Folded {
         classes.dedup();
         for (orthonormal, sums) in carried.iter().zip(sums) {
             let scale = column_scale(&self.singular_values, *orthonormal);
-            let root = if *orthonormal { 1.0 } else { (rows_seen as f64).sqrt() };
+            let root = if *orthonormal { 1.0 } else { weight.sqrt() };
             let mut weights = Mat::zeros(classes.len(), count);
             for (i, id) in class_ids.iter().enumerate() {
                 let squared: f64 = (0..size).map(|j| (scale[j] * sketched[(j, i)]).powi(2)).sum();

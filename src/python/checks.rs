@@ -95,7 +95,24 @@ impl FrequentDirections {
                 ids.len()
             )));
         }
-        let classes = ids.iter().map(|id| *id as usize + 1).max().unwrap_or(0);
+        self.make_room(py, ids.iter().map(|id| *id as usize + 1).max().unwrap_or(0))
+    }
+
+    /// Adds the sums of another sketch; a class is the same id in both.
+    pub(super) fn add_sums_of(&mut self, py: Python<'_>, others: &[Py<PyAny>]) -> PyResult<()> {
+        for (place, other) in others.iter().enumerate() {
+            let other = other.bind(py);
+            self.make_room(py, other.len()?)?;
+            let other = other.call_method1(intern!(py, "to"), (self.device.bind(py),))?;
+            self.sums[place]
+                .bind(py)
+                .call_method1("narrow", (0, 0, other.len()?))?
+                .call_method1("add_", (other,))?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, py: Python<'_>, classes: usize) -> PyResult<()> {
         for sums in &mut self.sums {
             let old = sums.bind(py);
             if old.len()? < classes {

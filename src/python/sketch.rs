@@ -168,15 +168,36 @@ impl FrequentDirections {
                 self.dim, other.dim
             )));
         }
-        if !self.state.carried.is_empty() || !other.state.carried.is_empty() {
+        if self.state.carried != other.state.carried {
             return Err(PyValueError::new_err(
-                "expected sketches that carry no consensus along: sums under two sketches do not add",
+                "expected both sketches to carry the same consensus along, or none",
             ));
+        }
+        if !other.state.carried.is_empty() {
+            on_path!(other, py, flush_on())?; // the sums know shrunk rows only
         }
         let (rows, spectrum) = other.whole_stream(py)?;
         let rows = rows.bind(py).call_method1(intern!(py, "to"), (self.device.bind(py),))?;
         self.view = None;
-        on_path!(self, py, merge_on(&rows, &other.state, spectrum.shrinkage))
+        on_path!(self, py, merge_on(&rows, &other.state, spectrum.shrinkage))?;
+        self.add_sums_of(py, &other.sums)
+    }
+
+    /// Multiply the weight of every row so far by `factor`, in (0, 1].
+    fn forget(&mut self, py: Python<'_>, factor: f64) -> PyResult<()> {
+        if !(factor > 0.0 && factor <= 1.0) {
+            return Err(PyValueError::new_err(format!(
+                "expected a factor in (0, 1], got {factor}"
+            )));
+        }
+        self.view = None;
+        on_path!(self, py, flush_on())?;
+        self.sketch.bind(py).call_method1(intern!(py, "mul_"), (factor.sqrt(),))?;
+        for sums in &self.sums {
+            sums.bind(py).call_method1(intern!(py, "mul_"), (factor,))?;
+        }
+        self.state.forget(factor);
+        Ok(())
     }
 
     /// Return a copy of S (sketch_size, dim) of the whole stream so far; reading changes nothing.

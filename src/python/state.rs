@@ -35,6 +35,7 @@ impl FrequentDirections {
         state.set_item("shrinkage", self.state.spectrum.shrinkage)?;
         state.set_item("squared_norm", self.state.squared_norm)?;
         state.set_item("rows_seen", self.state.rows_seen)?;
+        state.set_item("weight", self.state.weight)?;
         let carried = PyList::empty(py);
         for (orthonormal, sums) in self.state.carried.iter().zip(&self.sums) {
             carried.append((*orthonormal, clone(sums.bind(py))?))?;
@@ -64,6 +65,7 @@ impl FrequentDirections {
         new.spectrum.shrinkage = number(&item("shrinkage")?)?;
         new.squared_norm = number(&item("squared_norm")?)?;
         new.rows_seen = number(&item("rows_seen")?)?;
+        new.weight = number(&item("weight")?)?;
         new.pending = waiting.len()?;
         new.pending_ids = number(&item("pending_ids")?)?;
         let (mut sums, mut classes) = (Vec::new(), usize::MAX);
@@ -83,7 +85,7 @@ impl FrequentDirections {
                 .iter()
                 .any(|id| usize::try_from(*id).map_or(true, |id| id >= classes))
             || !numbers
-                .chain([&new.spectrum.shrinkage, &new.squared_norm])
+                .chain([&new.spectrum.shrinkage, &new.squared_norm, &new.weight])
                 .all(|value| value.is_finite() && *value >= 0.0)
         {
             return Err(PyValueError::new_err(format!(

@@ -195,6 +195,45 @@ def test_carrying_a_consensus_does_not_change_the_sketch(backend: str) -> None:
 
 
 @backends
+@pytest.mark.parametrize("basis", BASES)
+def test_a_merged_consensus_is_that_of_both_streams(backend: str, basis: reference.Basis) -> None:
+    rows, class_ids = gradients(300, 40)
+    ours, other = (FrequentDirections(16, 40, backend=backend) for _ in range(2))
+    for sketch, part in ((ours, slice(0, 130)), (other, slice(130, 300))):
+        sketch.carry_consensus(orthonormal=basis == "orthonormal")
+        ids = class_ids[part] if sketch is other else class_ids[part] % 2  # fewer classes here
+        sketch.update(rows[part], ids)
+    class_ids[:130] %= 2
+    ours.merge(other)
+    directions = ours.class_directions(orthonormal=basis == "orthonormal").double().numpy()
+    z = ours.project(rows, basis=basis).double().numpy()
+    exact = reference.consensus(z, class_ids, CLASSES)
+    assert (reference.unit(directions[:CLASSES]) * exact).sum(axis=1).min() > 0.99
+
+
+@backends
+def test_forgetting_is_a_stream_of_shorter_rows(backend: str) -> None:
+    rows, class_ids = gradients(180, 40)
+    ours, scaled = (FrequentDirections(8, 40, backend=backend) for _ in range(2))
+    for sketch in (ours, scaled):
+        sketch.carry_consensus(orthonormal=True)  # whose sums do not depend on rows' lengths
+    ours.update(rows[:100], class_ids[:100])
+    ours.forget(0.25)
+    ours.update(rows[100:], class_ids[100:])
+    scaled.update(0.5 * rows[:100], class_ids[:100])
+    scaled.forget(1.0)  # shrinks what waits, as forgetting does
+    past = scaled.state_dict()["consensus"][0][1]
+    scaled.update(rows[100:], class_ids[100:])
+    assert torch.allclose(ours.matrix(), scaled.matrix(), atol=1e-4)
+    assert ours.shrinkage == pytest.approx(scaled.shrinkage, rel=1e-4)
+    assert ours.squared_norm == pytest.approx(scaled.squared_norm, rel=1e-6)
+    assert ours.rows_seen == 180
+    assert ours.state_dict()["weight"] == pytest.approx(0.25 * 100 + 80)
+    old, new = (sketch.state_dict()["consensus"][0][1] for sketch in (scaled, ours))
+    assert torch.allclose(old - new, 0.75 * past, atol=1e-4)
+
+
+@backends
 def test_merge_equals_the_oracle(backend: str) -> None:
     rows, _ = gradients(96, 50)  # 64 and 32 rows: nothing waits, so both shrink at the same places
     ours, other = (FrequentDirections(8, 50, backend=backend) for _ in range(2))
