@@ -239,6 +239,16 @@ class Consensus:
             ValueError: Sizes disagree or an id is out of range; nothing was added.
         """
 
+    def sums(self) -> NDArray[np.float64]:
+        """Return the sums themselves (C, width)."""
+
+    def add_sums(self, sums: NDArray[np.float64]) -> None:
+        """Add the sums (C, width) of other examples of the same classes.
+
+        Raises:
+            ValueError: Sizes disagree; nothing was added.
+        """
+
     def directions(self) -> NDArray[np.float64]:
         """Return unit rows (C, width); 0 for a class without examples."""
 

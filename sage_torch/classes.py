@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,21 +29,46 @@ class ClassBook:
 
     def add(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
         """Note a batch's labels and return its class ids (n,), 0 throughout without classes."""
-        if self.has_labels is None:
-            self.has_labels = labels is not None
-            if self._wanted is True and not self.has_labels:
-                raise ValueError(
-                    "expected integer class labels for class_balanced=True, but batches have "
-                    "none: give (inputs, labels) batches with labels of shape (n,) and an integer "
-                    'dtype (a dict needs "labels"), or pass class_balanced=False'
-                )
-        if self.has_labels != (labels is not None):
-            raise ValueError("expected every batch to have integer labels, or none to")
+        self._expect_labels(labels is not None)
         if labels is not None:
-            if self._ids is None:
-                self._ids = np.zeros(self._total, np.int32)
-            self._ids[indices] = self._encode(labels)
+            values, inverse = np.unique(labels.to(torch.int64).numpy(), return_inverse=True)
+            self._all_ids()[indices] = self._positions_of(values)[inverse]
         return self.of(indices)
+
+    def adopt(
+        self, indices: NDArray[np.int64] | slice, part: dict[str, NDArray[Any]]
+    ) -> NDArray[np.int32]:
+        """Note what another book has of some examples; return what its class ids are here.
+
+        Args:
+            indices: Those examples.
+            part: Its `part` of them.
+
+        Returns:
+            int32 (C,), the id here of each class id there.
+
+        Raises:
+            ValueError: It is damaged, or one has labels and the other none.
+        """
+        values, ids = part["values"], part["ids"]
+        fits = values.dtype == np.int64 and ids.dtype == np.int32 and values.ndim == ids.ndim == 1
+        if not fits:
+            raise ValueError(f"expected int64 values and int32 ids, got {values.dtype}, {ids.dtype}")
+        if len(values) and not ((ids >= 0) & (ids < len(values))).all():
+            raise ValueError(f"expected class ids in [0, {len(values)})")
+        self._expect_labels(len(values) > 0)
+        if not len(values):
+            return np.zeros(1, np.int32)
+        here = self._positions_of(values)
+        self._all_ids()[indices] = here[ids]
+        return here if self.is_balanced else np.zeros(1, np.int32)
+
+    def part(self, indices: NDArray[np.int64] | slice) -> dict[str, NDArray[Any]]:
+        """Return `values` int64 (C,), the label of each id, and `ids` int32 (n,) of examples."""
+        if self._ids is None:
+            count = len(range(self._total)[indices] if isinstance(indices, slice) else indices)
+            return {"values": np.empty(0, np.int64), "ids": np.zeros(count, np.int32)}
+        return {"values": self.values(), "ids": self._ids[indices]}
 
     def check(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
         """Return the class ids (n,) again, after comparing labels with those of pass 1."""
@@ -63,7 +90,7 @@ class ClassBook:
     def of(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int32]:
         """Return the class ids of some examples, as the rules use them."""
         if self._ids is None or not self.is_balanced:
-            count = self._total if isinstance(indices, slice) else len(indices)
+            count = len(range(self._total)[indices] if isinstance(indices, slice) else indices)
             return np.zeros(count, np.int32)
         return self._ids[indices]
 
@@ -77,11 +104,9 @@ class ClassBook:
         """Number of classes the rules see."""
         return len(self._positions) if self.is_balanced else 1
 
-    def sizes(self) -> NDArray[np.int64]:
-        """Return the number of examples in each class (C,)."""
-        if self._ids is None or not self.is_balanced:
-            return np.array([self._total])
-        return np.bincount(self._ids, minlength=self.count)
+    def sizes(self, places: slice = slice(None)) -> NDArray[np.int64]:
+        """Return the number of examples in each class (C,), of all or of some places."""
+        return np.bincount(self.of(places), minlength=self.count)
 
     def finish(self) -> NDArray[np.int64]:
         """Renumber classes by ascending label; return the old id of each new one."""
@@ -105,9 +130,24 @@ class ClassBook:
         """Return the label of each class id (C,)."""
         return np.fromiter(self._positions, np.int64, len(self._positions))
 
-    def _encode(self, labels: Tensor) -> NDArray[np.int32]:
-        values, inverse = np.unique(labels.to(torch.int64).numpy(), return_inverse=True)
+    def _expect_labels(self, are_there: bool) -> None:
+        if self.has_labels is None:
+            self.has_labels = are_there
+            if self._wanted is True and not are_there:
+                raise ValueError(
+                    "expected integer class labels for class_balanced=True, but batches have "
+                    "none: give (inputs, labels) batches with labels of shape (n,) and an integer "
+                    'dtype (a dict needs "labels"), or pass class_balanced=False'
+                )
+        if self.has_labels != are_there:
+            raise ValueError("expected every batch to have integer labels, or none to")
+
+    def _all_ids(self) -> NDArray[np.int32]:
+        if self._ids is None:
+            self._ids = np.zeros(self._total, np.int32)
+        return self._ids
+
+    def _positions_of(self, values: NDArray[np.int64]) -> NDArray[np.int32]:
         for value in values.tolist():
             self._positions.setdefault(value, len(self._positions))
-        ids = np.array([self._positions[value] for value in values.tolist()], np.int32)
-        return ids[inverse]
+        return np.array([self._positions[value] for value in values.tolist()], np.int32)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sage_torch import _core
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options, count_both
+from sage_torch.shards import Shard
 from sage_torch.user_state import seed_everything
 
 _ORDER_STREAM = 2**32  # keeps the reading order apart from the sampler's epochs, streams 0, 1, ...
@@ -24,26 +26,28 @@ _CHUNK = 8_192
 
 
 class SeededOrder(Sampler[int]):
-    """Indices `0..total` in a seeded order, in memory that does not grow with their number.
+    """A shard's indices in a seeded order, in memory that does not grow with their number.
 
     A stream sorted by class would show the sketch one class after the other, and a consensus that
     is carried along would suffer (benchmarks/consensus.py); in this order every part of the stream
     is a fair draw of the whole.
     """
 
-    def __init__(self, total: int, seed: int, stream: int = _ORDER_STREAM) -> None:
-        self._order = _core.Permutation(total, seed, stream)
+    def __init__(self, shard: Shard, seed: int, *, begin: int = 0) -> None:
+        self._order = _core.Permutation(len(shard), seed, _ORDER_STREAM + shard.number)
+        self._first, self._begin = shard.start, begin
 
     def __iter__(self) -> Iterator[int]:
-        for start in range(0, len(self), _CHUNK):
-            yield from self.indices(start, min(_CHUNK, len(self) - start)).tolist()
+        total = len(self._order)
+        for start in range(self._begin, total, _CHUNK):
+            yield from self.indices(start, min(_CHUNK, total - start)).tolist()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._order) - self._begin
 
     def indices(self, start: int, count: int) -> NDArray[np.int64]:
         """Return the examples at places `start` to `start + count` of the order."""
-        return self._order.take(start, count)
+        return self._first + self._order.take(start, count)
 
 
 class Examples:
@@ -63,61 +67,76 @@ class Examples:
         self.total = count_both(dataset, options.score_dataset)
         self._read = dataset if options.score_dataset is None else options.score_dataset
         self._views = (dataset, self._read)
-        self._device, self._options = device, options
-        self._order = SeededOrder(self.total, options.seed)
+        self.device, self._options = device, options
         if options.rule != "random":  # which reads labels only
             self._warn_if_random()
 
-    def batches(self, title: str) -> Iterator[tuple[NDArray[np.int64], Batch, Tensor | None]]:
+    @contextmanager
+    def progress(self, title: str, shards: Sequence[Shard]) -> Iterator[tqdm[None]]:
+        """Show one bar for a pass over some shards."""
+        with tqdm(
+            total=sum(map(len, shards)),
+            desc=title,
+            unit="ex",
+            delay=2,  # a pass under two seconds needs no bar
+            leave=None,  # nested under a bar of the caller's, it clears itself
+            disable=not self._options.progress,
+        ) as bar:
+            yield bar
+
+    def indices(self, shard: Shard, start: int, count: int) -> NDArray[np.int64]:
+        """Return the indices of some examples of a shard, by their places in its reading order."""
+        return SeededOrder(shard, self._options.seed).indices(start, count)
+
+    def batches(
+        self, shard: Shard, *, begin: int = 0
+    ) -> Iterator[tuple[NDArray[np.int64], Batch, Tensor | None]]:
         """Yield `(indices (n,), batch on the device, integer labels (n,) on the CPU or None)`.
+
+        Args:
+            shard: Which examples.
+            begin: How many of them, in reading order, to leave out.
 
         Raises:
             ValueError: The data set's length changed, or the collate function dropped examples.
         """
         options = self._options
+        seed = (options.seed + shard.number) % 2**63
+        order = SeededOrder(shard, options.seed, begin=begin)
         # Its own generator: the global one gives no number away.
-        generator = torch.Generator().manual_seed(options.seed)
+        generator = torch.Generator().manual_seed(seed)
         loader: DataLoader[Any] = DataLoader(
             self._read,
             batch_size=options.batch_size,
-            sampler=self._order,
+            sampler=order,
             num_workers=options.num_workers,
             collate_fn=options.collate_fn,
             generator=generator,
         )
-        seed_everything(options.seed)  # both passes see the same draws of a random transform
-        with tqdm(
-            total=self.total,
-            desc=title,
-            unit="ex",
-            delay=2,  # a pass under two seconds needs no bar
-            leave=None,  # nested under a bar of the caller's, it clears itself
-            disable=not options.progress,
-        ) as bar:
-            start = 0
-            with torch.device("cpu"):  # a default device of the user's is not the generator's
-                reading = self._noticing_lost_examples(iter(loader))
-            for batch in reading:
-                n = batches.length(batch)
-                expected = min(options.batch_size, self.total - start)
-                if n != expected:
-                    raise ValueError(
-                        f"expected a batch of {expected} examples, got {n}: the collate function "
-                        "must keep every example"
-                    )
-                labels = batches.labels(batch)
-                yield (
-                    self._order.indices(start, n),
-                    batches.to_device(batch, self._device),
-                    None if labels is None else labels.cpu(),
+        seed_everything(seed)  # both passes see the same draws of a random transform
+        with torch.device("cpu"):  # a default device of the user's is not the generator's
+            reading = self._noticing_lost_examples(iter(loader))
+        start = begin
+        for batch in reading:
+            n = batches.length(batch)
+            expected = min(options.batch_size, len(shard) - start)
+            if n != expected:
+                raise ValueError(
+                    f"expected a batch of {expected} examples, got {n}: the collate function "
+                    "must keep every example"
                 )
-                start += n
-                bar.update(n)
+            labels = batches.labels(batch)
+            yield (
+                order.indices(start, n),
+                batches.to_device(batch, self.device),
+                None if labels is None else labels.cpu(),
+            )
+            start += n
         self._check_length()
 
-    def first_batch(self) -> Batch:
-        """Return the first batch, on the device."""
-        with_one = iter(self.batches(""))
+    def first_batch(self, shard: Shard) -> Batch:
+        """Return the first batch of a shard, on the device."""
+        with_one = iter(self.batches(shard))
         try:
             return next(with_one)[1]
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -43,6 +44,10 @@ class SelectionOptions(TypedDict, total=False):
     batch_size: int
     num_workers: int
     progress: bool
+    shards: int | None
+    distributed: bool
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_every: float
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Options:
     num_workers: int = 0
     seed: int = 0
     progress: bool = True
+    shards: int | None = None
+    distributed: bool = True
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float = 30.0
 
     def __post_init__(self) -> None:
         _check_keep(self.keep)
@@ -108,6 +117,24 @@ class Options:
                 raise TypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
         if self.score_dataset is not None:
             count_examples(self.score_dataset, "score_dataset")
+        self._check_shards_and_checkpoint()
+
+    def _check_shards_and_checkpoint(self) -> None:
+        if self.shards is not None:
+            _at_least(1, "shards", self.shards, "a whole number or None")
+        if not isinstance(self.distributed, bool):
+            raise TypeError(f"expected distributed to be True or False, got {self.distributed!r}")
+        if self.checkpoint is not None:
+            if not isinstance(self.checkpoint, (str, os.PathLike)):
+                raise TypeError(
+                    f"expected checkpoint to be a folder or None, got {self.checkpoint!r}"
+                )
+            object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
+        every = self.checkpoint_every
+        if not _is_number(every, Real):
+            raise TypeError(f"expected checkpoint_every in seconds, got {every!r}")
+        if not 0 <= float(every) < math.inf:
+            raise ValueError(f"expected checkpoint_every of at least 0 seconds, got {every}")
 
     def _check_draw_and_weights(self) -> None:
         if self.draw != "fixed" and self.rule not in ("herding", "random"):
@@ -151,6 +178,12 @@ class Options:
         if is_streaming:
             self._check_streamed_weights()
         return is_streaming
+
+    def number_of_shards(self, ranks: int) -> int:
+        """Return the number of shards where `ranks` processes select together."""
+        if self.shards is not None:
+            return int(self.shards)
+        return 8 if ranks > 1 else 1
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 import warnings
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -17,13 +17,12 @@ from torch.utils.data import Dataset
 
 from sage_torch import _core
 from sage_torch.classes import ClassBook
-from sage_torch.compression import compressed
+from sage_torch.distributed import Ranks, ranks
 from sage_torch.examples import Examples
 from sage_torch.gradients import (
     GradientChoice,
     LossFunction,
     ParameterChoice,
-    choose_gradients,
     handling_of,
     reason_of,
     unwrap,
@@ -39,14 +38,12 @@ from sage_torch.options import (
     budget,
     count_examples,
 )
-from sage_torch.passes import (
-    label_pass,
-    score_pass,
-    sketch_pass,
-    streaming_score_pass,
-)
-from sage_torch.rules import Chosen, choose, choose_at_random, stream_for
+from sage_torch.pass_1 import label_pass, sketch_pass
+from sage_torch.pass_2 import score_pass, streaming_score_pass
+from sage_torch.rules import Chosen, choose, choose_at_random, quotas_of_shards, stream_for
 from sage_torch.selection import Certificate, Selection
+from sage_torch.shards import Shard, cut
+from sage_torch.task import Task, new_task, open_snapshots
 from sage_torch.user_state import preserved
 
 _LOG = logging.getLogger("sage_torch")
@@ -77,6 +74,10 @@ def select_subset(
     num_workers: int = 0,
     seed: int = 0,
     progress: bool = True,
+    shards: int | None = None,
+    distributed: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 30.0,
 ) -> Selection:
     """Choose the `round(keep * N)` examples of a data set that are worth a gradient step.
 
@@ -137,6 +138,17 @@ def select_subset(
         num_workers: Worker processes that read the data.
         seed: Names the compression, the reading order and every draw.
         progress: Whether to show a progress bar on a pass that takes over two seconds.
+        shards: Contiguous parts that the data set is cut into, sketched apart and merged in a fixed
+            tree; herding covers each by itself. The subset depends on their number and not on who
+            shares them. None: 8 among several ranks, else 1.
+        distributed: Whether the ranks of torch.distributed's default process group share the
+            shards. All must call this together then, with one model; all get the same selection,
+            and all raise when one fails. Buffers are rank 0's meanwhile.
+        checkpoint: A folder for snapshots of this one selection: the same call goes on where a
+            killed one stopped, to the same subset, and returns at once what was finished there.
+            Where reading an example draws random numbers, the parts read before and after a kill
+            draw other ones than in one go.
+        checkpoint_every: Seconds between two snapshots: what a kill costs at most, and a batch.
 
     Returns:
         The selection: indices, scores, margins, labels, certificate, seconds.
@@ -144,15 +156,19 @@ def select_subset(
     Raises:
         TypeError: `keep` is no number, the data set is a stream, an option is of a wrong kind.
         ValueError: An option is out of range or does not go with another, the data set is empty or
-            changes meanwhile, classes are needed but missing, a batch or a loss has a wrong form.
-        SageError: A loss or gradient is not finite; `index` names the example.
+            changes meanwhile, classes are needed but missing, a batch or a loss has a wrong form,
+            `checkpoint` holds another model's, data set's or other options' snapshots, ranks were
+            given different things.
+        SageError: A loss or gradient is not finite; `index` names the example. Another rank failed.
+        OSError: Snapshots cannot be written.
 
     Warns:
         UserWarning: A class gets no example; items change from reading to reading; memory ran out
-            and the chunk size was halved.
+            and the chunk size was halved; a damaged snapshot is ignored.
 
     Cost:
-        Two gradients an example, and about 9 l d multiply-adds.
+        Two gradients an example, and about 9 l d multiply-adds; with `checkpoint` 4 l bytes an
+            example on disk until it is finished.
 
     Reference:
         Jha and Ahmadi-Asl, "SAGE: Streaming Agreement-Driven Gradient Sketches for Representative
@@ -189,51 +205,60 @@ def select_subset(
         num_workers=num_workers,
         seed=seed,
         progress=progress,
+        shards=shards,
+        distributed=distributed,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )
     total = count_examples(dataset)
     k = budget(keep, total)
     options.is_streaming(total)  # refuses before work starts
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-    inner = unwrap(model)
+    inner, together = unwrap(model), ranks(distributed)
     with preserved(inner):
-        if rule == "random":
-            return _random_selection(inner, dataset, options, k)
-        return _select(inner, dataset, options, k)
+        together.share_buffers(inner)
+        return _select(inner, dataset, options, k, together)
 
 
-def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -> Selection:
-    start = time.perf_counter()
-    examples = Examples(dataset, _device_of(model), options)
-    computer = choose_gradients(
-        model,
-        options.loss,
-        options.gradients,
-        params=options.params,
-        seed=options.seed,
-        memory_budget=options.memory_budget,
-    )
-    if options.compress is not None:
-        computer = compressed(
-            computer,
-            options.compress,
-            examples.first_batch,
-            seed=options.seed,
-            memory_budget=options.memory_budget,
-        )
-    is_streaming = options.is_streaming(examples.total)
-    sketched = sketch_pass(examples, computer, options, is_streaming=is_streaming)
-    parameters = handling_of(model, computer)
+def _select(
+    model: nn.Module, dataset: Dataset[Any], options: Options, k: int, ranks: Ranks
+) -> Selection:
+    shards = cut(count_examples(dataset), options.number_of_shards(ranks.size))
+    snapshots = open_snapshots(model, dataset, options, k, shards, ranks)
+    found = snapshots.result() if snapshots is not None and ranks.rank == 0 else None
+    if (finished := ranks.broadcast(found)) is not None:
+        return finished
+    if options.rule == "random":
+        selection = _random_selection(model, dataset, options, k, shards, ranks)
+    else:
+        task = ranks.together(lambda: new_task(model, dataset, options, shards, ranks, snapshots))
+        selection = _sage_selection(model, task, k)
+    selection = ranks.broadcast(selection)  # the same, seconds included
+    if snapshots is not None:
+        ranks.together(lambda: snapshots.finish(selection) if ranks.rank == 0 else None)
+    return selection
+
+
+def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
+    start, options = time.perf_counter(), task.options
+    sketched = sketch_pass(task)
+    parameters = handling_of(model, task.gradients)
     _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))
     quotas = _quotas(sketched.classes, k, options)
-    stream = stream_for(options, sketched.classes, quotas) if is_streaming else None
     middle = time.perf_counter()
-    if is_streaming:
-        scored = streaming_score_pass(examples, computer, options, sketched, stream)
+    streams: list[_core.BlockStream | None] = []
+    if task.is_streaming:
+        of_shards = quotas_of_shards(sketched.classes, quotas, task.shards)
+        streams = [
+            stream_for(options, sketched.classes.sizes(shard.places), of_shards[shard.number])
+            for shard in task.own
+        ]
+        scored = streaming_score_pass(task, sketched, streams)
     else:
-        scored = score_pass(examples, computer, options, sketched)
+        scored = score_pass(task, sketched)
     scored_at = time.perf_counter()
-    chosen = choose(scored, sketched.classes, quotas, stream, options)
+    chosen = choose(task, scored, sketched.classes, quotas, streams)
     end = time.perf_counter()
     return Selection(
         indices=chosen.indices,
@@ -250,11 +275,11 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
         draws=chosen.draws,
         margins=scored.margins,
         singular_values=sketched.sketch.singular_values(),
-        settings=_settings(options, k, chosen)
+        settings=_settings(options, k, chosen, len(task.shards))
         | {
-            "gradients": getattr(computer, "describe", lambda: repr(computer))(),
+            "gradients": getattr(task.gradients, "describe", lambda: repr(task.gradients))(),
             "gradients_because": reason_of(model, options.gradients, options.params),
-            "consensus": "streaming" if is_streaming else "exact",
+            "consensus": "streaming" if task.is_streaming else "exact",
             "parameters": parameters,
             "dim": sketched.sketch.dim,
             "model": type(model).__name__,
@@ -263,11 +288,16 @@ def _select(model: nn.Module, dataset: Dataset[Any], options: Options, k: int) -
 
 
 def _random_selection(
-    model: nn.Module, dataset: Dataset[Any], options: Options, k: int
+    model: nn.Module,
+    dataset: Dataset[Any],
+    options: Options,
+    k: int,
+    shards: list[Shard],
+    ranks: Ranks,
 ) -> Selection:
     start = time.perf_counter()
-    examples = Examples(dataset, torch.device("cpu"), options)
-    classes = label_pass(examples, options)
+    examples = ranks.together(lambda: Examples(dataset, torch.device("cpu"), options))
+    classes = label_pass(examples, shards, ranks, options)
     quotas = _quotas(classes, k, options)
     middle = time.perf_counter()
     chosen = choose_at_random(classes, quotas, options)
@@ -284,7 +314,7 @@ def _random_selection(
             "total": end - start,
         },
         draws=chosen.draws,
-        settings=_settings(options, k, chosen) | {"model": type(model).__name__},
+        settings=_settings(options, k, chosen, len(shards)) | {"model": type(model).__name__},
     )
 
 
@@ -321,11 +351,12 @@ def _labels(classes: ClassBook) -> NDArray[np.int64] | None:
     return classes.labels_of(slice(None)) if classes.has_labels else None
 
 
-def _settings(options: Options, k: int, chosen: Chosen) -> dict[str, Any]:
+def _settings(options: Options, k: int, chosen: Chosen, shards: int) -> dict[str, Any]:
     from sage_torch import __version__
 
     return options.as_json() | {
         "k": k,
+        "shards": shards,
         "trimmed": chosen.trimmed,
         "versions": {
             "sage_torch": __version__,
@@ -333,8 +364,3 @@ def _settings(options: Options, k: int, chosen: Chosen) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensor = next(chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device

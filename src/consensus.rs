@@ -43,6 +43,28 @@ impl Consensus {
         Ok(())
     }
 
+    /// `Σ ẑ_i` of each class (C, width), row-major.
+    pub fn sums(&self) -> &[f64] {
+        &self.sums
+    }
+
+    /// Adds the sums of other examples of the same classes (C, width), under the same sketch.
+    ///
+    /// # Errors
+    /// `Shape` when sizes disagree; then nothing was added.
+    pub fn add_sums(&mut self, others: &[f64]) -> Result<()> {
+        if others.len() != self.sums.len() {
+            return Err(Error::Shape(format!(
+                "expected {} sums of width {}, got {} numbers",
+                self.sums.len() / self.width,
+                self.width,
+                others.len()
+            )));
+        }
+        self.sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+        Ok(())
+    }
+
     /// Unit rows `u_c` (C, width), row-major; 0 for a class without examples.
     pub fn directions(&self) -> Vec<f64> {
         let mut directions = self.sums.clone();
@@ -148,6 +170,21 @@ mod tests {
         let scores = scores.unwrap();
         assert!((f64::from(scores[0]) - half).abs() < 1e-6);
         assert_eq!(scores[1..], [-1.0, 0.0]);
+    }
+
+    #[test]
+    fn sums_of_parts_add_up() {
+        let (rows, ids) = ([3.0, 0.0, 0.0, 0.5, 1.0, -2.0], [0, 0, 1]);
+        let mut whole = Consensus::new(2, 2).unwrap();
+        whole.add(&rows, &ids).unwrap();
+        let mut parts = Consensus::new(2, 2).unwrap();
+        for (row, id) in rows.chunks(2).zip(&ids) {
+            let mut part = Consensus::new(2, 2).unwrap();
+            part.add(row, &[*id]).unwrap();
+            parts.add_sums(part.sums()).unwrap();
+        }
+        assert_eq!(parts, whole);
+        assert!(parts.add_sums(&[1.0, 2.0]).is_err());
     }
 
     #[test]

@@ -57,6 +57,16 @@ impl Consensus {
         detached(py, move || consensus.add(rows, ids))
     }
 
+    fn sums<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
+        let sums = self.0.sums().to_vec();
+        let classes = sums.len() / self.1;
+        sums.into_pyarray(py).reshape([classes, self.1])
+    }
+
+    fn add_sums(&mut self, sums: PyReadonlyArray2<'_, f64>) -> PyResult<()> {
+        Ok(self.0.add_sums(sums.as_slice()?)?)
+    }
+
     fn directions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
         let directions = self.0.directions();
         let classes = directions.len() / self.1;

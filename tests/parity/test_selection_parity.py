@@ -26,6 +26,7 @@ from sage_torch import (
     select_subset,
 )
 from sage_torch.examples import SeededOrder
+from sage_torch.shards import Shard
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -72,7 +73,7 @@ def problem() -> tuple[nn.Module, TensorDataset]:
 def gradient_rows(batch_size: int) -> tuple[Ints, Tensor]:
     """The reading order and the float32 rows in it, from the batches that a selection reads."""
     model, dataset = problem()
-    order = SeededOrder(N, SEED).indices(0, N)
+    order = SeededOrder(Shard(0, 0, N), SEED).indices(0, N)
     gradients = FunctionalGradients(model)
     inputs, labels = dataset.tensors
     parts = torch.from_numpy(order).split(batch_size)

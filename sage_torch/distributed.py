@@ -1,0 +1,143 @@
+"""The ranks that select together: who they are, and how they tell each other what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sage_torch._core import SageError
+
+_T = TypeVar("_T")
+_side_groups: dict[int, tuple[Any, Any]] = {}  # by id of the default group: that group, and ours
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a job, as this one sees them.
+
+    What they tell each other goes through the CPU, over a gloo group of their own beside the
+    default one: a user's collectives, NCCL streams included, are not disturbed. Objects travel by
+    pickle, between processes of one job only.
+
+    Attributes:
+        rank: This process.
+        size: How many there are; with 1 nothing below communicates.
+    """
+
+    rank: int = 0
+    size: int = 1
+    _world: Any = field(default=None, repr=False, compare=False)
+
+    def gather(self, value: _T) -> list[_T]:
+        """Return every rank's value, by rank, on every rank.
+
+        Raises:
+            SageError: A rank is gone, or did not answer within the group's timeout.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        self._communicate(lambda group: dist.all_gather_object(values, value, group=group))
+        return values
+
+    def broadcast(self, value: _T) -> _T:
+        """Return rank 0's value on every rank.
+
+        Raises:
+            SageError: As `gather`.
+        """
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        self._communicate(lambda group: dist.broadcast_object_list(values, src=0, group=group))
+        received: _T = values[0]
+        return received
+
+    def send(self, value: object, to: int) -> None:
+        """Send a value to another rank, which receives it.
+
+        Raises:
+            SageError: As `gather`.
+        """
+        self._communicate(lambda group: dist.send_object_list([value], dst=to, group=group))
+
+    def receive(self, source: int) -> Any:
+        """Return what another rank sends.
+
+        Raises:
+            SageError: As `gather`.
+        """
+        values: list[Any] = [None]
+        self._communicate(lambda group: dist.recv_object_list(values, src=source, group=group))
+        return values[0]
+
+    def together(self, work: Callable[[], _T]) -> _T:
+        """Do work of this rank's own; when it fails on one rank, raise on all of them.
+
+        Raises:
+            SageError: Another rank failed; says which and why.
+            BaseException: Whatever the work raises here.
+        """
+        if self.size == 1:
+            return work()
+        try:
+            result = work()
+        except BaseException as error:
+            self.gather(f"{type(error).__name__}: {error}")
+            raise
+        told = enumerate(self.gather(""))
+        failures = [f"rank {rank}: {message}" for rank, message in told if message]
+        if failures:
+            raise SageError(
+                f"expected every rank to select, but {len(failures)} of {self.size} failed, and a "
+                f"selection needs all: {'; '.join(failures)}"
+            )
+        return result
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give a model rank 0's buffers, as DistributedDataParallel does before each forward pass.
+
+        Running statistics differ between ranks after a step: each has seen its own batch. The
+        caller restores them (`user_state.preserved`).
+        """
+        if self.size == 1:
+            return
+        own = list(model.buffers())
+        with torch.no_grad():
+            for buffer, first in zip(own, self.broadcast([b.cpu() for b in own]), strict=False):
+                if buffer.shape == first.shape:  # else another model: its fingerprint will tell
+                    buffer.copy_(first)
+
+    def _communicate(self, call: Callable[[Any], object]) -> None:
+        try:
+            call(self._group())
+        except RuntimeError as error:  # gloo: connection closed, or the timeout
+            raise SageError(
+                f"rank {self.rank} of {self.size} lost another rank during a selection (all must "
+                f"call it together, or pass distributed=False): {error}"
+            ) from error
+
+    def _group(self) -> Any:
+        # Made by the first call, which all ranks make together; not by asking for rank or size.
+        known = _side_groups.get(id(self._world))
+        if known is None or known[0] is not self._world:
+            known = (self._world, dist.new_group(backend="gloo"))
+            _side_groups.clear()  # of a process group that has been destroyed
+            _side_groups[id(self._world)] = known
+        return known[1]
+
+
+def ranks(distributed: bool = True) -> Ranks:
+    """Return the ranks of the default process group; this process alone where there is none.
+
+    Args:
+        distributed: False for this process alone, whatever there is.
+    """
+    if not (distributed and dist.is_available() and dist.is_initialized()):
+        return Ranks()
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)

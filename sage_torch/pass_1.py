@@ -1,0 +1,214 @@
+"""Pass 1: `batches -> per-example gradients -> sketch`.
+
+Each shard is sketched by itself, and the sketches are merged in one fixed tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sage_torch import _core
+from sage_torch.classes import ClassBook
+from sage_torch.distributed import Ranks
+from sage_torch.examples import Examples
+from sage_torch.gradients import rows_of
+from sage_torch.options import Basis, Options
+from sage_torch.shards import MergeTree, Shard, of_rank, places_of
+from sage_torch.task import Task, naming_the_example
+
+
+@dataclass(frozen=True)
+class Sketched:
+    """What pass 1 leaves behind, the same on every rank."""
+
+    sketch: _core.FrequentDirections
+    classes: ClassBook
+    # (C, l) consensus of the streaming mode by basis; empty in the exact mode.
+    directions: dict[Basis, NDArray[np.float64]]
+
+
+def sketch_pass(task: Task) -> Sketched:
+    """Pass 1: stream the gradients of all examples into one sketch.
+
+    Args:
+        task: `options.sketch_size`, `class_balanced`, `basis`; in the streaming mode a consensus is
+            carried along with the sketch.
+
+    Returns:
+        Sketch, classes, and the consensus when it was carried along.
+
+    Raises:
+        SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
+
+    Cost:
+        One gradient an example and about 7 l d multiply-adds for the sketch; memory 4 l d bytes
+        and 4 bytes an example (and C d numbers when streaming), log2(shards) times the sketch.
+    """
+    classes = ClassBook(task.examples.total, task.options.class_balanced)
+    tree: MergeTree[_core.FrequentDirections] = MergeTree(
+        task.shards, task.ranks, lambda first, second: first.merge(second)
+    )
+    with task.examples.progress("SAGE pass 1 of 2: sketch", task.own) as bar:
+
+        def sketched(shard: Shard) -> _core.FrequentDirections:
+            return _sketch_shard(task, shard, classes, bar.update)
+
+        task.ranks.together(lambda: tree.build(sketched))
+    _share_classes(task.shards, task.ranks, classes)
+    sketch = _joined(task, tree, classes)
+    order = classes.finish()
+    directions = {
+        basis: _unit_rows(
+            sketch.class_directions(orthonormal=basis == "orthonormal").cpu().numpy()[order]
+        )
+        for basis in task.bases
+    }
+    return Sketched(sketch, classes, directions)
+
+
+def _sketch_shard(
+    task: Task, shard: Shard, classes: ClassBook, advance: Callable[[int], object]
+) -> _core.FrequentDirections:
+    sketch: _core.FrequentDirections | None = None
+    done = 0
+
+    def resume(state: dict[str, Any], of_classes: dict[str, NDArray[Any]]) -> None:
+        nonlocal sketch
+        indices = task.examples.indices(shard, 0, len(of_classes["ids"]))
+        sketch = _sketch_of(task, state, classes.adopt(indices, of_classes))
+
+    if task.snapshots is not None:
+        done = task.snapshots.sketch(shard, resume)
+        advance(done)
+    if done == len(shard):
+        assert sketch is not None
+        return sketch
+    for indices, batch, labels in task.examples.batches(shard, begin=done):
+        class_ids = classes.add(indices, labels)
+        with naming_the_example(indices):
+            rows = rows_of(task.gradients, batch)
+            if sketch is None:
+                sketch = _new_sketch(task, rows.shape[1], rows.device)
+            sketch.update(rows, class_ids if task.is_streaming else None)
+        done += len(indices)
+        advance(len(indices))
+        if task.snapshots is not None:
+            task.snapshots.save_sketch(
+                shard,
+                done,
+                sketch,
+                lambda done=done: classes.part(task.examples.indices(shard, 0, done)),  # type: ignore[misc]
+            )
+    assert sketch is not None  # no shard is empty
+    return sketch
+
+
+def _new_sketch(task: Task, dim: int, device: torch.device) -> _core.FrequentDirections:
+    sketch = _core.FrequentDirections(task.options.sketch_size, dim, device=device)
+    for basis in task.bases:
+        sketch.carry_consensus(orthonormal=basis == "orthonormal")
+    return sketch
+
+
+def _sketch_of(
+    task: Task, state: dict[str, Any], positions: NDArray[np.int32]
+) -> _core.FrequentDirections:
+    """Return the sketch that gave a state, with the class ids of this rank's book.
+
+    Args:
+        task: Where rows will come from.
+        state: A `state_dict`.
+        positions: int32 (C,), the id here of each class id there.
+    """
+    moved = []
+    for orthonormal, sums in state["consensus"]:
+        ours = sums.new_zeros((int(positions.max()) + 1, sums.shape[1]))
+        seen = min(len(sums), len(positions))  # a sketch has rows for the classes that it saw
+        ours[torch.from_numpy(positions[:seen]).long()] = sums[:seen]
+        moved.append((orthonormal, ours))
+    waiting = [int(positions[id_there]) for id_there in state["pending_ids"]]
+    device = task.examples.device
+    sketch = _new_sketch(
+        task,
+        state["sketch"].shape[1],
+        device if device.type in ("cpu", "cuda") else torch.device("cpu"),
+    )
+    sketch.load_state_dict(state | {"consensus": moved, "pending_ids": waiting})
+    return sketch
+
+
+def _share_classes(shards: list[Shard], ranks: Ranks, classes: ClassBook) -> None:
+    """Tell every rank the classes of all examples."""
+    if ranks.size == 1:
+        return
+    own = places_of(of_rank(shards, ranks))
+    for rank, (places, part) in enumerate(ranks.gather((own, classes.part(own)))):
+        if rank != ranks.rank and places.stop > places.start:
+            classes.adopt(places, part)
+
+
+def _joined(
+    task: Task, tree: MergeTree[_core.FrequentDirections], classes: ClassBook
+) -> _core.FrequentDirections:
+    """Return the sketch of all shards, on every rank."""
+    ranks = task.ranks
+
+    def packed(sketch: _core.FrequentDirections) -> dict[str, Any]:
+        state = sketch.state_dict()
+        state |= {name: state[name].cpu() for name in ("sketch", "pending")}
+        state["consensus"] = [(basis, sums.cpu()) for basis, sums in state["consensus"]]
+        return {"state": state, "classes": classes.part(slice(0, 0))}
+
+    def unpacked(received: dict[str, Any]) -> _core.FrequentDirections:
+        nothing = np.empty(0, np.int64)
+        return _sketch_of(task, received["state"], classes.adopt(nothing, received["classes"]))
+
+    whole = tree.join(
+        send=lambda sketch, rank: ranks.send(packed(sketch), rank),
+        receive=lambda rank: unpacked(ranks.receive(rank)),
+    )
+    if ranks.size == 1:
+        assert whole is not None
+        return whole
+    sent = ranks.broadcast(None if whole is None else packed(whole))
+    if whole is not None:
+        return whole
+    assert sent is not None
+    return unpacked(sent)
+
+
+def label_pass(
+    examples: Examples, shards: list[Shard], ranks: Ranks, options: Options
+) -> ClassBook:
+    """Read the labels only: all that `rule="random"` needs.
+
+    Cost:
+        One reading of the data set, no gradient.
+    """
+    classes, own = ClassBook(examples.total, options.class_balanced), of_rank(shards, ranks)
+
+    def read() -> None:
+        with examples.progress("SAGE: read labels", own) as bar:
+            for shard in own:
+                for indices, _, labels in examples.batches(shard):
+                    classes.add(indices, labels)
+                    bar.update(len(indices))
+
+    ranks.together(read)
+    _share_classes(shards, ranks, classes)
+    classes.finish()
+    return classes
+
+
+def _unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    norms[norms == 0] = 1.0  # a zero row stays zero
+    unit: NDArray[np.float64] = wide / norms
+    return unit

@@ -1,0 +1,195 @@
+"""Pass 2: `-> sketched gradients -> consensus -> agreement, margin`.
+
+Each shard is scored by itself; sums of the consensus are added in the shards' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sage_torch import _core
+from sage_torch.gradients import rows_of
+from sage_torch.options import Basis
+from sage_torch.pass_1 import Sketched
+from sage_torch.shards import Shard
+from sage_torch.task import Task, naming_the_example
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What pass 2 leaves behind: scores the same on every rank, coordinates of its own shards."""
+
+    scores: NDArray[np.float32]  # (N,) agreement in the basis that was asked for
+    agreement: NDArray[np.float32]  # (N,) in the weighted basis: what strata and draws read
+    margins: NDArray[np.float32]  # (N,) in the weighted basis: what the trim reads
+    coordinates: NDArray[np.float32] | None  # (own, l) orthonormal; None when streaming
+    consensus_cosine: float
+
+
+def score_pass(task: Task, sketched: Sketched) -> Scored:
+    """Pass 2, exact: keep all sketched gradients, then take the consensus and the scores.
+
+    Raises:
+        SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
+
+    Cost:
+        One gradient an example and l d multiply-adds; memory 4 l bytes an example of this rank's.
+    """
+    classes, sketch, own = sketched.classes, sketched.sketch, task.own_places
+    coordinates = np.empty((own.stop - own.start, sketch.sketch_size), np.float32)
+
+    def fill() -> None:
+        with task.examples.progress("SAGE pass 2 of 2: score", task.own) as bar:
+            for shard in task.own:
+                for indices, _, part in _sketched_gradients(task, sketched, shard):
+                    coordinates[indices - own.start] = part
+                    bar.update(len(indices))
+
+    task.ranks.together(fill)
+    class_ids = classes.of(own)
+
+    def consensus() -> NDArray[np.float64]:
+        parts = []
+        for shard in task.own:
+            of_shard = _core.Consensus(classes.count, sketch.sketch_size)
+            within = slice(shard.start - own.start, shard.stop - own.start)
+            of_shard.add(coordinates[within], class_ids[within])
+            parts.append(of_shard)
+        return _of_all_shards(task, parts).directions()
+
+    directions = consensus()
+    agreement = _core.agreement(coordinates, class_ids, directions)
+    margins = _core.margin(coordinates, class_ids, directions)
+    coordinates *= _to_orthonormal(sketch)
+    scores = agreement
+    if task.options.basis == "orthonormal":
+        scores = _core.agreement(coordinates, class_ids, consensus())
+    return Scored(
+        _of_all_ranks(task, scores),
+        _of_all_ranks(task, agreement),
+        _of_all_ranks(task, margins),
+        coordinates,
+        1.0,
+    )
+
+
+def streaming_score_pass(
+    task: Task, sketched: Sketched, streams: Sequence[_core.BlockStream | None]
+) -> Scored:
+    """Pass 2, streaming: score each batch at once with the consensus of pass 1, and forget it.
+
+    Args:
+        task: `options.basis`.
+        sketched: What pass 1 left behind.
+        streams: One for each of this rank's shards: a rule that compares examples goes along; it
+            gets every batch, and is read later.
+
+    Raises:
+        SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
+
+    Cost:
+        As the exact pass, but memory for scores and margins only: 4 bytes an example each.
+    """
+    classes, sketch, directions = sketched.classes, sketched.sketch, sketched.directions
+    own, width = task.own_places, sketch.sketch_size
+    scores: dict[Basis, NDArray[np.float32]] = {
+        basis: np.empty(own.stop - own.start, np.float32) for basis in directions
+    }
+    margins = np.empty(own.stop - own.start, np.float32)
+    # The exact consensus is known when the pass is over: how far was the carried one from it?
+    exact: dict[Basis, list[_core.Consensus]] = {
+        basis: [_core.Consensus(classes.count, width) for _ in task.own] for basis in directions
+    }
+    to_orthonormal = _to_orthonormal(sketch)
+
+    def score(place: int, shard: Shard, advance: Callable[[int], object]) -> None:
+        for indices, class_ids, weighted in _sketched_gradients(task, sketched, shard):
+            here = indices - own.start
+            coordinates: dict[Basis, NDArray[np.float32]] = {
+                "weighted": weighted,
+                "orthonormal": weighted * to_orthonormal,
+            }
+            for basis, of_class in directions.items():
+                exact[basis][place].add(coordinates[basis], class_ids)
+                scores[basis][here] = _core.agreement(coordinates[basis], class_ids, of_class)
+            margins[here] = _core.margin(weighted, class_ids, directions["weighted"])
+            stream = streams[place]
+            if stream is not None:
+                stream.add(coordinates["orthonormal"], margins[here], class_ids, indices)
+            advance(len(indices))
+
+    def score_all() -> None:
+        with task.examples.progress("SAGE pass 2 of 2: score", task.own) as bar:
+            for place, shard in enumerate(task.own):
+                score(place, shard, bar.update)
+
+    task.ranks.together(score_all)
+    cosine = min(
+        _smallest_cosine(directions[basis], _of_all_shards(task, parts).directions())
+        for basis, parts in exact.items()
+    )
+    by_basis = {basis: _of_all_ranks(task, values) for basis, values in scores.items()}
+    return Scored(
+        by_basis[task.options.basis],
+        by_basis["weighted"],
+        _of_all_ranks(task, margins),
+        None,
+        cosine,
+    )
+
+
+def _sketched_gradients(
+    task: Task, sketched: Sketched, shard: Shard
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
+    """Yield `(indices (n,), class ids (n,), weighted coordinates (n, l))` batch by batch."""
+    done = 0
+    if task.snapshots is not None:
+        for rows in task.snapshots.rows(shard, sketched.sketch.sketch_size):
+            indices = task.examples.indices(shard, done, len(rows))
+            yield indices, sketched.classes.of(indices), rows
+            done += len(rows)
+    if done == len(shard):
+        return
+    for indices, batch, labels in task.examples.batches(shard, begin=done):
+        class_ids = sketched.classes.check(indices, labels)
+        with naming_the_example(indices):
+            coordinates = sketched.sketch.project(rows_of(task.gradients, batch)).cpu().numpy()
+            bad = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
+            if len(bad):
+                error = _core.SageError("its sketched gradient has a NaN or an infinite entry")
+                error.row = int(bad[0])
+                raise error
+        done += len(indices)
+        if task.snapshots is not None:
+            task.snapshots.save_rows(shard, done, coordinates)
+        yield indices, class_ids, coordinates
+
+
+def _of_all_shards(task: Task, own: Sequence[_core.Consensus]) -> _core.Consensus:
+    """Return the sum over all shards, in their order on every rank."""
+    sums = [part for of_rank in task.ranks.gather([c.sums() for c in own]) for part in of_rank]
+    whole = _core.Consensus(*sums[0].shape)
+    for part in sums:
+        whole.add_sums(part)
+    return whole
+
+
+def _of_all_ranks(task: Task, own: NDArray[np.float32]) -> NDArray[np.float32]:
+    parts = task.ranks.gather(own)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _to_orthonormal(sketch: _core.FrequentDirections) -> NDArray[np.float32]:
+    values = sketch.singular_values()
+    scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+    return scale.astype(np.float32)
+
+
+def _smallest_cosine(ours: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
+    is_there = np.linalg.norm(exact, axis=1) > 0  # a class whose gradients are all 0 has none
+    cosines = (ours * exact).sum(axis=1)[is_there]
+    return float(cosines.min()) if len(cosines) else 1.0
