@@ -1,67 +1,193 @@
-"""Which data set a sampler belongs to: that of the live `DataLoader` that holds it."""
+"""Which data set a sampler belongs to, and over which ranks it is split: ask who holds it."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sage_torch.options import Collate
+from sage_torch.epoch_order import Split
+from sage_torch.holders import Splitter, chain, check_lengths, check_not_dispatched, splitter_of
+from sage_torch.options import Collate, count_examples
+
+Loaders = list[DataLoader[Any]]
+
+_T = TypeVar("_T")
 
 
-def find_loader(sampler: Sampler[int]) -> tuple[Dataset[Any], Collate | None]:
-    """Return the data set and collate function of the loaders that draw from `sampler`.
+class Binding:
+    """The data set of a sampler and its split over ranks, as given or as its loaders have them.
 
-    Looks among live objects, by type, for every `DataLoader` whose public `sampler` and
-    `batch_sampler` attributes lead to it; no stack frame is read and nothing is patched.
+    Args:
+        dataset: The data set; None for that of the loaders.
+        split: The split; None for that of the process group, unless who holds the sampler splits.
+        drop_last: Of the process group's split.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any] | None, split: Split | None, *, drop_last: bool
+    ) -> None:
+        self._dataset, self._is_given = dataset, dataset is not None
+        self._split, self._drop_last = split, drop_last
+
+    def __getstate__(self) -> dict[str, Any]:
+        # One found through a loader stays behind: a copy finds its own.
+        return self.__dict__ | ({} if self._is_given else {"_dataset": None})
+
+    @property
+    def known_total(self) -> int | None:
+        """The number of examples, where the data set is known."""
+        return None if self._dataset is None else count_examples(self._dataset)
+
+    def total(self, sampler: Sampler[int]) -> int:
+        """Return the number of examples N.
+
+        Raises:
+            RuntimeError: As `source`.
+        """
+        dataset = self.source(sampler)[0] if self._dataset is None else self._dataset
+        return count_examples(dataset)
+
+    def source(self, sampler: Sampler[int]) -> tuple[Dataset[Any], Collate | None]:
+        """Return the data set, and the collate function of the loaders unless it was given.
+
+        Raises:
+            RuntimeError: No live loader holds the sampler, several disagree, or they have another
+                data set than before.
+        """
+        if self._is_given:
+            assert self._dataset is not None
+            return self._dataset, None
+        dataset, collate_fn = ask_loaders(sampler, source_of)
+        if self._dataset is not None and dataset is not self._dataset:
+            raise RuntimeError(
+                "expected the data set that this sampler selected from, but a DataLoader over "
+                "another one holds it now; make a new SageSampler for it"
+            )
+        if self._dataset is None:
+            count_examples(dataset)
+        self._dataset = dataset
+        return dataset, collate_fn
+
+    def split(self, sampler: Sampler[int]) -> Split:
+        """Return this process's share: all of it where the holder splits.
+
+        Raises:
+            RuntimeError: The holder splits, too.
+        """
+        if self._split is None:
+            if _world_size() == 1 or self.splitter(sampler) is not None:
+                return Split()
+            return Split(_world_size(), dist.get_rank(), self._drop_last)
+        if self._split.num_replicas > 1:
+            splitter = ask_loaders(sampler, splitter_of)
+            if splitter is not None and splitter.num_replicas > 1:
+                raise RuntimeError(
+                    f"expected one to split the indices over ranks, but {splitter.name} does so "
+                    f"for {splitter.num_replicas} and SageSampler for {self._split.num_replicas}: "
+                    "each rank would see a part of a part; leave num_replicas and rank out"
+                )
+        return self._split
+
+    def splitter(self, sampler: Sampler[int]) -> Splitter | None:
+        """Return who splits what the sampler yields, where nobody told the sampler to."""
+        if self._split is not None or _world_size() == 1:
+            return None
+        return ask_loaders(sampler, splitter_of)
+
+    def check_epoch(self, sampler: Sampler[int]) -> None:
+        """Refuse holders that read on one process for all.
+
+        Raises:
+            RuntimeError: A selection, which all ranks make together, would wait for ever.
+        """
+        if _world_size() > 1:
+            ask_loaders(sampler, check_not_dispatched)
+
+    def check_lengths(self, sampler: Sampler[int], count: int) -> None:
+        """Refuse holders that would cut or pad the `count` indices of an epoch.
+
+        Raises:
+            RuntimeError: A wrapper's length is that of another epoch.
+        """
+        ask_loaders(sampler, lambda loaders: check_lengths(loaders, sampler, count))
+
+
+def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
+    """Return the answer of the live loaders that draw from `sampler`.
+
+    Looks among live objects, by type, for every `DataLoader` whose `sampler` and `batch_sampler`
+    attributes lead to it; no stack frame is read and nothing is patched. A question that raises is
+    asked again without the loaders that only reference cycles keep: those are nobody's.
 
     Args:
         sampler: The sampler that wants to know.
+        question: A function of these loaders, which may be none.
+
+    Raises:
+        RuntimeError: Whatever the question raises, twice.
+
+    Cost:
+        One walk over the objects that Python's garbage collector tracks: milliseconds.
+    """
+    try:
+        return question(_holders(sampler))
+    except RuntimeError:
+        pass  # not asked again here: the error would keep the loaders
+    gc.collect()
+    return question(_holders(sampler))
+
+
+def source_of(loaders: Loaders) -> tuple[Dataset[Any], Collate | None]:
+    """Return the data set and collate function of the loaders that draw from a sampler.
+
+    Args:
+        loaders: The live loaders that hold it.
 
     Returns:
         Their one data set, and their one collate function (None where the loader makes no batches
         of its own).
 
     Raises:
-        RuntimeError: No live loader holds the sampler, or several with different data sets or
-            collate functions do.
-
-    Cost:
-        One walk over the objects that Python's garbage collector tracks: milliseconds.
+        RuntimeError: There are none, or several with different data sets or collate functions.
     """
-    loaders = _holders(sampler)
-    if not _agree(loaders):
-        loaders = []  # or this list would keep them all
-        gc.collect()  # a loader that only a reference cycle keeps is nobody's
-        loaders = _holders(sampler)
     if not loaders:
         raise RuntimeError(
             "expected a DataLoader that holds this sampler, found none alive: make one, loader = "
             "DataLoader(dataset, sampler=sampler), and keep it in a variable while you iterate; or "
             "pass SageSampler(model, dataset, keep=...)"
         )
-    if not _agree(loaders):
+    first = loaders[0]
+    if any(
+        loader.dataset is not first.dataset or loader.collate_fn is not first.collate_fn
+        for loader in loaders
+    ):
         raise RuntimeError(
             f"expected one data set and one collate function, but {len(loaders)} live DataLoaders "
             "with different ones hold this sampler: use one sampler for each, or pass "
             "SageSampler(model, dataset, keep=...)"
         )
-    first = loaders[0]
     makes_batches = first.batch_sampler is not None
     return first.dataset, first.collate_fn if makes_batches else None
 
 
-def _holders(sampler: Sampler[int]) -> list[DataLoader[Any]]:
+def _holders(sampler: Sampler[int]) -> Loaders:
     # type(o), not isinstance: that would ask lazy proxies for their __class__ and wake them. By id,
     # since a metaclass may have made its classes unhashable.
     kinds = {id(kind) for kind in _with_subclasses(DataLoader)}
     return [
         candidate
         for candidate in gc.get_objects()
-        if id(type(candidate)) in kinds and _leads_to(candidate, sampler)
+        if id(type(candidate)) in kinds and any(link is sampler for link in chain(candidate))
     ]
+
+
+def _world_size() -> int:
+    is_there = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if is_there else 1
 
 
 def _with_subclasses(kind: type) -> Iterator[type]:
@@ -69,30 +195,3 @@ def _with_subclasses(kind: type) -> Iterator[type]:
     subclasses: list[type] = kind.__subclasses__()
     for subclass in subclasses:
         yield from _with_subclasses(subclass)
-
-
-def _agree(loaders: list[DataLoader[Any]]) -> bool:
-    return all(
-        loader.dataset is loaders[0].dataset and loader.collate_fn is loaders[0].collate_fn
-        for loader in loaders
-    )
-
-
-def _leads_to(loader: DataLoader[Any], sampler: Sampler[int]) -> bool:
-    return any(link is sampler for link in _chain(loader))
-
-
-def _chain(start: object) -> Iterator[object]:
-    """Follow `sampler` and `batch_sampler` attributes, however samplers are wrapped."""
-    waiting, seen = [start], set()
-    while waiting:
-        link = waiting.pop()
-        if id(link) in seen:
-            continue
-        seen.add(id(link))
-        yield link
-        for name in ("sampler", "batch_sampler"):
-            # A loader under construction does not have its attributes yet.
-            following = getattr(link, name, None)
-            if following is not None:
-                waiting.append(following)

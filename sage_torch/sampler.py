@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
-from sage_torch import _core
-from sage_torch.binding import find_loader
+from sage_torch.binding import Binding
+from sage_torch.distributed import ranks
 from sage_torch.draws import whole_number
-from sage_torch.options import (
-    Collate,
-    Options,
-    SelectionOptions,
-    budget,
-    count_both,
-    count_examples,
-)
-from sage_torch.select import select_subset
+from sage_torch.drift import DriftWatch
+from sage_torch.epoch_iterator import EpochIterator, Place, Running
+from sage_torch.epoch_order import EpochOrder, Split
+from sage_torch.options import Options, SelectionOptions, budget, count_both, count_examples
+from sage_torch.refresh import Refresher
+from sage_torch.schedule import Length, Refresh, Schedule
 from sage_torch.selection import Selection
 
-_CHUNK = 8_192
+_HIGHEST = 2**63 - 1
 
 
 class SageSampler(Sampler[int]):
@@ -46,17 +44,32 @@ class SageSampler(Sampler[int]):
         shuffle: Whether each epoch has its own order (a function of seed and epoch); False for
             ascending indices.
         seed: Names the selection's draws and the epochs' orders.
+        generator: A CPU generator that names each epoch's order instead, by one number drawn from
+            it when the epoch begins.
         warmup_epochs: So many epochs from 0 on are all examples, before anything is selected.
-        refresh_every: Select again, on the model as it is then, at the start of each epoch
-            `warmup_epochs + m * refresh_every`; None to select once. With a draw the pointer runs
-            on: epoch e sees `selection.epoch_indices(e - warmup_epochs)` of whatever selection is
-            in place, so that later places of each new order are used, too, not its head only. That
-            all untrimmed examples are seen within a turn holds while the order stays.
+        refresh_every: Select again, on the model as it is then: at the start of each epoch
+            `warmup_epochs + m * refresh_every`; or of those for which a callable `epoch -> bool`
+            says so; or, with `"drift"`, when consensus or ranks of a probe have moved by more than
+            `drift_threshold` since the last selection; None to select once. With a draw the pointer
+            runs on: epoch e sees `selection.epoch_indices(e - warmup_epochs)` of whatever selection
+            is in place, so that later places of each new order are used, too, not its head only.
+            That all untrimmed examples are seen within a turn holds while the order stays.
+        drift_threshold: For `"drift"`: 1 - cosine, 1 - rank correlation (benchmarks/drift.py).
+        drift_probe: For `"drift"`: how many examples are scored at the start of each epoch.
+        length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: as many as the data
+            set, the subset coming again and again, each time in a new order.
+        num_replicas: Over how many ranks the epoch is split; None for those of the process group,
+            unless whoever holds the sampler splits already (Accelerate, Hugging Face's Trainer).
+        rank: Which part is this process's; goes with `num_replicas`.
+        drop_last: All ranks get equally many indices: by cutting the end of the order, or (False)
+            by padding it from its start.
         **options: As in `select_subset`: rule, draw (`"rotate"` or `"random"`: each epoch takes
             others of the untrimmed examples), weights (`selection.weights`, one for each of
             `selection.indices`; the sampler yields indices only), trim, basis, class_balanced,
             quotas, sketch_size, gradients, params, compress, consensus, memory_budget, loss,
-            score_dataset, collate_fn, batch_size (of scoring), num_workers (of scoring), progress.
+            score_dataset, collate_fn, batch_size (of scoring), num_workers (of scoring), progress,
+            shards, distributed, checkpoint (a folder in which each selection has one of its own),
+            checkpoint_every.
 
     Raises:
         TypeError: An option is unknown or of a wrong kind, a number of epochs is no whole number.
@@ -65,7 +78,8 @@ class SageSampler(Sampler[int]):
 
     Cost:
         A selection (see `select_subset`) once or at every refresh, then O(1) an index and 8 bytes
-        an index kept. A warm-up epoch keeps no indices.
+        an index kept. A warm-up epoch keeps no indices. With `"drift"`, `drift_probe` gradients at
+        the start of each epoch.
 
     Example:
         >>> import torch
@@ -78,6 +92,8 @@ class SageSampler(Sampler[int]):
         (3, 20)
     """
 
+    generator: torch.Generator  # only where one was given: Accelerate replaces one that is None
+
     def __init__(
         self,
         model: nn.Module,
@@ -86,8 +102,15 @@ class SageSampler(Sampler[int]):
         keep: float,
         shuffle: bool = True,
         seed: int = 0,
+        generator: torch.Generator | None = None,
         warmup_epochs: int = 0,
-        refresh_every: int | None = None,
+        refresh_every: Refresh = None,
+        drift_threshold: float = 0.5,
+        drift_probe: int = 512,
+        length: Length = "subset",
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
         **options: Unpack[SelectionOptions],
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -99,31 +122,43 @@ class SageSampler(Sampler[int]):
                 f"{', '.join(sorted(SelectionOptions.__annotations__))}"
             )
         checked = Options(keep=keep, seed=seed, **options)  # now, long before the first epoch
-        if refresh_every is not None:
-            refresh_every = whole_number("refresh_every", refresh_every, least=1)
+        self._schedule = Schedule(warmup_epochs, refresh_every, length)
+        if self._schedule.follows_drift and checked.rule == "random":
+            raise ValueError(
+                'expected a rule that scores with refresh_every="drift", got rule="random"'
+            )
+        if (num_replicas is None) != (rank is None):
+            raise ValueError(
+                f"expected num_replicas and rank, or neither, got {num_replicas} and {rank}"
+            )
+        split = None
+        if num_replicas is not None and rank is not None:
+            split = Split(num_replicas, rank, drop_last)
         if dataset is not None:
             total = count_both(dataset, checked.score_dataset)
             budget(keep, total)
             checked.is_streaming(total)  # refuses what the first epoch would
-        self.model = model
+        if generator is not None:
+            if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+                raise TypeError(f"expected generator to be a CPU torch.Generator, got {generator}")
+            self.generator = generator
         self.keep = keep
         self.shuffle = shuffle
         self.seed = seed
-        self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs)
-        self.refresh_every = refresh_every
         self.epoch = 0
-        self._dataset = dataset
-        self._is_given = dataset is not None
-        self._options = options
-        self._selection: Selection | None = None
-        self._since = 0  # the epoch that the selection was made for
+        self._binding = Binding(dataset, split, drop_last=drop_last)
+        watch = DriftWatch(drift_threshold, drift_probe)
+        self._refresher = Refresher(model, keep, seed, self._schedule, watch, options)
+        self._is_distributed = checked.distributed
         self._epoch_is_set = False
+        self._running: Running | None = None  # the epoch last begun
+        self._resumed: Place | None = None  # where the next iterator begins, from a loaded state
 
     def select(self) -> Selection:
         """Select now, on the model as it is, and use the result from the next iteration on.
 
         Draws run on, as after a refresh. The next refresh comes when it was due; what is selected
-        before the warm-up is over lasts until then.
+        before the warm-up is over lasts until then. All ranks of a job must call it together.
 
         Returns:
             The new selection.
@@ -132,28 +167,56 @@ class SageSampler(Sampler[int]):
             RuntimeError: No data set is known and no live `DataLoader` holds this sampler.
             TypeError, ValueError, SageError: As `select_subset`; the last selection stays.
         """
-        return self._select(since=self.epoch)
+        return self._refresher.select(self.epoch, self._binding.source(self))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model being trained."""
+        return self._refresher.model
 
     @property
     def selection(self) -> Selection | None:
         """The last good selection; None before the first."""
-        return self._selection
+        return self._refresher.selection
 
     @property
     def indices(self) -> NDArray[np.int64]:
         """The examples of the coming epoch, int64, ascending; selects first if that is due.
 
-        (k,), or all (N,) during the warm-up.
+        (k,), or all (N,) during the warm-up; over all ranks, and without repetitions.
         """
-        if self._is_warming_up(self.epoch):
-            return np.arange(len(self), dtype=np.int64)
-        return self._draw(self.epoch)
+        source = self._binding.source(self)
+        if self._schedule.is_warming_up(self.epoch):
+            return np.arange(count_examples(source[0]), dtype=np.int64)
+        selection = self._refresher.selection_for(self.epoch, source)
+        return selection.epoch_indices(self.epoch - self.warmup_epochs)
+
+    @property
+    def warmup_epochs(self) -> int:
+        """How many epochs are all examples."""
+        return self._schedule.warmup_epochs
+
+    @property
+    def refresh_every(self) -> Refresh:
+        """When to select again."""
+        return self._schedule.refresh_every
+
+    @property
+    def length(self) -> Length:
+        """Whether epochs are as long as the subset or as the data set."""
+        return self._schedule.length
+
+    @property
+    def drift(self) -> tuple[float, float] | None:
+        """How far consensus and ranks had moved when last looked at; None before."""
+        return self._refresher.watch.distance
 
     def set_epoch(self, epoch: int) -> None:
         """Name the coming epoch; from now on the caller counts, and iterating does not.
 
         Going back does not bring an earlier selection back, nor select: the last one stays until a
-        later refresh is due.
+        later refresh is due. The epoch in whose midst a loaded state was goes on there; another one
+        begins at its start.
 
         Args:
             epoch: From 0 on; the order is a function of seed, epoch and selection.
@@ -161,80 +224,197 @@ class SageSampler(Sampler[int]):
         Raises:
             TypeError: It is no whole number.
             ValueError: It is below 0.
+            RuntimeError: One process of several reads for all (Accelerate's `dispatch_batches`).
         """
-        self.epoch = whole_number("epoch", epoch)
+        epoch = whole_number("epoch", epoch)
+        self._binding.check_epoch(self)
+        self.epoch = epoch
         self._epoch_is_set = True
+        if self._resumed is not None and self._resumed.epoch != epoch:
+            self._resumed = None
 
     def __len__(self) -> int:
-        """Return the number of indices of the coming epoch, without running the model."""
-        is_warming_up = self._is_warming_up(self.epoch)
-        if self._selection is not None and not (is_warming_up or self._is_due(self.epoch)):
-            return len(self._selection)
-        if self._dataset is None:
-            self._bind()
-        total = count_examples(self._dataset)
-        return total if is_warming_up else budget(self.keep, total)
+        """Return the number of this rank's indices in the coming epoch; the model is not run."""
+        return self._binding.split(self).share(self._indices_in(self.epoch))
 
-    def __iter__(self) -> Iterator[int]:
-        epoch = self.epoch
-        dataset, _ = self._bind()  # a loader over another data set must not get indices of this one
-        kept = None if self._is_warming_up(epoch) else self._draw(epoch)
-        total = count_examples(dataset) if kept is None else len(kept)
-        order = _core.Permutation(total, self.seed, epoch)
-        for start in range(0, total, _CHUNK):
-            count = min(_CHUNK, total - start)
-            places = order.take(start, count) if self.shuffle else np.arange(start, start + count)
-            yield from (places if kept is None else kept[places]).tolist()
+    def steps_per_epoch(self, epoch: int, batch_size: int, *, drop_last: bool = False) -> int:
+        """Return how many batches this rank gets in an epoch: what a learning-rate schedule needs.
+
+        Args:
+            epoch: From 0 on.
+            batch_size: Of the loader, on one rank.
+            drop_last: Of the loader: whether a last batch that is not full is left out.
+
+        Raises:
+            RuntimeError: No data set is known and no live `DataLoader` holds this sampler.
+            TypeError, ValueError: A number is none, or out of range.
+        """
+        batch_size = whole_number("batch_size", batch_size, least=1)
+        indices = self._indices_in(whole_number("epoch", epoch))
+        splitter = self._binding.splitter(self)
+        if splitter is None:
+            indices = self._binding.split(self).share(indices)
+        elif drop_last:
+            batch_size *= splitter.num_replicas  # it gives each rank whole batches
+        else:
+            indices = Split(splitter.num_replicas).share(indices)
+        return indices // batch_size if drop_last else -(-indices // batch_size)
+
+    def total_steps(self, epochs: int, batch_size: int, *, drop_last: bool = False) -> int:
+        """Return how many batches this rank gets in the epochs 0 to `epochs`.
+
+        Args:
+            epochs: How many.
+            batch_size: Of the loader, on one rank.
+            drop_last: Of the loader.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: As `steps_per_epoch`.
+        """
+        epochs = whole_number("epochs", epochs)
+        warm_up = min(epochs, self.warmup_epochs)
+        parts = ((0, warm_up), (self.warmup_epochs, epochs - warm_up))
+        return sum(
+            count * self.steps_per_epoch(epoch, batch_size, drop_last=drop_last)
+            for epoch, count in parts
+            if count
+        )
+
+    def __iter__(self) -> EpochIterator:
+        return EpochIterator(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is needed to go on from here: numbers, and tensors on the CPU.
+
+        `"epoch"` and `"position"` say how many indices of the epoch this rank has yielded. A loader
+        with workers reads ahead of the training loop: only `StatefulDataLoader`, which asks at the
+        right moment, and saves the state along with its own, then loses nothing.
+
+        Returns:
+            What `torch.load` reads with `weights_only=True`; the selection is in it.
+        """
+        return {
+            **self._place().as_state(),
+            **self._refresher.as_state(),
+            "epoch_is_set": self._epoch_is_set,
+            "made_for": self._identity(),
+            "generator": self.generator.get_state() if hasattr(self, "generator") else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another sampler was; nothing is selected again.
+
+        The next iterator yields the rest of the epoch that was under way; `len()` stays that of the
+        whole. Where the caller counted the epochs and one had just ended, the next `set_epoch` says
+        which comes, or has said so before.
+
+        Args:
+            state_dict: What `state_dict` gave.
+
+        Raises:
+            ValueError: It is damaged, or of a sampler with another seed, `keep`, order or data set;
+                this one is as before.
+        """
+        missing = set(self.state_dict()) - set(state_dict if isinstance(state_dict, dict) else ())
+        if missing:
+            raise ValueError(
+                f"expected the state of a SageSampler, got {type(state_dict).__name__} without "
+                f"{', '.join(sorted(missing))}"
+            )
+        self._check_identity(state_dict["made_for"])
+        place, refresher = Place.from_state(state_dict), self._refresher.loaded(state_dict)
+        needs_selection = place.has_begun and not self._schedule.is_warming_up(place.epoch)
+        if needs_selection and refresher.selection is None:
+            raise ValueError(f"expected the selection of epoch {place.epoch} in the state")
+        if hasattr(self, "generator") and state_dict["generator"] is not None:
+            try:
+                self.generator.set_state(state_dict["generator"])
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(f"expected the state of a generator: {error}") from error
+        # Whoever counts the epochs names the one after one that has ended.
+        has_ended = bool(state_dict["epoch_is_set"]) and place.is_end
+        if not (has_ended and self._epoch_is_set):
+            self.epoch = place.epoch
+        self._epoch_is_set = bool(state_dict["epoch_is_set"])
+        self._resumed = place if place.has_begun and not has_ended else None
+        self._refresher, self._running = refresher, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_running": None}  # that of a loader's iterator, which stays
+
+    def _begin(self, place: Place | None, *, is_loaded: bool) -> Running:
+        """Return the epoch that begins now, or goes on from where an iterator was."""
+        resumed = place if is_loaded else self._resumed
+        epoch = self.epoch if resumed is None else resumed.epoch
+        self._binding.check_epoch(self)
+        # Found anew: a loader over another data set must not get indices of this one.
+        source = self._binding.source(self)
+        total, selection, kept = count_examples(source[0]), None, None
+        if not self._schedule.is_warming_up(epoch):
+            if resumed is not None:
+                selection = resumed.selection or self.selection
+            if selection is None:
+                selection = self._refresher.selection_for(epoch, source)
+            # Not from the selection on: refreshed often, draws would use the heads of orders only.
+            kept = selection.epoch_indices(epoch - self.warmup_epochs)
+        size = total if kept is None else len(kept)
+        split, length = self._binding.split(self), self._schedule.indices_in(epoch, size, total)
+        self._binding.check_lengths(self, split.share(length))
+        order = EpochOrder(
+            kept,
+            size=size,
+            length=length,
+            seed=self._name_of_order(resumed),
+            epoch=epoch,
+            shuffle=self.shuffle,
+            split=split,
+        )
+        position = 0 if resumed is None else resumed.position_in(order)
+        self._running, self._resumed = Running(order, selection, position), None
+        return self._running
+
+    def _end(self, epoch: int) -> None:
         if not self._epoch_is_set:
             # Of several loaders that draw at once, the last to finish decides nothing twice.
             self.epoch = max(self.epoch, epoch + 1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if not self._is_given:
-            state["_dataset"] = None  # found through a loader: a copy finds its own
-        return state
+    def _place(self) -> Place:
+        if self._resumed is not None:
+            return self._resumed
+        if self._running is None or self._running.order.epoch != self.epoch:
+            return Place(self.epoch)
+        return self._running.place(self.selection)
 
-    def _is_warming_up(self, epoch: int) -> bool:
-        return epoch < self.warmup_epochs
+    def _name_of_order(self, resumed: Place | None) -> int:
+        if resumed is not None and resumed.seed is not None:
+            return resumed.seed
+        if not (self.shuffle and hasattr(self, "generator")):
+            return self.seed
+        drawn = torch.randint(0, _HIGHEST, (), generator=self.generator, device="cpu")
+        return ranks(self._is_distributed).broadcast(int(drawn))
 
-    def _scheduled(self, epoch: int) -> int:
-        """Return the last epoch up to this one, after the warm-up, at whose start to select."""
-        if self.refresh_every is None:
-            return self.warmup_epochs
-        return epoch - (epoch - self.warmup_epochs) % self.refresh_every
+    def _indices_in(self, epoch: int) -> int:
+        total = self._binding.total(self)
+        return self._schedule.indices_in(epoch, budget(self.keep, total), total)
 
-    def _is_due(self, epoch: int) -> bool:
-        return self._selection is None or self._since < self._scheduled(epoch)
+    def _identity(self) -> dict[str, Any]:
+        is_count = isinstance(self.keep, Integral)
+        return {
+            "seed": int(self.seed),
+            "keep": int(self.keep) if is_count else float(self.keep),
+            "shuffle": bool(self.shuffle),
+            "length": self.length,
+            "examples": self._binding.known_total,
+        }
 
-    def _draw(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch after the warm-up; selects first if that is due."""
-        if self._is_due(epoch):
-            self._select(since=self._scheduled(epoch))
-        assert self._selection is not None
-        # Not from the selection on: refreshed often, draws would use the heads of orders only.
-        return self._selection.epoch_indices(epoch - self.warmup_epochs)
-
-    def _select(self, *, since: int) -> Selection:
-        dataset, collate_fn = self._bind()
-        options = self._options.copy()
-        if options.get("collate_fn") is None:
-            options["collate_fn"] = collate_fn
-        selection = select_subset(self.model, dataset, self.keep, seed=self.seed, **options)
-        self._selection, self._since = selection, since
-        return selection
-
-    def _bind(self) -> tuple[Dataset[Any], Collate | None]:
-        if self._is_given:
-            assert self._dataset is not None
-            return self._dataset, None
-        dataset, collate_fn = find_loader(self)
-        if self._dataset is not None and dataset is not self._dataset:
-            raise RuntimeError(
-                "expected the data set that this sampler selected from, but a DataLoader over "
-                "another one holds it now; make a new SageSampler for it"
-            )
-        if self._dataset is None:
-            count_examples(dataset)
-        self._dataset = dataset
-        return dataset, collate_fn
+    def _check_identity(self, other: object) -> None:
+        ours = self._identity()
+        if not isinstance(other, dict) or set(other) != set(ours):
+            raise ValueError(f"expected what a state was made for, {ours}, got {other!r}")
+        for name, value in ours.items():
+            is_known = value is not None and other[name] is not None
+            if is_known and (other[name] != value or type(other[name]) is not type(value)):
+                raise ValueError(
+                    f"expected the state of a sampler with {name}={value!r}, got that of one with "
+                    f"{name}={other[name]!r}"
+                )

@@ -1,0 +1,258 @@
+"""Going through an epoch one index at a time, and going on where another process stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from sage_torch.draws import whole_number
+from sage_torch.epoch_order import EpochOrder
+from sage_torch.selection import Selection
+
+_CHUNK = 8_192
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a rank has come in an epoch.
+
+    Attributes:
+        epoch: Which one.
+        position: How many of its indices have been yielded.
+        total: How many it has, on this rank; None where it has not begun.
+        num_replicas: Among how many ranks it is split; None as above.
+        seed: What names its order: the sampler's seed or the number drawn from its generator; None
+            as above.
+        selection: Whose subset it is, where the sampler has made another one since.
+    """
+
+    epoch: int
+    position: int = 0
+    total: int | None = None
+    num_replicas: int | None = None
+    seed: int | None = None
+    selection: Selection | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an iterator should go on here, not begin the epoch."""
+        return self.position > 0 or self.total is not None
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing of the epoch is left."""
+        return self.total is not None and self.position >= self.total
+
+    def position_in(self, order: EpochOrder) -> int:
+        """Return where to go on in an order.
+
+        Raises:
+            RuntimeError: It is not the order that this place is of.
+        """
+        if self.total is not None:
+            ours, theirs = (self.num_replicas, self.total), (order.split.num_replicas, len(order))
+            if ours != theirs:
+                raise RuntimeError(
+                    f"expected to go on with epoch {self.epoch} on {ours[0]} ranks with {ours[1]} "
+                    f"indices each, got {theirs[0]} with {theirs[1]}: resume as before, or at the "
+                    "start of an epoch"
+                )
+        return min(self.position, len(order))
+
+    def as_state(self) -> dict[str, Any]:
+        """Return numbers and tensors; epoch and position are plain entries."""
+        order = None
+        if self.total is not None:
+            order = {
+                "epoch": self.epoch,
+                "seed": self.seed,
+                "total": self.total,
+                "num_replicas": self.num_replicas,
+                "selection": None if self.selection is None else as_tensor(self.selection),
+            }
+        return {"epoch": self.epoch, "position": self.position, "order": order}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Place:
+        """Read what `as_state` gave, among other entries.
+
+        Where the epoch is another than the order's, it has not begun.
+
+        Raises:
+            ValueError: An entry is missing or of a wrong form.
+        """
+        try:
+            epoch = whole_number("epoch", state["epoch"])
+            position = whole_number("position", state["position"])
+            order = state["order"]
+            if order is None or order["epoch"] != epoch:
+                return cls(epoch, position)
+            selection = order["selection"]
+            return cls(
+                epoch,
+                position,
+                whole_number("total", order["total"]),
+                whole_number("num_replicas", order["num_replicas"], least=1),
+                whole_number("seed", order["seed"]),
+                None if selection is None else from_tensor(selection),
+            )
+        except KeyError as error:
+            raise ValueError(f"expected a state with the entry {error}, got none") from error
+        except TypeError as error:
+            raise ValueError(f"expected the place in an epoch: {error}") from error
+
+
+class Running:
+    """An epoch under way: its order, whose subset it is, and how much has been yielded."""
+
+    def __init__(self, order: EpochOrder, selection: Selection | None, position: int) -> None:
+        self.order, self.selection, self.position = order, selection, position
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return self.position >= len(self.order)
+
+    def place(self, current: Selection | None) -> Place:
+        """Return where it is, with its selection unless that is the current one."""
+        order = self.order
+        return Place(
+            epoch=order.epoch,
+            position=self.position,
+            total=len(order),
+            num_replicas=order.split.num_replicas,
+            seed=order.seed,
+            selection=None if self.selection is current else self.selection,
+        )
+
+
+class Epochs(Protocol):
+    """What an iterator needs of its sampler."""
+
+    @property
+    def selection(self) -> Selection | None:
+        """The current selection."""
+        ...
+
+    def _begin(self, place: Place | None, *, is_loaded: bool) -> Running: ...
+
+    def _end(self, epoch: int) -> None: ...
+
+
+class EpochIterator(Iterator[int]):
+    """The indices of one epoch, one Python int at a time; it begins at the first `next`.
+
+    Loaders make iterators that they never draw from, before they restore their state. One that has
+    not begun has selected nothing, drawn nothing from a generator, and taken no epoch.
+
+    Args:
+        epochs: The sampler.
+    """
+
+    def __init__(self, epochs: Epochs) -> None:
+        self._epochs = epochs
+        self._running: Running | None = None
+        self._chunk: Iterator[int] = iter(())
+        self._loaded: Place | None = None
+        self._is_loaded = False  # then `_loaded` says where to begin; None: at an epoch's start
+        self._is_over = False
+
+    def __iter__(self) -> EpochIterator:
+        return self
+
+    def __next__(self) -> int:
+        if self._running is None and not self._is_over:
+            self._running = self._epochs._begin(self._loaded, is_loaded=self._is_loaded)
+            if self._running.is_over:  # none for this rank, or none left
+                self._end(self._running.order.epoch)
+        if self._running is None or self._is_over:
+            raise StopIteration
+        index = next(self._chunk, None)
+        if index is None:
+            self._chunk = iter(_next_chunk(self._running))
+            index = next(self._chunk)
+        self._running.position += 1
+        if self._running.is_over:
+            # Not when the next one is asked for: who knows the length may never ask.
+            self._end(self._running.order.epoch)
+        return index
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the iterator is: numbers, and a tensor where it needs an earlier selection.
+
+        Returns:
+            With `"epoch"` None before the first `next`.
+        """
+        if self._running is not None:
+            return self._running.place(self._epochs.selection).as_state()
+        if self._loaded is not None:
+            return self._loaded.as_state()
+        return {"epoch": None, "position": 0, "order": None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to where another iterator was; what came before is not yielded.
+
+        The subset is the sampler's: load the sampler's own state first, as `StatefulDataLoader`
+        does. Positions count from the start of the epoch: loading twice skips once.
+
+        Args:
+            state_dict: What `state_dict` gave.
+
+        Raises:
+            ValueError: It is something else. The iterator is as before.
+        """
+        if not isinstance(state_dict, dict) or "epoch" not in state_dict:
+            raise ValueError(
+                "expected the state of a SageSampler's iterator, a dict with epoch, position and "
+                f"order, got {type(state_dict).__name__}"
+            )
+        place = None if state_dict["epoch"] is None else Place.from_state(state_dict)
+        self._loaded, self._is_loaded = place, True
+        self._running, self._chunk, self._is_over = None, iter(()), False
+        if place is not None and place.is_end:
+            self._end(place.epoch)
+
+    def _end(self, epoch: int) -> None:
+        self._is_over = True
+        self._epochs._end(epoch)
+
+
+def as_tensor(selection: Selection) -> Tensor:
+    """Return a selection as bytes, uint8 (n,): what `torch.load` reads with `weights_only`."""
+    saved = _SAVED.get(selection)
+    if saved is None:
+        saved = torch.frombuffer(bytearray(selection.to_bytes()), dtype=torch.uint8)
+        _SAVED[selection] = saved
+    return saved
+
+
+def from_tensor(saved: object) -> Selection:
+    """Return the selection of `as_tensor`.
+
+    Raises:
+        ValueError: It is none, or a damaged one.
+    """
+    if not isinstance(saved, Tensor) or saved.dtype != torch.uint8 or saved.ndim != 1:
+        raise ValueError(
+            f"expected a selection as a uint8 tensor of its bytes, got {type(saved).__name__}"
+        )
+    selection = Selection.from_bytes(saved.cpu().numpy().tobytes())
+    _SAVED[selection] = saved
+    return selection
+
+
+# Loaders with workers ask for the state at every batch.
+_SAVED: WeakKeyDictionary[Selection, Tensor] = WeakKeyDictionary()
+
+
+def _next_chunk(running: Running) -> list[int]:
+    order = running.order
+    at_once = max(1, _CHUNK // order.split.num_replicas)
+    count = min(at_once, len(order) - running.position)
+    indices: list[int] = order.take(running.position, count).tolist()
+    return indices

@@ -1,0 +1,87 @@
+"""Which epochs see all examples, which begin with a selection, and how long each one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from sage_torch.draws import whole_number
+
+Refresh: TypeAlias = int | Callable[[int], bool] | Literal["drift"] | None
+Length: TypeAlias = Literal["subset", "fixed"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is due at the start of each epoch.
+
+    Attributes:
+        warmup_epochs: So many epochs from 0 on are all examples.
+        refresh_every: Epochs from one selection to the next, a callable that says so of an epoch,
+            `"drift"` (asked of the model, see `sage_torch.drift`), or None to select once.
+        length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: N, by repetition.
+
+    Raises:
+        TypeError: An attribute is of a wrong kind.
+        ValueError: It is out of range.
+
+    Example:
+        >>> from sage_torch.schedule import Schedule
+        >>> schedule = Schedule(warmup_epochs=1, refresh_every=3)
+        >>> [epoch for epoch in range(8) if schedule.is_due(epoch, since=epoch - 1)]
+        [1, 4, 7]
+        >>> schedule.indices_in(0, 25, 100), schedule.indices_in(1, 25, 100)
+        (100, 25)
+    """
+
+    warmup_epochs: int = 0
+    refresh_every: Refresh = None
+    length: Length = "subset"
+
+    def __post_init__(self) -> None:
+        warmup_epochs = whole_number("warmup_epochs", self.warmup_epochs)
+        object.__setattr__(self, "warmup_epochs", warmup_epochs)
+        if self.length not in ("subset", "fixed"):
+            raise ValueError(f'expected length to be "subset" or "fixed", got {self.length!r}')
+        every = self.refresh_every
+        if every is None or callable(every):
+            return
+        if isinstance(every, str):
+            if every == "drift":
+                return
+            raise ValueError(
+                'expected refresh_every to be "drift", a whole number, a callable epoch -> bool or '
+                f"None, got {every!r}"
+            )
+        object.__setattr__(self, "refresh_every", whole_number("refresh_every", every, least=1))
+
+    def is_warming_up(self, epoch: int) -> bool:
+        """Return whether an epoch is all examples."""
+        return epoch < self.warmup_epochs
+
+    @property
+    def follows_drift(self) -> bool:
+        """Whether the model decides, not the clock."""
+        return self.refresh_every == "drift"
+
+    def is_due(self, epoch: int, since: int) -> bool:
+        """Return whether an epoch, after the warm-up, begins with another selection.
+
+        A period that was jumped over is made up for; a callable is asked of this epoch only. Drift
+        is not looked for here.
+
+        Args:
+            epoch: The coming epoch.
+            since: What epoch the last selection was made for.
+        """
+        every = self.refresh_every
+        if isinstance(every, int):
+            return since < epoch - (epoch - self.warmup_epochs) % every
+        if since < self.warmup_epochs:
+            return True
+        return callable(every) and since < epoch and bool(every(epoch))
+
+    def indices_in(self, epoch: int, k: int, total: int) -> int:
+        """Return how many indices an epoch has, over all ranks."""
+        return total if self.length == "fixed" or self.is_warming_up(epoch) else k
