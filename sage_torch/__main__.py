@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-_NEEDED = {"typer": "typer", "rich": "rich", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+_NEEDED = ("typer", "rich")
 
 
 def app() -> None:
     """Run the command line, or say in one line what to install for it."""
-    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         sys.exit(f"error: {', '.join(missing)} not installed; pip install 'sage-torch[demo]'")
-    from sage_torch.demo.command import application
+    from sage_torch.command import application
 
     application(prog_name="sage-torch")
 

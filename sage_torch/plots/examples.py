@@ -65,7 +65,7 @@ def kept_and_dropped(
     rows = members(selection, classes)
     was_kept = is_kept(selection)
     kept, dropped = (
-        [_spread(selection, ids[was_kept[ids] == wanted], columns) for _, ids in rows]
+        [spread(selection, ids[was_kept[ids] == wanted], columns) for _, ids in rows]
         for wanted in (True, False)
     )
     images = read_images(selection, dataset, np.concatenate(kept + dropped))
@@ -211,7 +211,7 @@ def _size(rows: int, columns: int) -> tuple[float, float]:
     return width, _IMAGE_INCHES * rows * (1 + _SCORE_ROOM) + 1.1
 
 
-def _spread(selection: Selection, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def spread(selection: Selection, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return `count` of the examples, evenly over their ranks, highest score first."""
     ranked = ids[np.argsort(-selection.scores[ids], kind="stable")]
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))

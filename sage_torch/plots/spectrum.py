@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sage_torch._core import FrequentDirections
 from sage_torch.plots.style import DROPPED, KEPT, bare
+from sage_torch.selection import Selection
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def spectrum(sketch: FrequentDirections, *, exact: ArrayLike | None = None) -> Figure:
+def spectrum(
+    sketch: FrequentDirections | Selection,
+    *,
+    exact: ArrayLike | None = None,
+    axes: tuple[Axes, Axes] | None = None,
+) -> Figure:
     """Draw a sketch's squared singular values and the energy they add up to, with their bounds.
 
     The sketch underestimates: `0 <= |Ax|^2 - |Sx|^2 <= Delta` for every unit x, so by Weyl's
@@ -22,16 +29,18 @@ def spectrum(sketch: FrequentDirections, *, exact: ArrayLike | None = None) -> F
     `Delta` more. The band is that range: a certificate, not an estimate.
 
     Args:
-        sketch: A sketch of at least one row that is not 0.
+        sketch: A sketch of at least one row that is not 0, or a selection: that of its gradients.
         exact: Singular values of the rows themselves, (m,) descending, to compare; None where they
             are not known.
+        axes: Where to draw the two pictures; None for a new figure.
 
     Returns:
-        A new figure: on the left each direction's share of the energy `|A|_F^2`, on the right what
+        The figure: on the left each direction's share of the energy `|A|_F^2`, on the right what
         the first j directions hold together.
 
     Raises:
-        ValueError: The sketch has seen nothing but zeros, or `exact` is not descending.
+        ValueError: The sketch has seen nothing but zeros, `exact` is not descending, or the
+            selection has no sketch (`rule="random"`, or a file from before it was kept).
 
     Cost:
         O(l).
@@ -41,7 +50,7 @@ def spectrum(sketch: FrequentDirections, *, exact: ArrayLike | None = None) -> F
     """
     from matplotlib import pyplot
 
-    total = sketch.squared_norm
+    singular_values, total, shrinkage = _numbers_of(sketch)
     if not total > 0:
         raise ValueError("expected a sketch of at least one row that is not 0; update it first")
     known = None if exact is None else np.asarray(exact, np.float64)
@@ -49,10 +58,14 @@ def spectrum(sketch: FrequentDirections, *, exact: ArrayLike | None = None) -> F
         raise ValueError(
             f"expected exact singular values in descending order, got shape {known.shape}"
         )
-    values = sketch.singular_values() ** 2 / total  # (l,) shares of the energy
-    shrinkage = sketch.shrinkage / total
+    values = singular_values**2 / total  # (l,) shares of the energy
+    shrinkage /= total
     places = np.arange(1, len(values) + 1)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    if axes is None:
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    else:
+        left, right = axes
+        figure = left.get_figure(root=True)  # type: ignore[assignment]  # it lies in one
     lowest = 0.5 * values[values > 0].min(initial=1.0)  # a log scale knows no 0
     left.fill_between(
         places,
@@ -89,3 +102,18 @@ def spectrum(sketch: FrequentDirections, *, exact: ArrayLike | None = None) -> F
         bare(ax)
     left.legend(frameon=False)
     return figure
+
+
+def _numbers_of(
+    sketch: FrequentDirections | Selection,
+) -> tuple[NDArray[np.float64], float, float]:
+    """Return singular values (l,), `|A|_F^2` and Delta."""
+    if isinstance(sketch, FrequentDirections):
+        return sketch.singular_values(), sketch.squared_norm, sketch.shrinkage
+    if sketch.singular_values is None or sketch.certificate is None:
+        raise ValueError(
+            "expected a selection with singular values, got one of rule='random' or of an older "
+            "file; select again"
+        )
+    certificate = sketch.certificate
+    return sketch.singular_values, certificate.squared_norm, certificate.shrinkage

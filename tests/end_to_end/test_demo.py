@@ -20,7 +20,7 @@ from matplotlib import image as picture_files
 from typer.testing import CliRunner, Result
 
 import sage_torch.__main__ as main_module
-from sage_torch.demo.command import application
+from sage_torch.command import application
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.demo.report import difference, verdict
 from sage_torch.demo.training import METHODS, Comparison, Plan, Run, compare, fresh_model
@@ -207,10 +207,10 @@ def test_a_wrong_wish_is_one_line_not_a_traceback(
 def test_what_is_not_installed_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     known = main_module.find_spec
     monkeypatch.setattr(
-        main_module, "find_spec", lambda name: None if name in ("rich", "sklearn") else known(name)
+        main_module, "find_spec", lambda name: None if name in ("rich", "typer") else known(name)
     )
     with pytest.raises(SystemExit) as caught:
         main_module.app()
     assert caught.value.code == (
-        "error: rich, scikit-learn not installed; pip install 'sage-torch[demo]'"
+        "error: typer, rich not installed; pip install 'sage-torch[demo]'"
     )

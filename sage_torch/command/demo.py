@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from rich.console import Console
 
+from sage_torch.command.failures import need, one_line
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, DemoData, load
-from sage_torch.demo.report import as_json, table, verdict
-from sage_torch.demo.training import Comparison, Plan, compare
 
-application = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+if TYPE_CHECKING:
+    from sage_torch.demo.training import Comparison
 
 
 class DataName(str, Enum):
@@ -29,12 +29,6 @@ class DataName(str, Enum):
 _DEFAULTS = {DataName.digits: (10, 400, 16), DataName.fashion_mnist: (3, 1_500, 64)}
 
 
-@application.callback()
-def main() -> None:
-    """SAGE: choose the training examples worth a gradient step."""
-
-
-@application.command()
 def demo(
     data: Annotated[DataName, typer.Option(help="Which data.")] = DataName.digits,
     data_root: Annotated[
@@ -67,6 +61,10 @@ def demo(
     Warms a small network up for an epoch, selects with it, trains fresh networks with the same
     number of steps and the same seeds, prints a table, and writes a picture and a JSON.
     """
+    need(sklearn="scikit-learn", scipy="scipy", matplotlib="matplotlib")
+    from sage_torch.demo.report import as_json, table, verdict
+    from sage_torch.demo.training import Plan, compare
+
     default_seeds, default_steps, batch_size = _DEFAULTS[data]
     plan = Plan(
         keep=keep,
@@ -77,15 +75,12 @@ def demo(
     if threads is not None or data is DataName.digits:
         # Digits take a tenth of a millisecond a layer: threads would mostly wait for each other.
         torch.set_num_threads(threads or 1)
-    try:
+    with one_line():
         loaded = load(data.value, data_root)
         if examples is not None:
             loaded = loaded.with_train_examples(examples)
         out.mkdir(parents=True, exist_ok=True)
         comparison = compare(loaded, plan, progress=progress)
-    except (OSError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
     numbers, picture = out / f"{data.value}.json", out / f"{data.value}.png"
     numbers.write_text(json.dumps(as_json(comparison, loaded), indent=2) + "\n")
     _draw(comparison, loaded, picture)

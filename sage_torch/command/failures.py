@@ -1,0 +1,49 @@
+"""How commands fail: one line that says what to do, and exit code 1."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import typer
+
+from sage_torch import SageError
+
+EXTRA = "pip install 'sage-torch[demo]'"
+
+
+@contextmanager
+def one_line(*, with_traceback: bool = False) -> Iterator[None]:
+    """Turn a failure within into one line on standard error, and exit with 1.
+
+    Args:
+        with_traceback: Whether to print where it came from, too: for code of the user's.
+
+    Raises:
+        typer.Exit: What was done within failed.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError, SageError) as error:
+        if with_traceback:
+            typer.echo(traceback.format_exc(), err=True)
+        words = " ".join(str(error).split()) or type(error).__name__
+        typer.echo(f"error: {words}", err=True)
+        raise typer.Exit(1) from error
+
+
+def need(**packages: str) -> None:
+    """Refuse to go on without some packages.
+
+    Args:
+        packages: The name to install by the name to import.
+
+    Raises:
+        typer.Exit: Some are missing; they have been named on standard error.
+    """
+    missing = [package for module, package in packages.items() if find_spec(module) is None]
+    if missing:
+        typer.echo(f"error: {', '.join(missing)} not installed; {EXTRA}", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,40 @@
+"""`python -m sage_torch report`: a page about a selection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sage_torch.command.failures import need, one_line
+from sage_torch.command.objects import make_dataset
+from sage_torch.selection import Selection
+
+
+def report(
+    selection: Annotated[Path, typer.Argument(help="What `select` wrote.", metavar="FILE.npz")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="The data set it was made from, to show examples.", metavar="MODULE:NAME"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page to write. [default: beside the selection]", metavar="FILE.html"),
+    ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="On an error, show where it came from.")
+    ] = False,
+) -> None:
+    """Write one HTML page about a selection: scores, classes, examples, certificate, command."""
+    need(matplotlib="matplotlib")
+    from sage_torch.report import write_report
+
+    with one_line(with_traceback=traceback):
+        loaded = Selection.load(selection)
+        data = None if dataset is None else make_dataset(dataset)
+        page = selection.with_suffix(".html") if out is None else out
+        write_report(loaded, page, data)
+    typer.echo(f"report  {page}")

@@ -1,0 +1,207 @@
+"""`python -m sage_torch select`: choose a subset with what a project already has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.distributed
+import typer
+from rich.console import Console
+
+from sage_torch.command.failures import one_line
+from sage_torch.command.objects import make_dataset, make_model, named
+from sage_torch.command.summary import summary
+from sage_torch.command.values import read_configuration, scalar, word
+from sage_torch.options import Options
+from sage_torch.select import select_subset
+from sage_torch.selection import Selection
+
+_OWN = ("config", "model", "dataset", "weights_file", "device", "out", "traceback")
+_UNRECORDED = ("config", "traceback", "progress", "checkpoint", "checkpoint_every", "distributed")
+
+
+def _configured(context: typer.Context, path: str | None) -> str | None:
+    """Let a file give the defaults, so that its values pass the same checks."""
+    if path is None:
+        return None
+    options = {option.name or "": option for option in context.command.params}
+    known = [name for name in options if name not in ("config", "help")]
+    with one_line():
+        values = read_configuration(Path(path), known)
+    for name, value in values.items():
+        if name == "params" and isinstance(value, str):
+            values[name] = [value]
+        elif isinstance(value, list) and name != "params":
+            typer.echo(f"error: expected one value for {name!r} in {path!r}, got a list", err=True)
+            raise typer.Exit(1)
+        elif value is None and options[name].default is None:
+            values[name] = "none"  # None itself would mean: not given
+    context.default_map = values
+    return path
+
+
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str):
+        raise typer.BadParameter(f"expected a text, got {value!r}")
+    return None if value == "none" else value
+
+
+def _option(words: str, metavar: str = "VALUE") -> Any:
+    return typer.Option(help=words, parser=scalar, metavar=metavar)
+
+
+def _place(words: str, metavar: str = "MODULE:NAME") -> Any:
+    return typer.Option(help=words, parser=_text, metavar=metavar)
+
+
+def select(
+    context: typer.Context,
+    model: Annotated[str, _place("A torch.nn.Module, or a function that makes it.")],
+    dataset: Annotated[str, _place("A map-style data set, or a function that makes it.")],
+    keep: Annotated[Any, _option("Share in (0, 1], or a count such as 500; 1.0 is all.", "KEEP")],
+    out: Annotated[str, _place("File to write the selection to.", "FILE.npz")],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Options by name; the command line wins.",
+            metavar="FILE.yaml|json",
+            is_eager=True,
+            callback=_configured,
+        ),
+    ] = None,
+    weights_file: Annotated[
+        str | None, _place("State dict for the model.", "FILE.pt|safetensors")
+    ] = None,
+    device: Annotated[str | None, _place("Where the model computes.", "DEVICE")] = None,
+    rule: Annotated[Any, _option("herding, facility_location, stratified, weighted, ...")] = None,
+    draw: Annotated[Any, _option("fixed, rotate or random.")] = None,
+    weights: Annotated[
+        bool | None, typer.Option(help="Count whom each kept example stands for.")
+    ] = None,
+    trim: Annotated[Any, _option("negative, a share of each class, or none.")] = None,
+    basis: Annotated[Any, _option("weighted or orthonormal.")] = None,
+    class_balanced: Annotated[Any, _option("auto, true or false.")] = None,
+    quotas: Annotated[Any, _option("proportional or equal.")] = None,
+    sketch_size: Annotated[Any, _option("Rows of the sketch.", "COUNT")] = None,
+    gradients: Annotated[
+        Any, _option("auto, functional, projected, last_layer, or MODULE:NAME.")
+    ] = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option(help="Parameter names or patterns; MODULE:NAME for a predicate. Repeatable."),
+    ] = None,
+    compress: Annotated[Any, _option("auto, a number of coordinates, or none.")] = None,
+    consensus: Annotated[Any, _option("auto, exact or streaming.")] = None,
+    memory_budget: Annotated[Any, _option("Bytes for gradients at once.", "BYTES")] = None,
+    loss: Annotated[str | None, _place("loss(model, batch) -> (n,).")] = None,
+    score_dataset: Annotated[str | None, _place("The examples without augmentation.")] = None,
+    collate_fn: Annotated[str | None, _place("How examples become a batch.")] = None,
+    batch_size: Annotated[Any, _option("Examples scored at once.", "COUNT")] = None,
+    num_workers: Annotated[Any, _option("Processes that read the data.", "COUNT")] = None,
+    seed: Annotated[Any, _option("Names every draw.", "NUMBER")] = None,
+    shards: Annotated[Any, _option("Parts that ranks share; names the subset.", "COUNT")] = None,
+    distributed: Annotated[
+        bool | None, typer.Option(help="Whether the processes of torchrun share the work.")
+    ] = None,
+    checkpoint: Annotated[str | None, _place("Folder for snapshots to resume.", "DIR")] = None,
+    checkpoint_every: Annotated[Any, _option("Seconds between them.", "SECONDS")] = None,
+    progress: Annotated[bool | None, typer.Option(help="Show progress bars.")] = None,
+    traceback: Annotated[bool, typer.Option(help="On an error, show where it came from.")] = False,
+) -> None:
+    """Choose the examples worth a gradient step, and write them to a file.
+
+    The model and the data set come from your own code: `--model training:make_model` is the
+    function make_model of training.py in this folder, called without arguments after
+    torch.manual_seed(seed); an object is taken as it is. Every option of
+    sage_torch.select_subset is here under its own name, and in the configuration under the same
+    one. What is not given has the default of select_subset. `torchrun ... -m sage_torch select`
+    shares the work among processes.
+    """
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) is not None
+        and source.name in ("COMMANDLINE", "DEFAULT_MAP")
+    }
+    with one_line(with_traceback=traceback), _process_group():
+        options = {name: value for name, value in given.items() if name not in _OWN}
+        _check(options)
+        torch.manual_seed(options.get("seed", 0))  # also for what modules make when imported
+        options |= {name: _object(name, value) for name, value in options.items()}
+        made = make_model(model, None if weights_file is None else Path(weights_file), device)
+        data = make_dataset(dataset)
+        if options.get("score_dataset") is not None:
+            options["score_dataset"] = make_dataset(options["score_dataset"])
+        is_first = _rank() == 0
+        if not is_first:
+            options["progress"] = False
+        selection = select_subset(made, data, **options)
+        if is_first:
+            selection = _with_command(selection, given)
+            selection.save(out)
+            Console(highlight=False).print(summary(selection))
+            typer.echo(f"selection  {out}\nreport     sage-torch report {out}")
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Refuse wrong values before any code of the user's runs, which may take long."""
+    known = {field.name for field in dataclasses.fields(Options)} - {"score_dataset"}
+    Options(**{n: value for n, value in options.items() if n in known and not _names(n, value)})
+
+
+def _names(name: str, value: Any) -> bool:
+    """Whether an option's value is `module:name`, for an object to be found."""
+    if name == "params":
+        return value is not None and len(value) == 1 and ":" in value[0]
+    if name == "gradients":
+        return isinstance(value, str) and ":" in value
+    return name in ("loss", "collate_fn") and value is not None
+
+
+def _object(name: str, value: Any) -> Any:
+    """Return the option's value, or the object that it names."""
+    if not _names(name, value):
+        return value
+    return named(value[0] if name == "params" else value)
+
+
+def _with_command(selection: Selection, given: dict[str, Any]) -> Selection:
+    command = ["python", "-m", "sage_torch", "select"]
+    shards = selection.settings.get("shards")
+    if shards is not None:
+        given = given | {"shards": shards}  # else it would depend on the number of processes
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if name in _UNRECORDED:
+            continue
+        if name == "weights":
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name == "params":
+            command += [part for pattern in value or () for part in ("--params", pattern)]
+        else:
+            command += [f"--{flag}", word(value)]
+    return dataclasses.replace(selection, settings=selection.settings | {"command": command})
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """Join the other processes where torchrun started this one."""
+    joins = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    if not joins or torch.distributed.is_initialized():
+        yield
+        return
+    torch.distributed.init_process_group("gloo")  # what crosses is on the host
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _rank() -> int:
+    is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_there else 0

@@ -1,0 +1,42 @@
+"""What the command line says of a selection: one table."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from sage_torch.selection import Selection
+
+
+def summary(selection: Selection) -> Table:
+    """Return the main numbers of a selection, a line each.
+
+    Args:
+        selection: Any.
+    """
+    settings, kept, total = selection.settings, len(selection.indices), len(selection.scores)
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("kept", f"{kept:,} of {total:,} examples ({kept / total:.1%})")
+    table.add_row("rule", escape(f"{settings.get('rule')}, draw {settings.get('draw')}"))
+    if selection.labels is not None:
+        labels = selection.labels
+        table.add_row(
+            "classes",
+            f"{len(set(labels[selection.indices].tolist())):,} kept of "
+            f"{len(set(labels.tolist())):,}",
+        )
+    if settings.get("trimmed") is not None:
+        table.add_row("trimmed", f"{settings['trimmed']:,} examples before the rule chose")
+    if selection.margins is not None:
+        negative = int((selection.margins < 0).sum())
+        table.add_row("below 0", f"{negative:,} margins: examples that side with another class")
+    if selection.certificate is not None:
+        low, high = selection.certificate.energy_kept, selection.certificate.energy_kept_at_most
+        table.add_row("sketch", f"holds {low:.1%} to {high:.1%} of the gradients' energy")
+    if settings.get("gradients") is not None:
+        table.add_row("gradients", escape(str(settings["gradients"])))
+    table.add_row("seconds", f"{selection.seconds.get('total', float('nan')):.1f}")
+    return table

@@ -1,0 +1,170 @@
+"""The charts of the report: SVG within the page, in the page's own colours, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from sage_torch.plots.scores import score_histogram
+from sage_torch.plots.spectrum import spectrum
+from sage_torch.plots.style import DROPPED, KEPT, Values
+from sage_torch.selection import Selection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDE, _HIGH, _TALL = (
+    3.9,
+    2.6,
+    3.6,
+)  # inches: as wide as a phone, so that words keep their size there
+_INK, _GREY = "#010203", "#666666"  # what the plots draw black, in a colour nothing else has; grey
+_BINS, _STRIP_WIDTH, _STRIP_HEIGHT = 24, 120, 30
+
+
+class Chart(NamedTuple):
+    """A chart with its words.
+
+    Attributes:
+        title: What it shows.
+        svg: The picture.
+        words: How to read it.
+    """
+
+    title: str
+    svg: Markup
+    words: str
+
+
+def charts(selection: Selection) -> list[Chart]:
+    """Return what can be drawn of a selection: scores, margins, spectrum.
+
+    Args:
+        selection: Any.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    drawn = []
+    if np.isfinite(selection.scores).all():
+        drawn.append(
+            Chart(
+                "Agreement",
+                _svg(lambda figure: _histogram(figure, selection, "scores"), "scores"),
+                "How far each example's gradient points where those of its class do: 1 is the same "
+                "direction, 0 is across, below 0 is against.",
+            )
+        )
+    if selection.margins is not None and np.isfinite(selection.margins).all():
+        drawn.append(
+            Chart(
+                "Margin",
+                _svg(lambda figure: _histogram(figure, selection, "margins"), "margins"),
+                "Agreement with the own class less half the opposition to another. Wrong labels "
+                "gather below 0.",
+            )
+        )
+    if _has_spectrum(selection):
+        drawn.append(
+            Chart(
+                "Spectrum of the sketch",
+                _svg(lambda figure: _spectrum(figure, selection), "spectrum", _TALL),
+                "The energy of the gradients by direction, and of the first directions together. "
+                "The truth lies within the bands.",
+            )
+        )
+    return drawn
+
+
+def strip(
+    kept: NDArray[np.float32], dropped: NDArray[np.float32], between: tuple[float, float]
+) -> Markup:
+    """Return a small histogram: kept examples filled, dropped ones as an outline.
+
+    Args:
+        kept: (k,) values of one class.
+        dropped: (n - k,) values of it.
+        between: Lowest and highest value of all classes, which share the scale.
+    """
+    low, high = between
+    edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
+    counts = [np.histogram(values, edges)[0] for values in (kept, dropped)]
+    most = max(int(count.max()) for count in counts) or 1
+    paths = [
+        f'<path class="{name}" d="{_outline(np.sqrt(count / most))}"/>'
+        for name, count in zip(("k", "d"), counts, strict=True)
+    ]
+    return Markup(  # numbers only
+        f'<svg class="strip" viewBox="0 0 {_STRIP_WIDTH} {_STRIP_HEIGHT + 2}" role="img" '
+        f'preserveAspectRatio="none" aria-label="histogram">{"".join(paths)}</svg>'
+    )
+
+
+def _outline(heights: NDArray[np.float64]) -> str:
+    """Return an SVG path along the tops of bars; heights within [0, 1]."""
+    steps = [f"M0 {_STRIP_HEIGHT + 1}"]
+    for place, height in enumerate(heights):
+        top = 1 + _STRIP_HEIGHT * (1 - height)
+        steps.append(f"V{top:.1f}H{(place + 1) * _STRIP_WIDTH / len(heights):.1f}")
+    return "".join([*steps, f"V{_STRIP_HEIGHT + 1}Z"])
+
+
+def _histogram(figure: Figure, selection: Selection, of: Values) -> None:
+    ax = score_histogram(selection, figure.subplots(), of=of)
+    ax.set_xlabel("agreement" if of == "scores" else "margin")  # the words stand beside it
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def _spectrum(figure: Figure, selection: Selection) -> None:
+    above, below = figure.subplots(2, sharex=True)
+    spectrum(selection, axes=(above, below))
+    above.set_xlabel("")
+    above.set_ylabel("share, log scale")
+    below.set_ylabel("together, %")
+
+
+def _has_spectrum(selection: Selection) -> bool:
+    certificate, values = selection.certificate, selection.singular_values
+    return certificate is not None and values is not None and certificate.squared_norm > 0
+
+
+def _svg(draw: Callable[[Figure], object], name: str, high: float = _HIGH) -> Markup:
+    """Return what `draw` draws as SVG for a page: no size, no colour of its own, no foreign ids."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    look: dict[Any, Any] = {
+        "svg.fonttype": "none",  # words stay words
+        "svg.hashsalt": name,  # the same page each time, and ids that charts do not share
+        "font.size": 9,
+        "legend.fontsize": 9,
+        "legend.handlelength": 1.2,
+        "legend.columnspacing": 1.0,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), _INK),
+        **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    }
+    buffer = io.StringIO()
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=(_WIDE, high), layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' id="[a-z0-9]+_[a-z0-9_.]+"', "", text, flags=re.IGNORECASE)
+    for colour, of_the_page in (
+        (_INK, "currentColor"),
+        (_GREY, "var(--faint)"),
+        (KEPT.lower(), "var(--kept)"),
+        (DROPPED.lower(), "var(--dropped)"),
+    ):
+        text = text.replace(colour, of_the_page)
+    return Markup(text)  # matplotlib escaped the words in it

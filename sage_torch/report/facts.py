@@ -1,0 +1,174 @@
+"""What a report says in words and numbers, without its pictures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from sage_torch.options import Options
+from sage_torch.plots.style import is_kept
+from sage_torch.report.charts import strip
+from sage_torch.selection import Certificate, Selection
+
+_CLASSES = 100  # shown; beyond, the others are one row
+_LONGEST = 400  # characters of a setting
+_WORDS = {
+    "pass_1": "pass 1: sketch the gradients",
+    "pass_2": "pass 2: score every example",
+    "rule": "trim and choose",
+    "total": "together",
+}
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class, or the rest of them.
+
+    Attributes:
+        name: The class in words.
+        kept: How many of it are kept.
+        total: How many there are.
+        median: The median agreement of its examples; None where nothing was scored.
+        strip: Its small histogram of agreement; None where nothing was scored.
+    """
+
+    name: str
+    kept: int
+    total: int
+    median: float | None
+    strip: Markup | None
+
+
+def class_rows(selection: Selection, class_names: Sequence[str] | None) -> list[ClassRow]:
+    """Return a row a class, by label; those beyond the first hundred as one.
+
+    Args:
+        selection: Any; without labels, all examples are one class.
+        class_names: Names by label; None for the labels.
+
+    Raises:
+        ValueError: A label has no name.
+    """
+    if selection.labels is None:
+        return [_row(selection, "all", np.arange(len(selection.scores)))]
+    labels = np.unique(selection.labels)
+    first = labels[:_CLASSES]
+    rows = [
+        _row(selection, label_name(int(label), class_names), np.flatnonzero(same))
+        for label in first
+        for same in [selection.labels == label]
+    ]
+    if len(labels) > _CLASSES:
+        rest = np.flatnonzero(~np.isin(selection.labels, first))
+        rows.append(_row(selection, f"{len(labels) - _CLASSES:,} other classes", rest))
+    return rows
+
+
+def label_name(label: int | None, class_names: Sequence[str] | None) -> str:
+    """Return the word for a label.
+
+    Raises:
+        ValueError: There are names, but none for it.
+    """
+    if label is None:
+        return "all"
+    if class_names is None:
+        return str(label)
+    if not 0 <= label < len(class_names):
+        raise ValueError(
+            f"expected a name for each label, got {len(class_names)} names and label {label}"
+        )
+    return str(class_names[label])
+
+
+def certificate_words(certificate: Certificate | None) -> list[str]:
+    """Return what the certificate promises, in sentences.
+
+    Args:
+        certificate: That of a selection.
+    """
+    if certificate is None:
+        return ["No certificate: examples were drawn at random, without gradients and a sketch."]
+    low, high = certificate.energy_kept, certificate.energy_kept_at_most
+    between = f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"between {low:.1%} and {high:.1%}"
+    words = [
+        f"The sketch holds {between} of the energy of all (compressed) gradients.",
+        "It underestimates the squared length of the gradients along no direction by more than "
+        f"{certificate.relative_shrinkage:.2%} of that along the strongest, and overestimates "
+        "none, up to the rounding of 32-bit numbers."
+        if certificate.shrinkage > 0
+        else "It lost nothing: the gradients fit into its rows, and every length in it is exact up "
+        "to the rounding of 32-bit numbers.",
+    ]
+    cosine = certificate.consensus_cosine
+    if cosine >= 1:
+        words.append("Examples were scored against the exact consensus of their class.")
+    else:
+        words.append(
+            "Examples were scored against a consensus carried along while reading; its cosine with "
+            f"the exact one is at least {cosine:.4f} in every class."
+        )
+    return words
+
+
+def timing_rows(seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """Return what took how long."""
+    return [(_WORDS.get(name, name), f"{value:,.2f} s") for name, value in seconds.items()]
+
+
+def command_words(settings: dict[str, Any]) -> str:
+    """Return what makes the selection again: the command where one made it, else the Python call.
+
+    Args:
+        settings: Those of a selection.
+
+    Example:
+        >>> from sage_torch.report.facts import command_words
+        >>> command_words({"keep": 0.25, "rule": "agreement", "seed": 0})
+        "select_subset(model, dataset, 0.25, rule='agreement')"
+        >>> command_words({"command": ["python", "-m", "sage_torch", "select", "--out", "a b.npz"]})
+        "python -m sage_torch select --out 'a b.npz'"
+    """
+    command = settings.get("command")
+    if isinstance(command, list):
+        return shlex.join(map(str, command))
+    changed = [
+        f"{field.name}={settings[field.name]!r}"
+        for field in fields(Options)
+        if field.name in settings
+        and field.name not in ("keep", "progress")
+        and settings[field.name] != field.default
+    ]
+    return f"select_subset({', '.join(['model', 'dataset', repr(settings.get('keep')), *changed])})"
+
+
+def setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return settings by name, each as a short text; what the page shows elsewhere is left out."""
+    elsewhere = ("command", "parameters", "versions")
+    return [(name, plain(value)) for name, value in settings.items() if name not in elsewhere]
+
+
+def plain(value: Any) -> str:
+    """Return a JSON value as a short text."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _row(selection: Selection, name: str, ids: Any) -> ClassRow:
+    kept, scores = is_kept(selection)[ids], selection.scores[ids]
+    everywhere = selection.scores
+    is_scored = bool(np.isfinite(everywhere).all())
+    between = (float(everywhere.min()), float(everywhere.max()))
+    return ClassRow(
+        name=name,
+        kept=int(kept.sum()),
+        total=len(ids),
+        median=float(np.median(scores)) if is_scored else None,
+        strip=strip(scores[kept], scores[~kept], between) if is_scored else None,
+    )

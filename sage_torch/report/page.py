@@ -1,0 +1,134 @@
+"""The page itself: facts, charts and examples put into the template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from torch.utils.data import Dataset
+
+from sage_torch.report.charts import charts
+from sage_torch.report.facts import (
+    certificate_words,
+    class_rows,
+    command_words,
+    label_name,
+    plain,
+    setting_rows,
+    timing_rows,
+)
+from sage_torch.report.shown import Example, show
+from sage_torch.selection import Selection
+
+_PARAMETERS = 500  # shown
+
+
+def page(
+    selection: Selection,
+    dataset: Dataset[Any] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> str:
+    """Return the HTML that `write_report` writes.
+
+    Args:
+        selection: As there.
+        dataset: As there.
+        class_names: As there.
+
+    Raises:
+        ValueError: As there.
+        ImportError: As there.
+    """
+    names = _names_of(dataset, selection) if class_names is None else class_names
+    settings = selection.settings
+    parameters = settings.get("parameters")
+    versions = settings.get("versions")
+    return _template().render(
+        selection=selection,
+        kept=len(selection.indices),
+        total=len(selection.scores),
+        figures=_figures(selection),
+        charts=charts(selection),
+        rows=class_rows(selection, names),
+        scores=_range(selection),
+        shown=None if dataset is None else show(selection, dataset),
+        name=lambda label: label_name(label, names),
+        score_words=_score_words,
+        margin_words=lambda example: _margin_words(example, names),
+        certificate=certificate_words(selection.certificate),
+        timings=timing_rows(selection.seconds),
+        command=command_words(settings),
+        settings=setting_rows(settings),
+        parameters=_rows(parameters),
+        versions=_rows(versions),
+    )
+
+
+@cache
+def _template() -> Template:
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder,
+        autoescape=True,  # of everything: labels, texts and settings are other people's words
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def _figures(selection: Selection) -> list[tuple[str, str]]:
+    """Return the few numbers at the top, with their words."""
+    settings, total = selection.settings, len(selection.scores)
+    found = [(f"{len(selection.indices) / total:.1%}", "of the examples kept")]
+    if selection.labels is not None:
+        known = np.unique(selection.labels)
+        kept = np.unique(selection.labels[selection.indices])
+        found.append((f"{len(kept):,} of {len(known):,}", "classes kept"))
+    if selection.margins is not None:
+        if isinstance(settings.get("trimmed"), int):
+            found.append((f"{settings['trimmed']:,}", "trimmed before the rule chose"))
+        found.append((f"{int((selection.margins < 0).sum()):,}", "margins below 0"))
+    if selection.certificate is not None:
+        found.append((f"{selection.certificate.energy_kept:.1%}", "of the energy in the sketch"))
+    if "total" in selection.seconds:
+        found.append((f"{selection.seconds['total']:,.1f} s", "to select"))
+    return found
+
+
+def _score_words(example: Example) -> list[str]:
+    return [] if math.isnan(example.score) else [f"{example.score:.2f}"]
+
+
+def _margin_words(example: Example, names: Sequence[str] | None) -> list[str]:
+    label = [] if example.label is None else [label_name(example.label, names)]
+    return [f"{example.margin:.2f}", *label, "kept" if example.is_kept else "dropped"]
+
+
+def _range(selection: Selection) -> tuple[float, float] | None:
+    if not np.isfinite(selection.scores).all():
+        return None
+    return float(selection.scores.min()), float(selection.scores.max())
+
+
+def _rows(values: Any) -> list[tuple[str, str]]:
+    if not isinstance(values, dict):
+        return []
+    return [(name, plain(value)) for name, value in islice(values.items(), _PARAMETERS)]
+
+
+def _names_of(dataset: object, selection: Selection) -> Sequence[str] | None:
+    """Return the data set's own names of its classes, where there is one for each label."""
+    names = getattr(dataset, "classes", None)
+    labels = selection.labels
+    if labels is None or not isinstance(names, (list, tuple)):
+        return None
+    is_complete = labels.min() >= 0 and labels.max() < len(names)
+    return names if is_complete and all(isinstance(name, str) for name in names) else None

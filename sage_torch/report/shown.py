@@ -1,0 +1,193 @@
+"""Examples of a data set as a page can show them: pictures, text or numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sage_torch.plots.examples import spread
+from sage_torch.plots.images import read_images
+from sage_torch.plots.style import is_kept, members
+from sage_torch.selection import Selection
+
+_CLASSES, _COLUMNS, _WORST = 10, 6, 12
+_LONGEST_TEXT, _NUMBERS = 240, 12
+_LARGEST = 96  # pixels along the longer side of a picture
+_INPUTS = ("image", "img", "pixel_values", "text", "sentence", "input_ids")  # of dicts
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example.
+
+    Attributes:
+        index: In the data set.
+        label: Its label; None where there are none.
+        score: Its agreement, NaN where nothing was scored.
+        margin: Its margin, NaN where there is none.
+        is_kept: Whether the selection keeps it.
+        picture: PNG in base64; None where it is no picture.
+        text: What it is in words, where it is no picture.
+    """
+
+    index: int
+    label: int | None
+    score: float
+    margin: float
+    is_kept: bool
+    picture: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Examples to show.
+
+    Attributes:
+        rows: By class, label or None first: some kept and some dropped, evenly over the ranks of
+            their scores, highest first.
+        worst: Those of the lowest margin, lowest first; empty where there are no margins.
+    """
+
+    rows: list[tuple[int | None, list[Example], list[Example]]]
+    worst: list[Example]
+
+
+def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
+    """Read some examples of each class.
+
+    Args:
+        selection: What was kept.
+        dataset: The data set it was made from.
+
+    Raises:
+        ValueError: It has another length than the selection.
+
+    Cost:
+        Up to 132 items are read.
+    """
+    if len(dataset) != len(selection.scores):  # type: ignore[arg-type]
+        raise ValueError(
+            f"expected the data set that the selection was made from, {len(selection.scores):,} "
+            f"examples, got {len(dataset):,}"  # type: ignore[arg-type]
+        )
+    kept = is_kept(selection)
+    rows = [
+        (
+            label,
+            spread(selection, ids[kept[ids]], _COLUMNS),
+            spread(selection, ids[~kept[ids]], _COLUMNS),
+        )
+        for label, ids in members(selection, None)[:_CLASSES]
+    ]
+    margins = selection.margins
+    worst = np.zeros(0, np.int64)
+    if margins is not None:
+        worst = np.argsort(margins, kind="stable")[:_WORST]
+    wanted = np.unique(np.concatenate([worst, *(ids for _, *both in rows for ids in both)]))
+    by_index = _read(selection, dataset, wanted, kept)
+
+    def of(ids: NDArray[np.int64]) -> list[Example]:
+        return [by_index[int(i)] for i in ids]
+
+    return Shown([(label, of(first), of(second)) for label, first, second in rows], of(worst))
+
+
+def _read(
+    selection: Selection,
+    dataset: Dataset[Any],
+    indices: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+) -> dict[int, Example]:
+    items = {int(i): _inputs_of(dataset[int(i)]) for i in indices}
+    pictures = _pictures(selection, items)
+    return {
+        i: Example(
+            index=i,
+            label=None if selection.labels is None else int(selection.labels[i]),
+            score=float(selection.scores[i]),
+            margin=float("nan") if selection.margins is None else float(selection.margins[i]),
+            is_kept=bool(kept[i]),
+            picture=pictures.get(i),
+            text="" if pictures else described(item),
+        )
+        for i, item in items.items()
+    }
+
+
+class _Items(Dataset[Any]):
+    """Items that have been read, as the data set of their length that the plots ask for."""
+
+    def __init__(self, items: dict[int, Any], total: int) -> None:
+        self.items, self.total = items, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def _pictures(selection: Selection, items: dict[int, Any]) -> dict[int, str]:
+    """Return the items as PNG in base64; empty where they are no images."""
+    try:
+        images = read_images(selection, _Items(items, len(selection.scores)), items)
+    except (TypeError, ValueError):
+        return {}
+    return {i: _png(image) for i, image in images.items()}
+
+
+def _png(image: NDArray[np.float64]) -> str:
+    from PIL import Image  # of matplotlib's own needs
+
+    picture = Image.fromarray((np.nan_to_num(image) * 255).round().clip(0, 255).astype(np.uint8))
+    picture.thumbnail((_LARGEST, _LARGEST))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _inputs_of(item: Any) -> Any:
+    """Return what a model would see of an item: its first part, or the field for it."""
+    if isinstance(item, (tuple, list)) and len(item):
+        item = item[0]
+    if isinstance(item, Mapping):
+        return next((item[name] for name in _INPUTS if name in item), dict(item))
+    return item
+
+
+def described(item: Any) -> str:
+    """Return an item in a few words.
+
+    Args:
+        item: A text, which is cut where it is long; numbers of any shape; or anything.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch.report.shown import described
+        >>> described(torch.tensor([1.0, 2.5])), described(torch.zeros(3, 20))
+        ('1, 2.5', '0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, … (60 numbers, 3 x 20)')
+    """
+    if isinstance(item, str):
+        return item if len(item) <= _LONGEST_TEXT else f"{item[:_LONGEST_TEXT]}…"
+    if isinstance(item, Mapping):
+        return described("; ".join(f"{name}: {described(part)}" for name, part in item.items()))
+    try:
+        values = np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item)
+    except (TypeError, ValueError):
+        return type(item).__name__
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_):
+        return described(str(item))
+    first = ", ".join(f"{value:.4g}" for value in values.reshape(-1)[:_NUMBERS].tolist())
+    if values.size <= _NUMBERS:
+        return first
+    shape = " x ".join(map(str, values.shape))
+    return f"{first}, … ({values.size:,} numbers{f', {shape}' if values.ndim > 1 else ''})"
