@@ -14,6 +14,7 @@ from sage_torch.holders import Splitter, chain, check_lengths, check_not_dispatc
 from sage_torch.options import Collate, count_examples
 
 Loaders = list[DataLoader[Any]]
+Source = tuple[Dataset[Any], Collate | None]  # a data set, and how its loader makes batches
 
 _T = TypeVar("_T")
 
@@ -48,10 +49,9 @@ class Binding:
         Raises:
             RuntimeError: As `source`.
         """
-        dataset = self.source(sampler)[0] if self._dataset is None else self._dataset
-        return count_examples(dataset)
+        return count_examples(self.source(sampler)[0])
 
-    def source(self, sampler: Sampler[int]) -> tuple[Dataset[Any], Collate | None]:
+    def source(self, sampler: Sampler[int]) -> Source:
         """Return the data set, and the collate function of the loaders unless it was given.
 
         Raises:
@@ -59,38 +59,44 @@ class Binding:
                 data set than before.
         """
         if self._is_given:
-            assert self._dataset is not None
-            return self._dataset, None
-        dataset, collate_fn = ask_loaders(sampler, source_of)
-        if self._dataset is not None and dataset is not self._dataset:
-            raise RuntimeError(
-                "expected the data set that this sampler selected from, but a DataLoader over "
-                "another one holds it now; make a new SageSampler for it"
-            )
-        if self._dataset is None:
-            count_examples(dataset)
-        self._dataset = dataset
-        return dataset, collate_fn
+            return self._source([])
+        return ask_loaders(sampler, self._source)
 
     def split(self, sampler: Sampler[int]) -> Split:
         """Return this process's share: all of it where the holder splits.
 
         Raises:
-            RuntimeError: The holder splits, too.
+            RuntimeError: The holder splits, and the sampler was told to.
         """
-        if self._split is None:
-            if _world_size() == 1 or self.splitter(sampler) is not None:
-                return Split()
-            return Split(_world_size(), dist.get_rank(), self._drop_last)
-        if self._split.num_replicas > 1:
-            splitter = ask_loaders(sampler, splitter_of)
-            if splitter is not None and splitter.num_replicas > 1:
-                raise RuntimeError(
-                    f"expected one to split the indices over ranks, but {splitter.name} does so "
-                    f"for {splitter.num_replicas} and SageSampler for {self._split.num_replicas}: "
-                    "each rank would see a part of a part; leave num_replicas and rank out"
-                )
-        return self._split
+        if not self._may_be_split():
+            return Split()
+        return ask_loaders(sampler, self._split_among)
+
+    def begin_epoch(
+        self, sampler: Sampler[int], length_of: Callable[[int], int]
+    ) -> tuple[Source, Split]:
+        """Return source and split, after refusing holders that would not read the epoch as it is.
+
+        Args:
+            sampler: The sampler.
+            length_of: From the number of examples to that of the epoch's indices, over all ranks.
+
+        Raises:
+            RuntimeError: As `source` and `split`; one process reads for all; or the length that a
+                wrapper has fixed is that of another epoch.
+        """
+
+        def begin(loaders: Loaders) -> tuple[Source, Split]:
+            if _world_size() > 1:
+                check_not_dispatched(loaders)
+            # Found anew: a loader over another data set must not get indices of this one.
+            source = self._source(loaders)
+            split = self._split_among(loaders) if self._may_be_split() else Split()
+            length = length_of(count_examples(source[0]))
+            check_lengths(loaders, sampler, split.share(length))
+            return source, split
+
+        return ask_loaders(sampler, begin)
 
     def splitter(self, sampler: Sampler[int]) -> Splitter | None:
         """Return who splits what the sampler yields, where nobody told the sampler to."""
@@ -98,7 +104,7 @@ class Binding:
             return None
         return ask_loaders(sampler, splitter_of)
 
-    def check_epoch(self, sampler: Sampler[int]) -> None:
+    def check_readers(self, sampler: Sampler[int]) -> None:
         """Refuse holders that read on one process for all.
 
         Raises:
@@ -107,13 +113,37 @@ class Binding:
         if _world_size() > 1:
             ask_loaders(sampler, check_not_dispatched)
 
-    def check_lengths(self, sampler: Sampler[int], count: int) -> None:
-        """Refuse holders that would cut or pad the `count` indices of an epoch.
+    def _source(self, loaders: Loaders) -> Source:
+        if self._is_given:
+            assert self._dataset is not None
+            return self._dataset, None
+        dataset, collate_fn = source_of(loaders)
+        if self._dataset is None:
+            count_examples(dataset)
+        elif dataset is not self._dataset:
+            raise RuntimeError(
+                "expected the data set that this sampler selected from, but a DataLoader over "
+                "another one holds it now; make a new SageSampler for it"
+            )
+        self._dataset = dataset
+        return dataset, collate_fn
 
-        Raises:
-            RuntimeError: A wrapper's length is that of another epoch.
-        """
-        ask_loaders(sampler, lambda loaders: check_lengths(loaders, sampler, count))
+    def _may_be_split(self) -> bool:
+        return (_world_size() if self._split is None else self._split.num_replicas) > 1
+
+    def _split_among(self, loaders: Loaders) -> Split:
+        splitter = splitter_of(loaders)
+        if self._split is None:
+            if splitter is not None:
+                return Split()
+            return Split(_world_size(), dist.get_rank(), self._drop_last)
+        if splitter is not None and splitter.num_replicas > 1:
+            raise RuntimeError(
+                f"expected one to split the indices over ranks, but {splitter.name} does so for "
+                f"{splitter.num_replicas} and SageSampler for {self._split.num_replicas}: each "
+                "rank would see a part of a part; leave num_replicas and rank out"
+            )
+        return self._split
 
 
 def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
@@ -141,7 +171,7 @@ def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
     return question(_holders(sampler))
 
 
-def source_of(loaders: Loaders) -> tuple[Dataset[Any], Collate | None]:
+def source_of(loaders: Loaders) -> Source:
     """Return the data set and collate function of the loaders that draw from a sampler.
 
     Args:

@@ -135,17 +135,15 @@ class DriftWatch:
         """
         if epoch <= self._looked_at:
             return False
-        if self._reading is None:  # a selection of elsewhere: from here on
-            self.selected(epoch, read())
-            return False
-        self.distance = read().distance(self._reading)
-        consensus, turned = self.distance
+        reading = read()
+        if self._reading is None:  # a selection of elsewhere: compare from here on
+            self._reading = reading
+        self.distance = reading.distance(self._reading)
         has_moved = agree(max(self.distance) > self.threshold)
         _LOG.info(
             "drift at epoch %d: consensus %.3f, ranks %.3f; %s",
             epoch,
-            consensus,
-            turned,
+            *self.distance,
             "select again" if has_moved else "the selection stays",
         )
         if not has_moved:
@@ -206,8 +204,8 @@ def read_probe(
         >>> from torch.utils.data import TensorDataset
         >>> from sage_torch.drift import read_probe
         >>> from sage_torch.options import Options
-        >>> data = TensorDataset(torch.randn(80, 5), torch.arange(80) % 2)
-        >>> model = torch.nn.Linear(5, 2)
+        >>> data = TensorDataset(torch.randn(80, 5), torch.arange(80) % 3)
+        >>> model = torch.nn.Linear(5, 3)
         >>> before = read_probe(model, data, Options(keep=0.25), size=40)
         >>> with torch.no_grad():
         ...     _ = model.weight.neg_()

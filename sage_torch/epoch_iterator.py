@@ -222,6 +222,35 @@ class EpochIterator(Iterator[int]):
         self._epochs._end(epoch)
 
 
+def check_same(ours: dict[str, Any], theirs: object) -> None:
+    """Refuse the state of a sampler with other settings; what is None is not known yet.
+
+    Raises:
+        ValueError: It is one, or no settings at all.
+    """
+    if not isinstance(theirs, dict) or set(theirs) != set(ours):
+        raise ValueError(f"expected what a state was made for, {ours}, got {theirs!r}")
+    for name, value in ours.items():
+        other = theirs[name]
+        if None not in (value, other) and (type(other) is not type(value) or other != value):
+            raise ValueError(
+                f"expected the state of a sampler with {name}={value!r}, got that of one with "
+                f"{name}={other!r}"
+            )
+
+
+def load_generator(generator: torch.Generator, state: object) -> None:
+    """Set the state of a generator.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        generator.set_state(state)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"expected the state of a generator: {error}") from error
+
+
 def as_tensor(selection: Selection) -> Tensor:
     """Return a selection as bytes, uint8 (n,): what `torch.load` reads with `weights_only`."""
     saved = _SAVED.get(selection)

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset
 
+from sage_torch.binding import Source
 from sage_torch.distributed import Ranks, ranks
 from sage_torch.draws import whole_number
 from sage_torch.drift import DriftWatch, Reading, read_probe
 from sage_torch.epoch_iterator import as_tensor, from_tensor
-from sage_torch.options import Collate, Options, SelectionOptions, count_examples
+from sage_torch.options import Options, SelectionOptions, count_examples
 from sage_torch.schedule import Schedule
 from sage_torch.select import select_subset
 from sage_torch.selection import Selection
-
-Source = tuple[Dataset[Any], Collate | None]  # a data set, and how its loader makes batches
 
 
 class Refresher:
@@ -60,17 +58,26 @@ class Refresher:
         """
         if self.selection is None or self._schedule.is_due(epoch, self._since):
             return self.select(epoch, source)
-        total = count_examples(source[0])
-        if len(self.selection.scores) != total:
-            raise RuntimeError(
-                f"expected the data set of {len(self.selection.scores)} examples that the "
-                f"selection was made from, got one of {total}; make a new SageSampler for it"
-            )
+        self.check(self.selection, source)
         if self._schedule.follows_drift and self.watch.has_moved(
             epoch, lambda: self._reading(source), self._ranks().broadcast
         ):
             return self.select(epoch, source)
         return self.selection
+
+    @staticmethod
+    def check(selection: Selection, source: Source) -> None:
+        """Refuse a selection from a data set of another size.
+
+        Raises:
+            RuntimeError: It is one.
+        """
+        ours, theirs = len(selection.scores), count_examples(source[0])
+        if ours != theirs:
+            raise RuntimeError(
+                f"expected the data set of {ours} examples that the selection was made from, got "
+                f"one of {theirs}; make a new SageSampler for it"
+            )
 
     def select(self, epoch: int, source: Source) -> Selection:
         """Select now, for this epoch and those to come.

@@ -16,7 +16,7 @@ from sage_torch.binding import Binding
 from sage_torch.distributed import ranks
 from sage_torch.draws import whole_number
 from sage_torch.drift import DriftWatch
-from sage_torch.epoch_iterator import EpochIterator, Place, Running
+from sage_torch.epoch_iterator import EpochIterator, Place, Running, check_same, load_generator
 from sage_torch.epoch_order import EpochOrder, Split
 from sage_torch.options import Options, SelectionOptions, budget, count_both, count_examples
 from sage_torch.refresh import Refresher
@@ -227,7 +227,7 @@ class SageSampler(Sampler[int]):
             RuntimeError: One process of several reads for all (Accelerate's `dispatch_batches`).
         """
         epoch = whole_number("epoch", epoch)
-        self._binding.check_epoch(self)
+        self._binding.check_readers(self)
         self.epoch = epoch
         self._epoch_is_set = True
         if self._resumed is not None and self._resumed.epoch != epoch:
@@ -235,7 +235,7 @@ class SageSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Return the number of this rank's indices in the coming epoch; the model is not run."""
-        return self._binding.split(self).share(self._indices_in(self.epoch))
+        return self._binding.split(self).share(self._length(self.epoch, self._total()))
 
     def steps_per_epoch(self, epoch: int, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches this rank gets in an epoch: what a learning-rate schedule needs.
@@ -250,7 +250,7 @@ class SageSampler(Sampler[int]):
             TypeError, ValueError: A number is none, or out of range.
         """
         batch_size = whole_number("batch_size", batch_size, least=1)
-        indices = self._indices_in(whole_number("epoch", epoch))
+        indices = self._length(whole_number("epoch", epoch), self._total())
         splitter = self._binding.splitter(self)
         if splitter is None:
             indices = self._binding.split(self).share(indices)
@@ -261,15 +261,9 @@ class SageSampler(Sampler[int]):
         return indices // batch_size if drop_last else -(-indices // batch_size)
 
     def total_steps(self, epochs: int, batch_size: int, *, drop_last: bool = False) -> int:
-        """Return how many batches this rank gets in the epochs 0 to `epochs`.
+        """Return how many batches this rank gets in the first `epochs` epochs.
 
-        Args:
-            epochs: How many.
-            batch_size: Of the loader, on one rank.
-            drop_last: Of the loader.
-
-        Raises:
-            RuntimeError, TypeError, ValueError: As `steps_per_epoch`.
+        Arguments and errors are those of `steps_per_epoch`.
         """
         epochs = whole_number("epochs", epochs)
         warm_up = min(epochs, self.warmup_epochs)
@@ -321,16 +315,13 @@ class SageSampler(Sampler[int]):
                 f"expected the state of a SageSampler, got {type(state_dict).__name__} without "
                 f"{', '.join(sorted(missing))}"
             )
-        self._check_identity(state_dict["made_for"])
+        check_same(self._identity(), state_dict["made_for"])
         place, refresher = Place.from_state(state_dict), self._refresher.loaded(state_dict)
         needs_selection = place.has_begun and not self._schedule.is_warming_up(place.epoch)
         if needs_selection and refresher.selection is None:
             raise ValueError(f"expected the selection of epoch {place.epoch} in the state")
         if hasattr(self, "generator") and state_dict["generator"] is not None:
-            try:
-                self.generator.set_state(state_dict["generator"])
-            except (TypeError, RuntimeError) as error:
-                raise ValueError(f"expected the state of a generator: {error}") from error
+            load_generator(self.generator, state_dict["generator"])
         # Whoever counts the epochs names the one after one that has ended.
         has_ended = bool(state_dict["epoch_is_set"]) and place.is_end
         if not (has_ended and self._epoch_is_set):
@@ -346,24 +337,20 @@ class SageSampler(Sampler[int]):
         """Return the epoch that begins now, or goes on from where an iterator was."""
         resumed = place if is_loaded else self._resumed
         epoch = self.epoch if resumed is None else resumed.epoch
-        self._binding.check_epoch(self)
-        # Found anew: a loader over another data set must not get indices of this one.
-        source = self._binding.source(self)
+        source, split = self._binding.begin_epoch(self, lambda total: self._length(epoch, total))
         total, selection, kept = count_examples(source[0]), None, None
         if not self._schedule.is_warming_up(epoch):
             if resumed is not None:
                 selection = resumed.selection or self.selection
             if selection is None:
                 selection = self._refresher.selection_for(epoch, source)
+            self._refresher.check(selection, source)
             # Not from the selection on: refreshed often, draws would use the heads of orders only.
             kept = selection.epoch_indices(epoch - self.warmup_epochs)
-        size = total if kept is None else len(kept)
-        split, length = self._binding.split(self), self._schedule.indices_in(epoch, size, total)
-        self._binding.check_lengths(self, split.share(length))
         order = EpochOrder(
             kept,
-            size=size,
-            length=length,
+            size=total if kept is None else len(kept),
+            length=self._length(epoch, total),
             seed=self._name_of_order(resumed),
             epoch=epoch,
             shuffle=self.shuffle,
@@ -393,8 +380,13 @@ class SageSampler(Sampler[int]):
         drawn = torch.randint(0, _HIGHEST, (), generator=self.generator, device="cpu")
         return ranks(self._is_distributed).broadcast(int(drawn))
 
-    def _indices_in(self, epoch: int) -> int:
-        total = self._binding.total(self)
+    def _total(self) -> int:
+        known = self._binding.known_total
+        if known is None and self.selection is not None:
+            return len(self.selection.scores)  # of a copy, or a state, that no loader holds yet
+        return self._binding.total(self) if known is None else known
+
+    def _length(self, epoch: int, total: int) -> int:
         return self._schedule.indices_in(epoch, budget(self.keep, total), total)
 
     def _identity(self) -> dict[str, Any]:
@@ -406,15 +398,3 @@ class SageSampler(Sampler[int]):
             "length": self.length,
             "examples": self._binding.known_total,
         }
-
-    def _check_identity(self, other: object) -> None:
-        ours = self._identity()
-        if not isinstance(other, dict) or set(other) != set(ours):
-            raise ValueError(f"expected what a state was made for, {ours}, got {other!r}")
-        for name, value in ours.items():
-            is_known = value is not None and other[name] is not None
-            if is_known and (other[name] != value or type(other[name]) is not type(value)):
-                raise ValueError(
-                    f"expected the state of a sampler with {name}={value!r}, got that of one with "
-                    f"{name}={other[name]!r}"
-                )
