@@ -1,0 +1,346 @@
+"""`SageStream`: examples pass through once, and those worth a gradient step come out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+
+from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, batches, unwrap
+from sage_torch.options import Collate, Options
+from sage_torch.stream_rate import RateKeeper
+from sage_torch.stream_reading import Example, read
+from sage_torch.stream_scores import OnlineScores, device_of
+from sage_torch.user_state import preserved
+
+__all__ = ["SageStream"]
+
+_STATE = (
+    "settings", "scores", "rate", "reading", "read", "is_kept", "given", "stream",
+)  # fmt: skip
+
+
+class SageStream(IterableDataset[Any]):
+    """The examples of a stream that are worth a gradient step, a share of `keep`, as they come.
+
+    Each batch's gradients go into a Frequent Directions sketch that slowly forgets, with a running
+    consensus of each class; an example's agreement `a_i = <z_i/|z_i|, u_c>` with it is then placed
+    among the recent ones of its class, and the highest are kept. Examples come out as the stream
+    gave them, one by one: batch them with a DataLoader (without workers: they belong to the
+    stream, which is read ahead while the model trains). The model is read as it is when a batch is
+    scored, in evaluation mode, and everything of the user's is afterwards what it was before.
+
+    Decisions are final and depend on what came before, on `batch_size` and on the workers, whose
+    batches take turns. The first `warm_up` examples, and the first few of each class, are kept at
+    random at the rate `keep`. A second reading goes on with the sketch of the first. Under a
+    process group each rank filters the stream that it is given: shard the stream by rank.
+
+    Args:
+        model: A model, best warmed up; it may go on training meanwhile. DataParallel,
+            DistributedDataParallel and torch.compile are unwrapped.
+        stream: An IterableDataset of `(input, target)` pairs, dicts with `"labels"`, or whatever
+            `collate_fn` and `loss` agree on.
+        keep: Share of the examples to keep, in (0, 1], of the stream and of each class.
+        rule: `"agreement"` (the highest scores of each class, as the rule of `select_subset`) or
+            `"random"` (at random from those with a margin of at least 0; where a class has too
+            few of them, the highest of the others too).
+        class_balanced: Consensus and share by class: `"auto"` where targets are integer classes.
+            Pass False for integer targets that are no classes: memory grows with their number.
+        half_life: Examples after which one counts half in sketch and consensus: short for a
+            stream or a model that changes. None: it always counts in full.
+        warm_up: Examples before the first score.
+        sketch_size: Rows l of the sketch.
+        gradients: As in `select_subset`; the chosen parameters must stay the same.
+        params: As in `select_subset`.
+        compress: As in `select_subset`.
+        memory_budget: Bytes for gradients held at once.
+        loss: `loss(model, batch) -> (n,)`; None as in `select_subset`.
+        collate_fn: How examples become a batch to score; None for torch's default.
+        batch_size: Examples scored at once.
+        num_workers: Worker processes that read the stream. Give none to the DataLoader around.
+        seed: Names the compression and every draw.
+
+    Raises:
+        TypeError: `stream` is no IterableDataset, or an argument is of a wrong kind.
+        ValueError: An argument is out of range.
+        RuntimeError: While reading: inside a DataLoader's worker, or while a later reading of the
+            same SageStream has begun.
+        SageError: While reading: a loss or gradient is not finite; `index` names the example.
+
+    Cost:
+        One gradient an example, about 9 l d multiply-adds, a copy of the model's buffers a batch.
+        Memory does not grow with the stream: 4 (2.5 l + C) d bytes for C classes, 8 KiB a class,
+        and batches on their way.
+
+    Reference:
+        Jha and Ahmadi-Asl, "SAGE: Streaming Agreement-Driven Gradient Sketches for Representative
+        Subset Selection", arXiv 2510.02470.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, IterableDataset
+        >>> from sage_torch.stream import SageStream
+        >>> class Numbers(IterableDataset):
+        ...     def __iter__(self):
+        ...         random = torch.Generator().manual_seed(0)
+        ...         for label in range(4_000):
+        ...             yield torch.randn(8, generator=random), label % 2
+        >>> stream = SageStream(torch.nn.Linear(8, 2), Numbers(), keep=0.25)
+        >>> kept = sum(len(labels) for inputs, labels in DataLoader(stream, batch_size=64))
+        >>> kept == stream.kept, stream.seen, round(kept / stream.seen, 2)
+        (True, 4000, 0.25)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stream: IterableDataset[Any],
+        keep: float = 0.25,
+        *,
+        rule: Literal["agreement", "random"] = "agreement",
+        class_balanced: Literal["auto"] | bool = "auto",
+        half_life: int | None = 20_000,
+        warm_up: int = 512,
+        sketch_size: int = 64,
+        gradients: GradientChoice = "auto",
+        params: ParameterChoice | None = None,
+        compress: Literal["auto"] | int | None = "auto",
+        memory_budget: int = 2**30,
+        loss: LossFunction | None = None,
+        collate_fn: Collate | None = None,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        _check(model, stream, keep, rule)
+        _check_count("warm_up", warm_up, 0)
+        if half_life is not None:
+            _check_count("half_life", half_life, 1)
+        self._options = Options(
+            keep=float(keep),
+            rule=rule,
+            class_balanced=class_balanced,
+            sketch_size=sketch_size,
+            gradients=gradients,
+            params=params,
+            compress=compress,
+            memory_budget=memory_budget,
+            loss=loss,
+            collate_fn=collate_fn,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self._stream = stream
+        self._model = unwrap(model)
+        half_life = None if half_life is None else int(half_life)
+        self._scores = OnlineScores(self._model, self._options, half_life, int(warm_up))
+        self._rate = RateKeeper(float(keep), self._options.seed)
+        self._settings = {"half_life": half_life, "warm_up": int(warm_up)} | {
+            name: getattr(self._options, name)
+            for name in ("keep", "rule", "sketch_size", "batch_size", "num_workers", "seed")
+        }
+        self._reading = 0  # how often the stream has been begun
+        self._turn = 0  # which iterator is the current one
+        self._is_resumed = False
+        self._read = 0  # examples before the current batch
+        self._is_kept: NDArray[np.bool_] | None = None  # of the current batch, once decided
+        self._given = 0  # how many of those have been yielded
+        self._stream_state: Any = None  # of a stream that has one, before the current batch
+
+    @property
+    def seen(self) -> int:
+        """Examples decided on so far, in all readings."""
+        return self._rate.seen
+
+    @property
+    def kept(self) -> int:
+        """How many of them were kept."""
+        return self._rate.kept
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the stream the epoch, where it has a `set_epoch`, so that it shuffles anew."""
+        if hasattr(self._stream, "set_epoch"):
+            self._stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Example]:
+        """Return an iterator over the examples kept; after `load_state_dict`, over the rest."""
+        if get_worker_info() is not None:
+            raise RuntimeError(
+                "expected to be read in the main process, where the model is, but this is a worker "
+                "of a DataLoader: give it num_workers=0 and pass num_workers= to SageStream, whose "
+                "workers read the stream"
+            )
+        if not self._is_resumed:
+            self._reading += 1
+            self._read, self._given, self._is_kept, self._stream_state = 0, 0, None, None
+        self._is_resumed = False
+        self._turn += 1
+        return self._examples(self._turn)
+
+    def _examples(self, turn: int) -> Iterator[Example]:
+        self._check_turn(turn)
+        for examples in self._batches():
+            self._check_turn(turn)
+            if self._is_kept is None:
+                self._is_kept, self._given = self._decide(examples), 0
+            if len(self._is_kept) != len(examples):
+                raise RuntimeError(
+                    f"expected the batch of {len(self._is_kept)} examples that the state was saved "
+                    f"in, got {len(examples)}: the stream has changed since"
+                )
+            for place in np.flatnonzero(self._is_kept)[self._given :].tolist():
+                self._given += 1
+                yield examples[place]
+                self._check_turn(turn)
+            self._read += len(examples)
+            self._is_kept, self._given = None, 0
+            self._stream_state = self._state_of_stream()
+        self._read, self._stream_state = 0, None  # the next reading begins anew
+
+    def _batches(self) -> Iterator[list[Example]]:
+        """Yield lists of examples from the current batch on."""
+        options, skipped = self._options, 0
+        skip = self._read
+        if self._stream_state is not None:
+            stream: Any = self._stream
+            stream.load_state_dict(copy.deepcopy(self._stream_state))
+            skip = 0
+        for examples in read(
+            self._stream,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            seed=options.seed + self._reading,
+        ):
+            if skipped < skip:
+                skipped += len(examples)
+            else:
+                yield examples
+        if skipped < skip:
+            raise RuntimeError(
+                f"expected the stream to give again the {skip} examples that it gave before the "
+                f"state was saved, got {skipped}: the stream has changed since"
+            )
+
+    def _decide(self, examples: list[Example]) -> NDArray[np.bool_]:
+        with preserved(self._model):
+            batch = (self._options.collate_fn or default_collate)(examples)
+            n, labels = batches.length(batch), batches.labels(batch)
+            if n != len(examples):
+                raise ValueError(
+                    f"expected a batch of {len(examples)} examples, got {n}: the collate function "
+                    "must keep every example"
+                )
+            agreement, margins, class_ids = self._scores(
+                batches.to_device(batch, device_of(self._model)),
+                None if labels is None else labels.cpu(),
+                self._read,
+            )
+        # Equal scores are told apart at random: so are all of those that the trim leaves.
+        scores = agreement if self._options.rule == "agreement" else np.minimum(margins, 0)
+        return self._rate.decide(scores, class_ids)
+
+    def _check_turn(self, turn: int) -> None:
+        if turn != self._turn:
+            raise RuntimeError(
+                "expected one reading of a SageStream at a time, but another one has begun or a "
+                "state has been loaded: iterate over it anew"
+            )
+
+    def _state_of_stream(self) -> Any:
+        """Return the stream's own state where it has one that is known here, not in a worker."""
+        stream: Any = self._stream
+        if self._options.num_workers or not hasattr(stream, "load_state_dict"):
+            return None
+        return copy.deepcopy(stream.state_dict())  # some give away what they go on changing
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain numbers from which `load_state_dict` goes on exactly.
+
+        It holds sketch, consensus, recent scores and the place after the last example yielded, and
+        the state of the stream where that has `state_dict` and is read without workers.
+        `torch.load(..., weights_only=True)` reads it, if it reads the stream's.
+        """
+        return {
+            "settings": dict(self._settings),
+            "scores": self._scores.state_dict(),
+            "rate": self._rate.state_dict(),
+            "reading": self._reading,
+            "read": self._read,
+            "is_kept": None if self._is_kept is None else torch.from_numpy(self._is_kept.copy()),
+            "given": self._given,
+            "stream": self._stream_state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the stream that gave `state` was: the next reading yields the rest.
+
+        A stream without a state of its own is read from its start, and what was read before is
+        dropped without a gradient: it must give the same examples again.
+
+        Raises:
+            ValueError: It is no state of a SageStream, or one with other options. Nothing has
+                changed then.
+        """
+        _check_state(state, self._settings)
+        before = self._scores.state_dict()
+        try:
+            is_kept = None if state["is_kept"] is None else state["is_kept"].numpy().copy()
+            self._scores.load_state_dict(state["scores"])
+            self._rate.load_state_dict(state["rate"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            self._scores.load_state_dict(before)
+            raise ValueError(
+                f"expected a state from SageStream.state_dict() of the same model, but: {error}"
+            ) from error
+        self._reading, self._read, self._given = state["reading"], state["read"], state["given"]
+        self._is_kept, self._stream_state = is_kept, state["stream"]
+        self._is_resumed = True
+        self._turn += 1
+
+
+def _check(model: object, stream: object, keep: object, rule: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(stream, IterableDataset):
+        raise TypeError(
+            f"expected stream to be a torch.utils.data.IterableDataset, got "
+            f"{type(stream).__name__}: wrap an iterable in one; a map-style data set is better "
+            "served by SageSampler"
+        )
+    if isinstance(keep, Integral):
+        raise TypeError(f"expected keep to be a share in (0, 1], as 1.0, got {keep!r}")
+    if rule not in ("agreement", "random"):
+        raise ValueError(
+            f'expected rule "agreement" or "random", got {rule!r}: the others compare examples '
+            "that a stream does not keep"
+        )
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"expected {name} to be a number of examples, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"expected {name} of at least {least}, got {value}")
+
+
+def _check_state(state: object, settings: dict[str, Any]) -> None:
+    if not isinstance(state, dict) or any(name not in state for name in _STATE):
+        raise ValueError("expected a state from SageStream.state_dict()")
+    for name, value in settings.items():
+        found = state["settings"].get(name) if isinstance(state["settings"], dict) else None
+        if found != value:
+            raise ValueError(
+                f"expected the state of a SageStream with {name}={value!r}, got {found!r}: make "
+                "the stream with the same options"
+            )
+    for name in ("reading", "read", "given"):
+        if type(state[name]) is not int or state[name] < 0:
+            raise ValueError(f"expected {name} to be a count, got {state[name]!r}")

@@ -1,0 +1,141 @@
+"""Keep or drop, one example after the other, at a rate that is met: quantiles and a controller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+# Scores remembered of each class. They place a score with an error of half a percent of the class,
+# and are as many as it takes to meet a rate without deciding anything by it (benchmarks/stream.py).
+WINDOW = 2_048
+_SOONEST = 32  # examples within which a debt may be paid
+
+
+class RateKeeper:
+    """Keeps a share of a stream and of each of its classes: the highest scores among recent ones.
+
+    A score's place p in (0, 1) among the last `window` scores of its class is uniform while their
+    distribution stays as it is, so that `p >= 1 - rate` keeps a share of `rate`. The rate follows
+    what is owed to the class and to the stream, in examples: `keep + owed / window` each, sooner
+    where fewer have come. That makes the share exact up to a few examples, and brings it back
+    after a drift. Equal scores, and examples without one, are placed at random.
+
+    Args:
+        keep: Share of the examples to keep, in (0, 1].
+        seed: Names the draws.
+        window: Scores remembered of each class, and examples within which a debt is paid.
+
+    Cost:
+        `4 window + 16` bytes a class; a sort of the window a class and batch.
+    """
+
+    def __init__(self, keep: float, seed: int, window: int = WINDOW) -> None:
+        self._keep, self._window = keep, window
+        self._draws = torch.Generator().manual_seed(seed)
+        self._scores = np.zeros((0, window), np.float32)  # rings, by class
+        self._scored: list[int] = []  # scores so far, by class
+        self._seen: list[int] = []
+        self._kept: list[int] = []
+
+    @property
+    def seen(self) -> int:
+        """Examples decided on so far."""
+        return sum(self._seen)
+
+    @property
+    def kept(self) -> int:
+        """How many of them were kept."""
+        return sum(self._kept)
+
+    def decide(
+        self, scores: NDArray[np.float32], class_ids: NDArray[np.int32]
+    ) -> NDArray[np.bool_]:
+        """Return which examples of a batch to keep (n,).
+
+        Args:
+            scores: float32 (n,); NaN where an example has none.
+            class_ids: int32 (n,), from 0 on; a new class needs no announcement.
+        """
+        self._make_room(int(class_ids.max()) + 1)
+        draws = torch.rand(len(scores), generator=self._draws, dtype=torch.float64).numpy()
+        places = draws.copy()
+        for class_id in np.unique(class_ids):
+            members = np.flatnonzero((class_ids == class_id) & ~np.isnan(scores))
+            if len(members):
+                window = self._remember(int(class_id), scores[members])
+                low = np.searchsorted(window, scores[members], "left")
+                high = np.searchsorted(window, scores[members], "right")
+                places[members] = (low + draws[members] * (high - low)) / len(window)
+        return self._at_rate(places, class_ids)
+
+    def _at_rate(
+        self, places: NDArray[np.float64], class_ids: NDArray[np.int32]
+    ) -> NDArray[np.bool_]:
+        # One after the other: what is owed must not grow within a batch.
+        keep, seen, kept = self._keep, self._seen, self._kept
+        all_seen, all_kept = self.seen, self.kept
+        is_kept = np.zeros(len(places), np.bool_)
+        for i, (place, c) in enumerate(zip(places.tolist(), class_ids.tolist(), strict=True)):
+            owed = (keep * seen[c] - kept[c]) / self._pays_within(seen[c])
+            all_owed = (keep * all_seen - all_kept) / self._pays_within(all_seen)
+            rate = keep + owed + all_owed if keep < 1 else 1.0
+            seen[c], all_seen = seen[c] + 1, all_seen + 1
+            if place >= 1 - rate:
+                kept[c], all_kept = kept[c] + 1, all_kept + 1
+                is_kept[i] = True
+        return is_kept
+
+    def _pays_within(self, seen: int) -> int:
+        # A place among few scores is as rough as a debt paid soon.
+        return min(max(seen, _SOONEST), self._window)
+
+    def _remember(self, class_id: int, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Add scores to a class's ring; return it sorted."""
+        ring, before = self._scores[class_id], self._scored[class_id]
+        last = scores[-self._window :]
+        first = before + len(scores) - len(last)
+        ring[(first + np.arange(len(last))) % self._window] = last
+        self._scored[class_id] = before + len(scores)
+        return np.sort(ring[: self._scored[class_id]])
+
+    def _make_room(self, classes: int) -> None:
+        new = classes - len(self._seen)
+        if new > 0:
+            self._scores = np.concatenate([self._scores, np.zeros((new, self._window), np.float32)])
+            for counts in (self._scored, self._seen, self._kept):
+                counts.extend([0] * new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain numbers from which `load_state_dict` goes on exactly."""
+        return {
+            "draws": self._draws.get_state(),
+            "scores": torch.from_numpy(self._scores.copy()),
+            "scored": list(self._scored),
+            "seen": list(self._seen),
+            "kept": list(self._kept),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the one that gave `state` was.
+
+        Raises:
+            ValueError: It has another form. Nothing has changed then.
+        """
+        scores = state["scores"]
+        counts = [state[name] for name in ("scored", "seen", "kept")]
+        classes = len(scores)
+        if scores.dtype != torch.float32 or scores.shape != (classes, self._window):
+            raise ValueError(
+                f"expected scores float32 of shape (classes, {self._window}), got {scores.dtype} "
+                f"of shape {tuple(scores.shape)}"
+            )
+        for each in counts:
+            if len(each) != classes or not all(type(n) is int and n >= 0 for n in each):
+                raise ValueError(f"expected {classes} counts of at least 0, got {each!r}")
+        draws = torch.Generator()
+        draws.set_state(state["draws"])
+        self._draws, self._scores = draws, scores.numpy().copy()
+        self._scored, self._seen, self._kept = (list(each) for each in counts)

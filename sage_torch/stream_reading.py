@@ -1,0 +1,89 @@
+"""Examples as a stream gives them, one by one, batch by batch; with workers or without."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+_ALIGNMENT = 16  # bytes: where any dtype may begin
+
+Example = Any  # whatever the stream yields
+
+
+def read(
+    stream: IterableDataset[Any], *, batch_size: int, num_workers: int, seed: int
+) -> Iterator[list[Example]]:
+    """Yield the stream's examples in lists of `batch_size` (a worker's last one may be shorter).
+
+    Args:
+        stream: With workers, it shards itself by `torch.utils.data.get_worker_info()`, as in any
+            DataLoader.
+        batch_size: Examples in a list.
+        num_workers: Worker processes.
+        seed: Of the workers' own generators; no global random number is drawn.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        stream,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=pack if num_workers else _as_list,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    for examples in loader:
+        yield unpack(*examples) if num_workers else examples
+
+
+def pack(examples: list[Example]) -> tuple[bytes, Tensor]:
+    """Return examples as bytes and one uint8 tensor that holds the content of all their tensors.
+
+    A worker sends every tensor through a file handle of its own, of which a process has a thousand
+    or so: a few batches of unstacked examples. Packed, a batch takes one.
+    """
+    file = io.BytesIO()
+    pickler = _Packer(file, protocol=pickle.HIGHEST_PROTOCOL)
+    pickler.dump(examples)
+    storage = torch.empty(pickler.size, dtype=torch.uint8)
+    for start, tensor in pickler.tensors:
+        storage[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
+    return file.getvalue(), storage
+
+
+def unpack(content: bytes, storage: Tensor) -> list[Example]:
+    """Return the examples that were packed; they share no memory with `storage`."""
+    return _Unpacker(io.BytesIO(content), storage).load()  # type: ignore[no-any-return]
+
+
+class _Packer(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.size, self.tensors = 0, list[tuple[int, Tensor]]()
+
+    def persistent_id(self, obj: Any) -> tuple[int, torch.dtype, torch.Size] | None:
+        is_plain = type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad
+        if not is_plain or obj.layout is not torch.strided or obj.is_quantized:
+            return None  # as pickle knows it
+        start = self.size
+        self.size = -(-(start + obj.nbytes) // _ALIGNMENT) * _ALIGNMENT
+        self.tensors.append((start, obj.resolve_conj().resolve_neg()))
+        return start, obj.dtype, obj.shape
+
+
+class _Unpacker(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, storage: Tensor) -> None:
+        super().__init__(file)
+        self._storage = storage
+
+    def persistent_load(self, pid: tuple[int, torch.dtype, torch.Size]) -> Tensor:
+        start, dtype, shape = pid
+        stop = start + shape.numel() * dtype.itemsize
+        return self._storage[start:stop].view(dtype).view(shape).clone()
+
+
+def _as_list(examples: list[Example]) -> list[Example]:
+    return examples
