@@ -6,20 +6,23 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import typer
 
 from sage_torch import SageError
 
+_PACKAGE = Path(__file__).parents[1]
 EXTRA = "pip install 'sage-torch[demo]'"
 
 
 @contextmanager
-def one_line(*, with_traceback: bool = False) -> Iterator[None]:
+def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
     """Turn a failure within into one line on standard error, and exit with 1.
 
     Args:
-        with_traceback: Whether to print where it came from, too: for code of the user's.
+        with_traceback: Whether to print where it came from, too; None where no code of the user's
+            runs.
 
     Raises:
         typer.Exit: What was done within failed.
@@ -29,8 +32,11 @@ def one_line(*, with_traceback: bool = False) -> Iterator[None]:
     except (OSError, ValueError, TypeError, ImportError, SageError) as error:
         if with_traceback:
             typer.echo(traceback.format_exc(), err=True)
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        is_ours = Path(last).is_relative_to(_PACKAGE)
+        hint = " (--traceback shows where)" if with_traceback is False and not is_ours else ""
         words = " ".join(str(error).split()) or type(error).__name__
-        typer.echo(f"error: {words}", err=True)
+        typer.echo(f"error: {words}{hint}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -22,6 +22,7 @@ from sage_torch.select import select_subset
 from sage_torch.selection import Selection
 
 _OWN = ("config", "model", "dataset", "weights_file", "device", "out", "traceback")
+_RULES = "herding, facility_location, stratified, weighted, agreement or random."
 _UNRECORDED = ("config", "traceback", "progress", "checkpoint", "checkpoint_every", "distributed")
 
 
@@ -78,7 +79,7 @@ def select(
         str | None, _place("State dict for the model.", "FILE.pt|safetensors")
     ] = None,
     device: Annotated[str | None, _place("Where the model computes.", "DEVICE")] = None,
-    rule: Annotated[Any, _option("herding, facility_location, stratified, weighted, ...")] = None,
+    rule: Annotated[Any, _option(_RULES)] = None,
     draw: Annotated[Any, _option("fixed, rotate or random.")] = None,
     weights: Annotated[
         bool | None, typer.Option(help="Count whom each kept example stands for.")
@@ -111,7 +112,9 @@ def select(
     checkpoint: Annotated[str | None, _place("Folder for snapshots to resume.", "DIR")] = None,
     checkpoint_every: Annotated[Any, _option("Seconds between them.", "SECONDS")] = None,
     progress: Annotated[bool | None, typer.Option(help="Show progress bars.")] = None,
-    traceback: Annotated[bool, typer.Option(help="On an error, show where it came from.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="On an error, show where it came from.")
+    ] = False,
 ) -> None:
     """Choose the examples worth a gradient step, and write them to a file.
 

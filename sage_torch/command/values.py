@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _WORDS: dict[str, bool | None] = {"none": None, "null": None, "true": True, "false": False}
-_LONGEST = 2**20  # bytes; a configuration is a page of text
+_LONGEST = 2**16  # bytes; a configuration is a page of text
 
 
 def scalar(value: Any) -> Any:
@@ -135,9 +135,14 @@ def _yaml(text: str) -> Any:
             "expected PyYAML for a .yaml file; pip install pyyaml, or write the same as .json"
         ) from error
 
-    events = yaml.parse(text, yaml.SafeLoader)
-    if any(isinstance(event, yaml.AliasEvent) for event in events):
-        raise ValueError("expected no references (*name); write the value again")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("expected no references (*name); write the value again")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > 2:  # reading on would take a time that grows with the square of the depth
+            raise ValueError("expected a mapping to values and lists, got more levels")
     root = yaml.compose(text, yaml.SafeLoader)
     if isinstance(root, yaml.MappingNode):
         _once([(key.value, None) for key, _ in root.value if isinstance(key, yaml.ScalarNode)])

@@ -18,6 +18,7 @@ from sage_torch.selection import Certificate, Selection
 
 _CLASSES = 100  # shown; beyond, the others are one row
 _LONGEST = 400  # characters of a setting
+_INDIFFERENT = ("keep", "progress", "distributed", "checkpoint", "checkpoint_every", "num_workers")
 _WORDS = {
     "pass_1": "pass 1: sketch the gradients",
     "pass_2": "pass 2: score every example",
@@ -138,14 +139,25 @@ def command_words(settings: dict[str, Any]) -> str:
     command = settings.get("command")
     if isinstance(command, list):
         return shlex.join(map(str, command))
+    asked = _as_asked(settings)
     changed = [
-        f"{field.name}={settings[field.name]!r}"
+        f"{field.name}={asked[field.name]!r}"
         for field in fields(Options)
-        if field.name in settings
-        and field.name not in ("keep", "progress")
-        and settings[field.name] != field.default
+        if field.name in asked and asked[field.name] != field.default
     ]
     return f"select_subset({', '.join(['model', 'dataset', repr(settings.get('keep')), *changed])})"
+
+
+def _as_asked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that make a difference, those that were chosen as what was asked for."""
+    asked = {name: value for name, value in settings.items() if name not in _INDIFFERENT}
+    if settings.get("consensus") == "exact":
+        del asked["consensus"]  # what "auto" came to, too
+    if str(settings.get("gradients_because")).startswith("auto"):
+        asked.pop("gradients", None)
+    elif isinstance(asked.get("gradients"), str):
+        asked["gradients"] = asked["gradients"].partition(":")[0].replace(" ", "_")
+    return asked
 
 
 def setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
