@@ -178,7 +178,8 @@ class Snapshots:
         return time.monotonic() - self._last >= self._every
 
     def _write(self, path: Path, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-        write_whole(path, pack(meta | {"fingerprint": self._name}, arrays, compress=False))
+        meta |= {"fingerprint": self._name, "file": path.name}
+        write_whole(path, pack(meta, arrays, compress=False))
         self._last = time.monotonic()
         _LOG.debug("snapshot %s", path)
 
@@ -186,8 +187,8 @@ class Snapshots:
         try:
             with open(path, "rb") as file:
                 meta, arrays = unpack(file)
-            if meta.get("fingerprint") != self._name:
-                raise ValueError("another selection's")
+            if (meta.get("fingerprint"), meta.get("file")) != (self._name, path.name):
+                raise ValueError("another selection's, or of another place in it")
         except FileNotFoundError:
             return None
         except ValueError as error:

@@ -140,7 +140,8 @@ def open_snapshots(
         return Snapshots(folder, every, what, is_first=is_first) if mine else None
 
     first = ranks.together(lambda: opened(is_first=True))  # it cleans up before others look
-    return first or ranks.together(lambda: opened(is_first=False))
+    other = ranks.together(lambda: opened(is_first=False))
+    return first or other
 
 
 @contextmanager

@@ -1,0 +1,175 @@
+"""What each rank of tests/end_to_end/test_distributed.py runs, started by torchrun."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from sage_torch import SageSampler, select_subset
+
+SHARDS, KEEP = 8, 0.2
+CASES: dict[str, dict[str, Any]] = {
+    "herding": {},
+    "streaming": {"consensus": "streaming", "basis": "orthonormal", "weights": True},
+    "facility location": {"rule": "facility_location", "weights": True},
+    "rotate": {"draw": "rotate"},
+    "rotate, streaming": {"draw": "rotate", "consensus": "streaming"},
+    "agreement": {"rule": "agreement"},
+    "stratified": {"rule": "stratified", "weights": True},
+    "random": {"rule": "random", "draw": "random"},
+    "global": {"class_balanced": False},
+}
+
+
+def images() -> TensorDataset:
+    """Fashion-MNIST's test images where there is a data root, else scikit-learn's digits."""
+    root = os.environ.get("SAGE_TORCH_DATA")
+    if root:
+        from sage_torch.demo.data import load
+
+        pixels, labels = load("fashion-mnist", root).train.tensors
+        return TensorDataset(pixels[:4_000].flatten(1).clone(), labels[:4_000])
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(pixels / 16).float(), torch.tensor(labels))
+
+
+def network(data: TensorDataset) -> nn.Module:
+    """A small network with running statistics, a little trained."""
+    inputs, labels = data.tensors
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(inputs.shape[1], 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for start in range(0, 1_600, 64):
+        batch = slice(start, start + 64)
+        nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        optimizer.step(), optimizer.zero_grad()
+    return model
+
+
+class Broken(Dataset[Any]):
+    """One example of it cannot be read, and may take its process along."""
+
+    def __init__(self, data: TensorDataset, place: int, *, deadly: bool = False) -> None:
+        self.data, self.place, self.deadly = data, place, deadly
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.place and self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == self.place:
+            raise OSError("the disk is gone")
+        return self.data[index]
+
+
+def refused(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def selections(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
+    """Select in every mode."""
+    found = {}
+    for name, options in CASES.items():
+        selection = select_subset(
+            model, data, KEEP, shards=SHARDS, progress=False, sketch_size=32, **options
+        )
+        found[name] = (
+            selection.epoch_indices(3),
+            selection.scores,
+            selection.margins,
+            selection.labels,
+            selection.weights,
+            selection.certificate,
+        )
+    return found
+
+
+def train(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
+    """Train under DDP for three epochs, the sampler selecting on the way."""
+    parallel = DistributedDataParallel(model)
+    sampler = SageSampler(
+        parallel, data, keep=KEEP, warmup_epochs=1, refresh_every=1, progress=False
+    )
+    loader = DataLoader(data, batch_size=32, sampler=sampler)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.05)
+    lengths, subsets = [], []
+    for _ in range(3):
+        lengths.append((len(loader), sum(1 for _ in _steps(parallel, loader, optimizer))))
+        selection = sampler.selection
+        subsets.append(None if selection is None else selection.indices)
+    weights = torch.cat([p.detach().flatten() for p in parallel.parameters()])
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    return {
+        "lengths": lengths, "subsets": subsets, "weights": weights, "statistics": statistics
+    }  # fmt: skip
+
+
+def _steps(model: nn.Module, loader: DataLoader[Any], optimizer: torch.optim.Optimizer) -> Any:
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        yield
+
+
+def main(out: Path, what: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    data = images()
+    model = network(data)
+    options: dict[str, Any] = {"progress": False, "shards": SHARDS}
+    result: dict[str, Any] = {}
+    if what == "killed":  # the last rank dies in pass 1
+        broken = Broken(data, len(data) - 1, deadly=True)
+        checkpoint = {"checkpoint": out / "snapshots", "checkpoint_every": 0.0}
+        result["killed"] = refused(
+            lambda: select_subset(model, broken, KEEP, **options, **checkpoint)
+        )
+    else:
+        result["selections"] = selections(data, model)
+        broken = Broken(data, len(data) - 1)  # read by the last rank only
+        result["failed"] = refused(lambda: select_subset(model, broken, KEEP, **options))
+        other = network(data)
+        if rank == 1:
+            with torch.no_grad():
+                next(other.parameters())[0, 0] += 1
+        result["other model"] = refused(lambda: select_subset(other, data, KEEP, **options))
+        keep = KEEP if rank == 0 else KEEP / 2
+        result["other keep"] = refused(lambda: select_subset(model, data, keep, **options))
+        if rank == 0:  # others do not take part
+            alone = select_subset(model, data, KEEP, distributed=False, progress=False)
+            result["alone"] = alone.indices
+        statistics = model[1].running_mean.clone() + rank
+        model[1].running_mean.copy_(statistics)  # as after a step of DDP
+        same = select_subset(model, data, KEEP, progress=False, sketch_size=32)
+        result["own statistics"] = (same.indices, torch.equal(model[1].running_mean, statistics))
+        result["training"] = train(data, network(data))
+    path = out / f"{rank}-of-{dist.get_world_size()}.pickle"
+    path.write_bytes(pickle.dumps(result))
+    if what != "killed":
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

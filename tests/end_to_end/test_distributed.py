@@ -1,0 +1,220 @@
+"""Ranks that select together: the same subset as one process, and one error for all."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed_job import CASES, KEEP, SHARDS, images, network, selections
+
+import sage_torch
+from sage_torch import SageError, select_subset
+from sage_torch.distributed import Ranks, ranks
+from sage_torch.shards import MergeTree, Shard, cut, of_rank, places_of
+
+JOB = Path(__file__).parents[1] / "distributed_job.py"
+
+
+def torchrun(
+    folder: Path, processes: int, what: str
+) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
+    """Return what each rank found (those that lived), and how the job ended."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(sage_torch.__file__).parents[1]),
+    }
+    command = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
+    ended = subprocess.run(
+        [sys.executable, *command, str(JOB), str(folder), what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    found = [
+        pickle.loads(path.read_bytes())
+        for rank in range(processes)
+        if (path := folder / f"{rank}-of-{processes}.pickle").exists()
+    ]
+    return found, ended
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    with torch.random.fork_rng():
+        data = images()
+        model = network(data)
+        model.eval()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return selections(data, model)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    found, ended = torchrun(folder, request.param, "all")
+    assert ended.returncode == 0, ended.stderr[-4_000:]
+    assert len(found) == request.param
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_subset_is_that_of_one_process(
+    together: list[dict[str, Any]], alone: dict[str, Any], case: str
+) -> None:
+    of_first = together[0]["selections"][case]
+    for other in together[1:]:
+        for ours, theirs in zip(of_first, other["selections"][case], strict=True):
+            np.testing.assert_equal(theirs, ours)  # bit by bit, on every rank
+    indices, scores, margins, labels, weights, certificate = alone[case]
+    differing = len(np.setxor1d(of_first[0], indices))
+    # The arithmetic is the same, shard by shard and in the same order: here not one differs. Sums
+    # of a consensus that is carried along are matrix products over classes, whose order, of first
+    # appearance, is a rank's own: there float32 may round otherwise.
+    allowed = 2 if "streaming" in CASES[case].get("consensus", "") else 0
+    assert differing <= allowed, f"{differing} of {len(indices)} indices differ"
+    np.testing.assert_allclose(of_first[1], scores, atol=1e-5)
+    np.testing.assert_equal(of_first[3], labels)
+    if margins is not None:
+        np.testing.assert_allclose(of_first[2], margins, atol=1e-5)
+    if weights is not None and not differing:
+        np.testing.assert_allclose(of_first[4], weights, rtol=1e-5)
+    if certificate is not None:
+        assert of_first[5].shrinkage == pytest.approx(certificate.shrinkage, rel=1e-6)
+
+
+def test_one_failing_rank_fails_all(together: list[dict[str, Any]]) -> None:
+    last = len(together) - 1
+    assert together[last]["failed"] == "OSError: the disk is gone"
+    for found in together[:last]:
+        assert found["failed"].startswith("SageError: expected every rank to select, but 1 of ")
+        assert f"rank {last}: OSError: the disk is gone" in found["failed"]
+
+
+def test_ranks_must_agree_on_what_to_select(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        assert "rank 1 has another model, compared with rank 0" in found["other model"]
+        assert "other options (k=" in found["other keep"]
+
+
+def test_one_rank_may_select_alone(together: list[dict[str, Any]]) -> None:
+    assert len(together[0]["alone"]) == round(KEEP * len(images()))
+    assert all("alone" not in found for found in together[1:])
+
+
+def test_statistics_are_rank_0s_and_restored(together: list[dict[str, Any]]) -> None:
+    first, kept = together[0]["own statistics"]
+    assert kept
+    for found in together[1:]:
+        indices, kept = found["own statistics"]
+        assert kept
+        assert np.array_equal(indices, first)
+
+
+def test_training_under_ddp(together: list[dict[str, Any]]) -> None:
+    size, total = len(together), len(images())
+    k = round(KEEP * total)
+    of_rank_0 = together[0]["training"]
+    steps = [math.ceil(math.ceil(n / size) / 32) for n in (total, k, k)]
+    for found in together:
+        training = found["training"]
+        assert training["lengths"] == [(n, n) for n in steps]  # as announced, on every rank
+        assert torch.equal(training["weights"], of_rank_0["weights"])
+        for ours, theirs in zip(training["subsets"][1:], of_rank_0["subsets"][1:], strict=True):
+            assert np.array_equal(ours, theirs)
+    assert of_rank_0["subsets"][0] is None
+    assert not np.array_equal(of_rank_0["subsets"][1], of_rank_0["subsets"][2])
+
+
+def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(tmp_path: Path) -> None:
+    found, ended = torchrun(tmp_path, 2, "killed")
+    assert ended.returncode != 0  # and it has ended: no rank hangs
+    assert "SIGKILL" in ended.stderr
+    for of_rank_ in found:  # torchrun may have ended it before it could say so
+        assert "lost another rank during a selection" in of_rank_["killed"]
+    assert list((tmp_path / "snapshots").glob("shard-*-sketch.npz"))
+    with torch.random.fork_rng():
+        data = images()
+        model = network(data)
+    options: dict[str, Any] = {"shards": SHARDS, "progress": False}
+    read = []
+
+    class Noting(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, index: int) -> Any:
+            read.append(index)
+            return data[index]
+
+    Noting.__qualname__ = "Broken"  # to a fingerprint, the data set of the job
+    ours = select_subset(model, Noting(), KEEP, checkpoint=tmp_path / "snapshots", **options)
+    assert np.array_equal(ours.indices, select_subset(model, data, KEEP, **options).indices)
+    assert len(read) < 2 * len(data) - len(data) // SHARDS  # of pass 1, more than a shard was done
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_the_tree_is_the_same_whoever_holds_the_shards(count: int, size: int) -> None:
+    shards = cut(100, count)
+    assert [shard.start for shard in shards[1:]] == [shard.stop for shard in shards[:-1]]
+    assert (shards[0].start, shards[-1].stop) == (0, 100)
+    box: dict[tuple[int, int], list[list[str]]] = defaultdict(list)  # what was sent, in order
+
+    def merge(first: list[str], second: list[str]) -> None:
+        first[:] = [f"({''.join(first)} {''.join(second)})"]
+
+    trees: list[MergeTree[list[str]]] = []
+    owned: list[int] = []
+    for rank in range(size):
+        me = Ranks(rank, size)
+        trees.append(MergeTree(shards, me, merge))
+        trees[-1].build(lambda shard: [str(shard.number)])
+        owned += [shard.number for shard in of_rank(shards, me)]
+        places = places_of(of_rank(shards, me))
+        assert places.stop - places.start == sum(map(len, of_rank(shards, me)))
+    assert owned == list(range(count))
+    whole = None
+    for rank in reversed(range(size)):  # a rank receives from later ones only
+        whole = trees[rank].join(
+            lambda part, to, rank=rank: box[rank, to].append(part),  # type: ignore[misc]
+            lambda source, rank=rank: box[source, rank].pop(0),  # type: ignore[misc]
+        )
+    expected: MergeTree[list[str]] = MergeTree(shards, Ranks(), merge)
+    expected.build(lambda shard: [str(shard.number)])
+    assert whole == expected.join(lambda *_: None, lambda _: [])
+    assert not any(box.values())
+    if count == 5:
+        assert whole == ["(((0 1) (2 3)) 4)"]
+
+
+def test_more_shards_than_examples() -> None:
+    with pytest.raises(ValueError, match="at most 3 shards, one an example, got shards=4"):
+        cut(3, 4)
+    assert cut(3, 3) == [Shard(0, 0, 1), Shard(1, 1, 2), Shard(2, 2, 3)]
+
+
+def test_without_a_process_group_there_is_one_rank() -> None:
+    me = ranks()
+    assert (me.rank, me.size) == (0, 1)
+    assert me.gather("x") == ["x"]
+    assert me.broadcast("x") == "x"
+    with pytest.raises(KeyError):
+        me.together(lambda: {}["missing"])
+    assert issubclass(SageError, RuntimeError)
