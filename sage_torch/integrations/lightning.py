@@ -80,7 +80,7 @@ class SageCallback(pl.Callback):
         if not isinstance(sampler, SageSampler):
             raise TypeError(f"expected a SageSampler, got {type(sampler).__name__}")
         self.sampler = sampler
-        self._resume_at = (0, 0)  # epoch, and place in it
+        self._epoch, self._position, self._is_between = 0, 0, True  # where to resume
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse, before anything runs, settings that would undo the selection."""
@@ -104,7 +104,7 @@ class SageCallback(pl.Callback):
                 f"another {type(self.sampler.model).__name__}, which this Trainer does not train; "
                 "make SageSampler(module, ...) or SageSampler(module.network, ...)"
             )
-        self._go_to(trainer.current_epoch, 0)
+        self._begin(trainer.current_epoch)
         self.sampler.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,27 +132,40 @@ class SageCallback(pl.Callback):
         """Note how far this epoch is."""
         done = batch_idx + 1
         if done >= trainer.num_training_batches:
-            self._go_to(trainer.current_epoch + 1, 0)
+            self._begin(trainer.current_epoch + 1)
         else:
-            self._go_to(trainer.current_epoch, done * self._skippable(trainer))
+            self._epoch, self._is_between = trainer.current_epoch, False
+            self._position = done * self._skippable(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Name the next epoch now: a reloaded loader is asked for its length before it begins."""
-        self._go_to(trainer.current_epoch + 1, 0)
+        self._begin(trainer.current_epoch + 1)
         self.sampler.set_epoch(trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the sampler's state at the next batch to train on."""
-        epoch, position = self._resume_at
-        return state_at(self.sampler, epoch, position)
+        state = state_at(self.sampler, self._epoch, self._position)
+        return {"sampler": state, "is_between_epochs": self._is_between}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put the sampler where the checkpoint was made; nothing is selected again."""
-        self.sampler.load_state_dict(state_dict)
-        self._go_to(state_dict["epoch"], state_dict["position"])
+        state = state_dict["sampler"]
+        self.sampler.load_state_dict(state)
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._is_between = state_dict["is_between_epochs"]
 
-    def _go_to(self, epoch: int, position: int) -> None:
-        self._resume_at = (epoch, position)
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a `StatefulDataLoader` begin the next epoch where its last one had been read."""
+        # Lightning stops at the known length, so that the loader never learns that its epoch is
+        # over; resumed, it would give one epoch without batches.
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is not None and state["is_between_epochs"]:
+            checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._position, self._is_between = epoch, 0, True
 
     def _lengths_change(self, trainer: pl.Trainer) -> bool:
         epochs = trainer.max_epochs

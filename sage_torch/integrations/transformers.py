@@ -3,7 +3,8 @@
 `Trainer` takes no sampler, so these do: `train_sampler=`. Evaluation stays as it is.
 
     >>> import tempfile, torch
-    >>> from transformers import TrainingArguments
+    >>> from transformers import PrinterCallback, TrainingArguments
+    >>> from transformers.modeling_outputs import SequenceClassifierOutput
     >>> from sage_torch import SageSampler
     >>> from sage_torch.integrations.transformers import SageTrainer
     >>> class Classifier(torch.nn.Module):
@@ -11,9 +12,11 @@
     ...         super().__init__()
     ...         self.linear = torch.nn.Linear(5, 2)
     ...
-    ...     def forward(self, x, labels):
-    ...         logits = self.linear(x)
-    ...         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+    ...     def forward(self, x, labels=None):
+    ...         logits, loss = self.linear(x), None
+    ...         if labels is not None:
+    ...             loss = torch.nn.functional.cross_entropy(logits, labels)
+    ...         return SequenceClassifierOutput(loss=loss, logits=logits)
     >>> data = [{"x": torch.randn(5), "labels": i % 2} for i in range(80)]
     >>> model = Classifier()
     >>> sampler = SageSampler(model, keep=0.25, refresh_every=1, progress=False)
@@ -23,6 +26,7 @@
     ...     save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
     ... )
     >>> trainer = SageTrainer(model, args, train_dataset=data, train_sampler=sampler)
+    >>> trainer.remove_callback(PrinterCallback)
     >>> trainer.train().global_step
     10
     >>> folder.cleanup()
