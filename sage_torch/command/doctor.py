@@ -117,7 +117,7 @@ def sketch_agrees(device: torch.device) -> str:
     # Squares: those of directions that are not there are rounding of the Gram matrix.
     error = float(np.abs(sketch.singular_values() ** 2 - exact**2).max() / exact[0] ** 2)
     _require(error < _ROUNDING, f"squared singular values differ from NumPy's by {error:.1e}")
-    rows = draws.normal(size=(_ROWS, _DIM))
+    rows = draws.normal(size=(_ROWS, _DIM)) * 0.8 ** np.arange(_DIM)  # all kinds of lengths
     sketch = _sketch(rows, device)
     matrix = sketch.matrix().double().cpu().numpy()
     lost = np.linalg.eigvalsh(rows.T @ rows - matrix.T @ matrix)

@@ -159,7 +159,8 @@ def _svg(draw: Callable[[Figure], object], name: str, high: float = _HIGH) -> Ma
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r' id="[a-z0-9]+_[a-z0-9_.]+"', "", text, flags=re.IGNORECASE)
+    meant = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in meant else "", text)
     for colour, of_the_page in (
         (_INK, "currentColor"),
         (_GREY, "var(--faint)"),

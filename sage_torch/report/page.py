@@ -48,17 +48,17 @@ def page(
     """
     names = _names_of(dataset, selection) if class_names is None else class_names
     settings = selection.settings
-    parameters = settings.get("parameters")
-    versions = settings.get("versions")
+    rows = class_rows(selection, names)  # before the charts, which take the time
+    shown = None if dataset is None else show(selection, dataset)
     return _template().render(
         selection=selection,
         kept=len(selection.indices),
         total=len(selection.scores),
         figures=_figures(selection),
         charts=charts(selection),
-        rows=class_rows(selection, names),
+        rows=rows,
         scores=_range(selection),
-        shown=None if dataset is None else show(selection, dataset),
+        shown=shown,
         name=lambda label: label_name(label, names),
         score_words=_score_words,
         margin_words=lambda example: _margin_words(example, names),
@@ -66,8 +66,8 @@ def page(
         timings=timing_rows(selection.seconds),
         command=command_words(settings),
         settings=setting_rows(settings),
-        parameters=_rows(parameters),
-        versions=_rows(versions),
+        parameters=_rows(settings.get("parameters")),
+        versions=_rows(settings.get("versions")),
     )
 
 

@@ -140,7 +140,7 @@ def _pictures(selection: Selection, items: dict[int, Any]) -> dict[int, str]:
     """Return the items as PNG in base64; empty where they are no images."""
     try:
         images = read_images(selection, _Items(items, len(selection.scores)), items)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, IndexError):
         return {}
     return {i: _png(image) for i, image in images.items()}
 
