@@ -21,12 +21,12 @@ from sage_torch.task import Task, naming_the_example
 
 @dataclass(frozen=True)
 class Scored:
-    """What pass 2 leaves behind: scores the same on every rank, coordinates of its own shards."""
+    """What pass 2 leaves behind, the same on every rank."""
 
     scores: NDArray[np.float32]  # (N,) agreement in the basis that was asked for
     agreement: NDArray[np.float32]  # (N,) in the weighted basis: what strata and draws read
     margins: NDArray[np.float32]  # (N,) in the weighted basis: what the trim reads
-    coordinates: NDArray[np.float32] | None  # (own, l) orthonormal; None when streaming
+    coordinates: NDArray[np.float32] | None  # (N, l) orthonormal; None when streaming
     consensus_cosine: float
 
 
@@ -37,7 +37,7 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
         SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
 
     Cost:
-        One gradient an example and l d multiply-adds; memory 4 l bytes an example of this rank's.
+        One gradient an example and l d multiply-adds; memory 4 l bytes an example, on every rank.
     """
     classes, sketch, own = sketched.classes, sketched.sketch, task.own_places
     coordinates = np.empty((own.stop - own.start, sketch.sketch_size), np.float32)
@@ -50,31 +50,17 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
                     bar.update(len(indices))
 
     task.ranks.together(fill)
-    class_ids = classes.of(own)
-
-    def consensus() -> NDArray[np.float64]:
-        parts = []
-        for shard in task.own:
-            of_shard = _core.Consensus(classes.count, sketch.sketch_size)
-            within = slice(shard.start - own.start, shard.stop - own.start)
-            of_shard.add(coordinates[within], class_ids[within])
-            parts.append(of_shard)
-        return _of_all_shards(task, parts).directions()
-
-    directions = consensus()
+    coordinates = _of_all_ranks(task, coordinates)
+    class_ids = classes.of(slice(None))
+    directions = _exact_consensus(coordinates, class_ids, classes.count)
     agreement = _core.agreement(coordinates, class_ids, directions)
     margins = _core.margin(coordinates, class_ids, directions)
     coordinates *= _to_orthonormal(sketch)
     scores = agreement
     if task.options.basis == "orthonormal":
-        scores = _core.agreement(coordinates, class_ids, consensus())
-    return Scored(
-        _of_all_ranks(task, scores),
-        _of_all_ranks(task, agreement),
-        _of_all_ranks(task, margins),
-        coordinates,
-        1.0,
-    )
+        directions = _exact_consensus(coordinates, class_ids, classes.count)
+        scores = _core.agreement(coordinates, class_ids, directions)
+    return Scored(scores, agreement, margins, coordinates, 1.0)
 
 
 def streaming_score_pass(
@@ -181,6 +167,14 @@ def _of_all_shards(task: Task, own: Sequence[_core.Consensus]) -> _core.Consensu
 def _of_all_ranks(task: Task, own: NDArray[np.float32]) -> NDArray[np.float32]:
     parts = task.ranks.gather(own)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _exact_consensus(
+    coordinates: NDArray[np.float32], class_ids: NDArray[np.int32], classes: int
+) -> NDArray[np.float64]:
+    consensus = _core.Consensus(classes, coordinates.shape[1])
+    consensus.add(coordinates, class_ids)
+    return consensus.directions()
 
 
 def _to_orthonormal(sketch: _core.FrequentDirections) -> NDArray[np.float32]:

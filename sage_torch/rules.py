@@ -1,7 +1,7 @@
 """From scores and sketched gradients to a subset: which rule runs, and what it leaves behind.
 
-Rules that compare examples with each other run shard by shard, on the rank that has the shard's
-sketched gradients; rules that read scores only, on all of them.
+In the exact mode every rank has all scores and coordinates, and applies the rule to them. On a
+stream, rules that compare examples with each other have picked shard by shard.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Picked:
-    """The same of one shard, its indices those of the data set."""
+    """The same of one shard of a stream."""
 
     indices: NDArray[np.int64]
     weights: NDArray[np.float32] | None
     order: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None
     trimmed: int
-    # Untrimmed examples, by class, that none of the shard's own stands for.
+    # (C,) untrimmed examples that none of the shard's own stands for.
     left_alone: NDArray[np.int64]
 
 
 def quotas_of_shards(
-    classes: ClassBook, quotas: NDArray[np.int64], shards: Sequence[Shard]
+    class_ids: NDArray[np.int32], quotas: NDArray[np.int64], shards: Sequence[Shard]
 ) -> NDArray[np.int64]:
     """Return how many of each class to keep in each shard, (S, C); they add up to `quotas` (C,)."""
-    counts = np.stack([classes.sizes(shard.places) for shard in shards])
+    counts = np.stack([np.bincount(class_ids[s.places], minlength=len(quotas)) for s in shards])
     parts = np.zeros_like(counts)
     for class_id in np.flatnonzero(quotas):
         parts[:, class_id] = _core.class_quotas(counts[:, class_id].copy(), quotas[class_id])
@@ -109,52 +109,50 @@ def choose(
         ValueError: The data set changed between the passes.
         SageError: Another rank failed.
     """
-    options = task.options
-    if _compares_examples(options):
-        parts = task.ranks.together(lambda: _pick_in_shards(task, scored, classes, quotas, streams))
-        return _joined(task, parts, classes, quotas)
-    class_ids = classes.of(slice(None))
+    options, class_ids = task.options, classes.of(slice(None))
+    if task.is_streaming and options.rule in STREAMED and options.draw != "random":
+        return _from_streams(task, scored, class_ids, quotas, streams)
+    if options.draw == "rotate":
+        return _in_order(scored, class_ids, quotas, options)
     trim = None if options.rule == "agreement" else options.trim  # the paper's rule trims nothing
     left = _core.untrimmed(scored.margins, class_ids, quotas, trim=trim)
     trimmed = len(class_ids) - len(left)
     if options.draw == "random":
         return _drawn(draws_of(left, class_ids, quotas, "random", options.seed), trimmed)
+    indices = _indices(scored, class_ids, quotas, left, options)
+    weights = None
+    if options.weights:
+        assert scored.coordinates is not None  # `Options.is_streaming` has refused
+        weights = _core.weights(
+            scored.coordinates, class_ids, len(quotas), left, indices, seed=options.seed
+        )
+    return Chosen(indices, weights, None, trimmed)
+
+
+def _indices(
+    scored: Scored,
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    left: NDArray[np.int64],
+    options: Options,
+) -> NDArray[np.int64]:
     if options.rule == "agreement":
-        indices = _core.top_k(scored.scores, class_ids, quotas)
-    else:
+        return _core.top_k(scored.scores, class_ids, quotas)
+    if options.rule in _OF_SCORES:
         places = _OF_SCORES[options.rule](
             scored.agreement[left], class_ids[left], quotas, trim=None, seed=options.seed
         )
-        indices = left[places]
-    if not options.weights:
-        return Chosen(indices, None, None, trimmed)
-    parts = task.ranks.together(
-        lambda: [_weigh_in_shard(task, scored, classes, shard, left, indices) for shard in task.own]
+        chosen: NDArray[np.int64] = left[places]
+        return chosen
+    assert scored.coordinates is not None  # kept whenever there is no stream
+    return _OF_COORDINATES[options.rule](
+        scored.coordinates,
+        scored.margins,
+        class_ids,
+        quotas,
+        trim=options.trim,
+        seed=options.seed,
     )
-    return Chosen(indices, _joined(task, parts, classes, quotas).weights, None, trimmed)
-
-
-def _compares_examples(options: Options) -> bool:
-    """Whether the rule reads sketched gradients: all but a random draw of what was herded."""
-    return options.rule in _OF_COORDINATES and options.draw != "random"
-
-
-def _pick_in_shards(
-    task: Task,
-    scored: Scored,
-    classes: ClassBook,
-    quotas: NDArray[np.int64],
-    streams: Sequence[_core.BlockStream | None],
-) -> list[_Picked]:
-    of_shards = quotas_of_shards(classes, quotas, task.shards)
-    picked = []
-    for place, shard in enumerate(task.own):
-        stream, mine = streams[place] if streams else None, of_shards[shard.number]
-        if stream is not None:
-            picked.append(_picked_of(stream, task, scored, classes, mine, shard))
-        else:
-            picked.append(_pick(task, scored, classes, mine, shard))
-    return picked
 
 
 def choose_at_random(classes: ClassBook, quotas: NDArray[np.int64], options: Options) -> Chosen:
@@ -195,147 +193,96 @@ def draws_of(
     )
 
 
-def _pick(
+def _from_streams(
     task: Task,
     scored: Scored,
-    classes: ClassBook,
+    class_ids: NDArray[np.int32],
     quotas: NDArray[np.int64],
-    shard: Shard,
-) -> _Picked:
-    options, rows = task.options, _rows_of(task, scored, shard)
-    margins, class_ids = scored.margins[shard.places], classes.of(shard.places)
-    if options.draw == "rotate":
-        order, starts, of_blocks = _core.herding_order(
-            rows,
-            margins,
-            class_ids,
-            quotas,
-            trim=options.trim,
-            block_size=_ORDER_BLOCK,
-            seed=options.seed,
-        )
-        return _ordered(shard, order + shard.start, starts, of_blocks)
-    indices = _OF_COORDINATES[options.rule](
-        rows, margins, class_ids, quotas, trim=options.trim, seed=options.seed
-    )
-    left = _core.untrimmed(margins, class_ids, quotas, trim=options.trim)
-    if options.weights:
-        return _weigh_in_shard(
-            task, scored, classes, shard, left + shard.start, indices + shard.start
-        )
-    return _Picked(indices + shard.start, None, None, len(shard) - len(left), np.zeros_like(quotas))
-
-
-def _picked_of(
-    stream: _core.BlockStream,
-    task: Task,
-    scored: Scored,
-    classes: ClassBook,
-    quotas: NDArray[np.int64],
-    shard: Shard,
-) -> _Picked:
-    options = task.options
-    if options.draw == "rotate":
-        return _ordered(shard, *stream.finish_order())
-    indices, weights = stream.finish()
-    left_alone = np.zeros_like(quotas)
-    if options.weights:
-        class_ids = classes.of(shard.places)
-        left = _core.untrimmed(scored.margins[shard.places], class_ids, quotas, trim=options.trim)
-        counts = np.bincount(class_ids[left], minlength=len(quotas))
-        left_alone = np.where(quotas == 0, counts, 0)
-    return _Picked(indices, weights, None, stream.trimmed, left_alone)
-
-
-def _weigh_in_shard(
-    task: Task,
-    scored: Scored,
-    classes: ClassBook,
-    shard: Shard,
-    left: NDArray[np.int64],
-    indices: NDArray[np.int64],
-) -> _Picked:
-    """Count what each kept example of a shard stands for there (exact mode).
-
-    Args:
-        task: `options.seed`.
-        scored: Coordinates of this rank's shards.
-        classes: The class of every example.
-        shard: One of this rank's.
-        left: int64, ascending, what the trim leaves, of this shard or of more.
-        indices: int64, ascending, what is kept of it.
-    """
-    class_ids = classes.of(shard.places)
-    mine, kept = (
-        part[(part >= shard.start) & (part < shard.stop)] - shard.start for part in (left, indices)
-    )
-    has_kept = np.bincount(class_ids[kept], minlength=classes.count) > 0
-    stood_for = mine[has_kept[class_ids[mine]]]
-    weights = _core.weights(
-        _rows_of(task, scored, shard),
-        class_ids,
-        classes.count,
-        stood_for,
-        kept,
-        seed=task.options.seed,
-    )
-    counts = np.bincount(class_ids[mine], minlength=classes.count)
-    return _Picked(
-        kept + shard.start, weights, None, len(shard) - len(mine), np.where(has_kept, 0, counts)
-    )
-
-
-def _ordered(
-    shard: Shard,
-    order: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    of_blocks: NDArray[np.int64],
-) -> _Picked:
-    nothing = np.empty(0, np.int64)
-    trimmed = len(shard) - len(order)
-    return _Picked(nothing, None, (order, starts, of_blocks), trimmed, nothing)
-
-
-def _joined(
-    task: Task, parts: list[_Picked], classes: ClassBook, quotas: NDArray[np.int64]
+    streams: Sequence[_core.BlockStream | None],
 ) -> Chosen:
     """Return what all shards' picks come to, the same on every rank."""
-    picked = [part for of_rank in task.ranks.gather(parts) for part in of_rank]
+    of_shards = quotas_of_shards(class_ids, quotas, task.shards)
+
+    def finish() -> list[_Picked]:
+        return [
+            _picked(stream, task.options, scored.margins[shard.places], class_ids[shard.places],
+                    of_shards[shard.number])
+            for shard, stream in zip(task.own, streams, strict=True)
+            if stream is not None
+        ]  # fmt: skip
+
+    parts = task.ranks.gather(task.ranks.together(finish))
+    picked = [part for of_rank in parts for part in of_rank]
     trimmed = sum(part.trimmed for part in picked)
     if task.options.draw == "rotate":
-        blocks: list[tuple[int, NDArray[np.int64]]] = []
-        for part in picked:
-            assert part.order is not None
-            order, starts, of_blocks = part.order
-            pieces = np.split(order, starts[1:-1])
-            blocks += zip(of_blocks.tolist(), pieces, strict=True)
-        blocks.sort(key=lambda block: block[0])  # stable: in a class by shard
-        draws = Draws(
-            draw="rotate",
-            order=np.concatenate([members for _, members in blocks]),
-            starts=np.cumsum([0, *(len(members) for _, members in blocks)]),
-            classes=np.array([class_id for class_id, _ in blocks], np.int64),
-            quotas=quotas,
-            seed=task.options.seed,
-            is_herded=True,
-        )
-        return _drawn(draws, trimmed)
+        return _drawn(_joined_order(picked, quotas, task.options.seed), trimmed)
     indices = np.concatenate([part.indices for part in picked])  # ascending, as shards are
     if not task.options.weights:
         return Chosen(indices, None, None, trimmed)
     weights = np.concatenate([part.weights for part in picked if part.weights is not None])
     # In a shard that keeps none of a class, its examples are shared by those kept elsewhere.
-    class_ids = classes.of(slice(None))[indices]
-    stood_for = np.bincount(class_ids, weights=weights, minlength=len(quotas))
+    kept_ids = class_ids[indices]
+    stood_for = np.bincount(kept_ids, weights=weights, minlength=len(quotas))
     alone = np.sum([part.left_alone for part in picked], axis=0)
     share = 1 + np.divide(alone, stood_for, out=np.zeros(len(quotas)), where=stood_for > 0)
-    return Chosen(indices, (weights * share[class_ids]).astype(np.float32), None, trimmed)
+    return Chosen(indices, (weights * share[kept_ids]).astype(np.float32), None, trimmed)
 
 
-def _rows_of(task: Task, scored: Scored, shard: Shard) -> NDArray[np.float32]:
-    assert scored.coordinates is not None  # `Options.is_streaming` has refused
-    first = task.own_places.start
-    return scored.coordinates[shard.start - first : shard.stop - first]
+def _picked(
+    stream: _core.BlockStream,
+    options: Options,
+    margins: NDArray[np.float32],
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+) -> _Picked:
+    left_alone = np.zeros_like(quotas)
+    if options.draw == "rotate":
+        order = stream.finish_order()
+        return _Picked(np.empty(0, np.int64), None, order, stream.trimmed, left_alone)
+    indices, weights = stream.finish()
+    if options.weights:
+        left = _core.untrimmed(margins, class_ids, quotas, trim=options.trim)
+        counts = np.bincount(class_ids[left], minlength=len(quotas))
+        left_alone = np.where(quotas == 0, counts, 0)
+    return _Picked(indices, weights, None, stream.trimmed, left_alone)
+
+
+def _joined_order(picked: list[_Picked], quotas: NDArray[np.int64], seed: int) -> Draws:
+    blocks: list[tuple[int, NDArray[np.int64]]] = []
+    for part in picked:
+        assert part.order is not None
+        order, starts, of_blocks = part.order
+        blocks += zip(of_blocks.tolist(), np.split(order, starts[1:-1]), strict=True)
+    blocks.sort(key=lambda block: block[0])  # stable: in a class by shard
+    return Draws(
+        draw="rotate",
+        order=np.concatenate([members for _, members in blocks]),
+        starts=np.cumsum([0, *(len(members) for _, members in blocks)]),
+        classes=np.array([class_id for class_id, _ in blocks], np.int64),
+        quotas=quotas,
+        seed=seed,
+        is_herded=True,
+    )
+
+
+def _in_order(
+    scored: Scored,
+    class_ids: NDArray[np.int32],
+    quotas: NDArray[np.int64],
+    options: Options,
+) -> Chosen:
+    assert scored.coordinates is not None  # kept whenever there is no stream
+    order, starts, of_blocks = _core.herding_order(
+        scored.coordinates,
+        scored.margins,
+        class_ids,
+        quotas,
+        trim=options.trim,
+        block_size=_ORDER_BLOCK,
+        seed=options.seed,
+    )
+    draws = Draws("rotate", order, starts, of_blocks, quotas, options.seed, is_herded=True)
+    return _drawn(draws, len(class_ids) - len(order))
 
 
 def _drawn(draws: Draws, trimmed: int) -> Chosen:

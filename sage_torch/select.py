@@ -139,8 +139,8 @@ def select_subset(
         seed: Names the compression, the reading order and every draw.
         progress: Whether to show a progress bar on a pass that takes over two seconds.
         shards: Contiguous parts that the data set is cut into, sketched apart and merged in a fixed
-            tree; herding covers each by itself. The subset depends on their number and not on who
-            shares them. None: 8 among several ranks, else 1.
+            tree; on a stream herding covers each by itself, too. The subset depends on their number
+            and not on who shares them. None: 8 among several ranks, else 1.
         distributed: Whether the ranks of torch.distributed's default process group share the
             shards. All must call this together then, with one model; all get the same selection,
             and all raise when one fails. Buffers are rank 0's meanwhile.
@@ -249,7 +249,8 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
     middle = time.perf_counter()
     streams: list[_core.BlockStream | None] = []
     if task.is_streaming:
-        of_shards = quotas_of_shards(sketched.classes, quotas, task.shards)
+        class_ids = sketched.classes.of(slice(None))
+        of_shards = quotas_of_shards(class_ids, quotas, task.shards)
         streams = [
             stream_for(options, sketched.classes.sizes(shard.places), of_shards[shard.number])
             for shard in task.own

@@ -140,8 +140,8 @@ def open_snapshots(
         return Snapshots(folder, every, what, is_first=is_first) if mine else None
 
     first = ranks.together(lambda: opened(is_first=True))  # it cleans up before others look
-    other = ranks.together(lambda: opened(is_first=False))
-    return first or other
+    others = ranks.together(lambda: opened(is_first=False))
+    return first or others
 
 
 @contextmanager
