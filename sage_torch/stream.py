@@ -53,8 +53,9 @@ class SageStream(IterableDataset[Any]):
             few of them, the highest of the others too).
         class_balanced: Consensus and share by class: `"auto"` where targets are integer classes.
             Pass False for integer targets that are no classes: memory grows with their number.
-        half_life: Examples after which one counts half in sketch and consensus: short for a
-            stream or a model that changes. None: it always counts in full.
+        half_life: Examples after which one counts half in sketch and consensus, shorter for a
+            stream or a model that changes faster; `"auto"`: 500 for each class so far, at least
+            5,000; None: it always counts in full.
         warm_up: Examples before the first score.
         sketch_size: Rows l of the sketch.
         gradients: As in `select_subset`; the chosen parameters must stay the same.
@@ -76,7 +77,7 @@ class SageStream(IterableDataset[Any]):
 
     Cost:
         One gradient an example, about 9 l d multiply-adds, a copy of the model's buffers a batch.
-        Memory does not grow with the stream: 4 (2.5 l + C) d bytes for C classes, 8 KiB a class,
+        Memory does not grow with the stream: 4 (2.5 l + C) d bytes for C classes, 2 KiB a class,
         and batches on their way.
 
     Reference:
@@ -106,7 +107,7 @@ class SageStream(IterableDataset[Any]):
         *,
         rule: Literal["agreement", "random"] = "agreement",
         class_balanced: Literal["auto"] | bool = "auto",
-        half_life: int | None = 20_000,
+        half_life: Literal["auto"] | int | None = "auto",
         warm_up: int = 512,
         sketch_size: int = 64,
         gradients: GradientChoice = "auto",
@@ -121,7 +122,7 @@ class SageStream(IterableDataset[Any]):
     ) -> None:
         _check(model, stream, keep, rule)
         _check_count("warm_up", warm_up, 0)
-        if half_life is not None:
+        if half_life not in ("auto", None):
             _check_count("half_life", half_life, 1)
         self._options = Options(
             keep=float(keep),
@@ -140,7 +141,8 @@ class SageStream(IterableDataset[Any]):
         )
         self._stream = stream
         self._model = unwrap(model)
-        half_life = None if half_life is None else int(half_life)
+        if isinstance(half_life, Integral):
+            half_life = int(half_life)  # of NumPy's integers, too
         self._scores = OnlineScores(self._model, self._options, half_life, int(warm_up))
         self._rate = RateKeeper(float(keep), self._options.seed)
         self._settings = {"half_life": half_life, "warm_up": int(warm_up)} | {

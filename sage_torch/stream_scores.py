@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from sage_torch.options import Options
 
 # The first of a class stand for nothing but themselves, and would all agree with their consensus.
 _FIRST_OF_CLASS = 16
+# Sketch and consensus stay fresh, and a class that comes seldom keeps enough to have a consensus.
+_SHORTEST_HALF_LIFE, _HALF_LIFE_OF_CLASS = 5_000, 500
+
+HalfLife: TypeAlias = Literal["auto"] | int | None
 
 
 class OnlineScores:
@@ -29,7 +33,8 @@ class OnlineScores:
         model: The unwrapped model, read as it is at each call.
         options: `sketch_size`, `gradients`, `params`, `compress`, `loss`, `memory_budget`,
             `class_balanced`, `seed`.
-        half_life: Examples after which a row counts half; None: it always counts in full.
+        half_life: Examples after which a row counts half; `"auto"`: 500 for each class so far, at
+            least 5,000; None: it always counts in full.
         warm_up: Examples before the first score.
 
     Cost:
@@ -37,7 +42,7 @@ class OnlineScores:
     """
 
     def __init__(
-        self, model: nn.Module, options: Options, half_life: int | None, warm_up: int
+        self, model: nn.Module, options: Options, half_life: HalfLife, warm_up: int
     ) -> None:
         self._model, self._options = model, options
         self._half_life, self._warm_up = half_life, warm_up
@@ -72,8 +77,8 @@ class OnlineScores:
             if sketch is None:
                 sketch = self._new_sketch(rows.shape[1])
             rows = rows.to(sketch.device)
-            if self._half_life is not None and sketch.rows_seen:
-                sketch.forget(0.5 ** (len(rows) / self._half_life))
+            if sketch.rows_seen:
+                sketch.forget(self._weight_after(len(rows)))
             sketch.update(rows, class_ids)
         self._sketch = sketch
         for class_id, count in zip(*np.unique(class_ids, return_counts=True), strict=True):
@@ -147,6 +152,15 @@ class OnlineScores:
             )
             self._is_compressed = True
         return self._computer
+
+    def _weight_after(self, examples: int) -> float:
+        """Return what a row's weight is multiplied by while some more examples come."""
+        half_life = self._half_life
+        if half_life is None:
+            return 1.0
+        if half_life == "auto":
+            half_life = max(_SHORTEST_HALF_LIFE, _HALF_LIFE_OF_CLASS * len(self._classes))
+        return float(0.5 ** (examples / half_life))
 
     def _new_sketch(self, dim: int) -> _core.FrequentDirections:
         device = device_of(self._model)
