@@ -132,6 +132,19 @@ def test_a_longer_warm_up(
     assert fitting.global_step == sampler.total_steps(3, 4) == 23 + 6 + 6
 
 
+def test_fitting_twice_starts_at_epoch_0_again(
+    module: Module,
+    numbered: TensorDataset,
+    sage: dict[str, Any],
+    trainer: Callable[..., pl.Trainer],
+) -> None:
+    sampler = SageSampler(module.network, warmup_epochs=1, **sage)
+    loader = DataLoader(numbered, batch_size=4, sampler=sampler)
+    for _ in range(2):
+        trainer(SageCallback(sampler), reload_dataloaders_every_n_epochs=1).fit(module, loader)
+    assert [len(seen) for seen in module.seen.values()] == [180, 44, 44]
+
+
 def test_a_warm_up_without_reloading_is_refused(
     module: Module,
     numbered: TensorDataset,
@@ -242,7 +255,9 @@ def test_resuming_goes_on_with_the_next_batch(
             assert torch.equal(weight, resumed.network.state_dict()[key]), name
 
 
+@both_loaders
 def test_resuming_on_batches_from_a_batch_sampler(
+    kind: Any,
     network: nn.Module,
     numbered: TensorDataset,
     sage: dict[str, Any],
@@ -252,7 +267,7 @@ def test_resuming_on_batches_from_a_batch_sampler(
     def fit(resume: Path | None) -> Module:
         module = Module(network)
         sampler = SageSampler(module.network, **sage)
-        loader = DataLoader(numbered, batch_sampler=BatchSampler(sampler, 5, True))
+        loader = kind(numbered, batch_sampler=BatchSampler(sampler, 5, True))
         callbacks = [] if resume else saved(tmp_path)
         trainer(SageCallback(sampler), *callbacks, max_epochs=2).fit(
             module, loader, ckpt_path=resume

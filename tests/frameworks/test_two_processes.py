@@ -124,6 +124,11 @@ def test_lightning_splits_once(told: Told) -> None:
         assert rank["steps"] == [6, 6]
 
 
+def test_lightning_resumes(told: Told) -> None:
+    for rank in told:
+        assert rank["lightning"]["rest"] == [rank["lightning"]["seen"][1][4:]]
+
+
 def test_lightning_must_not_wrap(told: Told) -> None:
     for rank in told:
         assert "RuntimeError: expected nobody else to split" in rank["lightning wraps"]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainingArguments
@@ -171,10 +172,9 @@ class Module(pl.LightningModule):
         self.network = network()
         self.seen: list[list[int]] = []
 
-    def on_train_epoch_start(self) -> None:
-        self.seen.append([])
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if not self.seen or batch_idx == 0:
+            self.seen.append([])
         self.seen[-1] += batch[2].tolist()
         return F.cross_entropy(self.network(batch[0]), batch[1])
 
@@ -183,26 +183,36 @@ class Module(pl.LightningModule):
 
 
 def lightning(has_callback: bool = True, **options: Any) -> dict[str, Any]:
-    """Two epochs, each of another subset."""
-    module = Module()
-    sampler = sampler_of(module.network, refresh_every=1)
-    loader = DataLoader(data(), batch_size=4, sampler=sampler)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[SageCallback(sampler)] if has_callback else [],
-        **options,
-    )
-    trainer.fit(module, loader)
+    """Two epochs, each of another subset, and, resumed, the rest from the middle of the second."""
+
+    def fit(resume: Path | None) -> tuple[Module, SageSampler, pl.Trainer]:
+        module = Module()
+        sampler = sampler_of(module.network, refresh_every=1)
+        loader = DataLoader(data(), batch_size=4, sampler=sampler)
+        callbacks: list[pl.Callback] = [SageCallback(sampler)] if has_callback else []
+        if resume is None:
+            callbacks.append(ModelCheckpoint(OUT, filename="middle", every_n_train_steps=4))
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=resume is None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+            **options,
+        )
+        trainer.fit(module, loader, ckpt_path=resume)
+        return module, sampler, trainer
+
+    module, sampler, trainer = fit(None)
+    resumed, _, _ = fit(OUT / "middle.ckpt")
     return {
         "seen": module.seen,
         "subset": selected(sampler),
+        "rest": resumed.seen,
         "steps": [trainer.global_step, sampler.total_steps(2, 4)],
         "weights": [float(weight.sum()) for weight in module.parameters()],
     }
