@@ -62,13 +62,14 @@ class RateKeeper:
         self._make_room(int(class_ids.max()) + 1)
         draws = torch.rand(len(scores), generator=self._draws, dtype=torch.float64).numpy()
         places = draws.copy()
-        for class_id in np.unique(class_ids):
-            members = np.flatnonzero((class_ids == class_id) & ~np.isnan(scores))
-            if len(members):
-                window = self._remember(int(class_id), scores[members])
-                low = np.searchsorted(window, scores[members], "left")
-                high = np.searchsorted(window, scores[members], "right")
-                places[members] = (low + draws[members] * (high - low)) / len(window)
+        scored = np.flatnonzero(~np.isnan(scores))
+        scored = scored[np.argsort(class_ids[scored], kind="stable")]
+        borders = np.flatnonzero(np.diff(class_ids[scored])) + 1
+        for members in np.split(scored, borders) if len(scored) else []:
+            window = self._remember(int(class_ids[members[0]]), scores[members])
+            low = np.searchsorted(window, scores[members], "left")
+            high = np.searchsorted(window, scores[members], "right")
+            places[members] = (low + draws[members] * (high - low)) / len(window)
         return self._at_rate(places, class_ids)
 
     def _at_rate(
