@@ -205,9 +205,11 @@ class Selection:
                 indices=arrays["indices"],
                 scores=arrays["scores"],
                 certificate=(
-                    None if meta["certificate"] is None else Certificate(**meta["certificate"])
+                    None
+                    if meta["certificate"] is None
+                    else Certificate(**_numbers("certificate", meta["certificate"]))
                 ),
-                seconds=dict(meta["seconds"]),
+                seconds=_numbers("seconds", meta["seconds"]),
                 settings=dict(meta["settings"]),
                 draws=_draws(meta.get("draws"), arrays),
                 **{name: arrays[name] if meta.get(f"has_{name}") else None for name in _OPTIONAL},
@@ -245,6 +247,16 @@ class Selection:
             self.draws.order.max() < total and np.array_equal(self.draws.epoch(0), self.indices)
         ):
             raise ValueError(f"expected draws within [0, {total}) whose epoch 0 are the indices")
+
+
+def _numbers(name: str, values: Any) -> dict[str, float]:
+    """Return a mapping from names to numbers, which is all that a damaged file may hold here."""
+    is_numbers = isinstance(values, dict) and all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values()
+    )
+    if not is_numbers:
+        raise ValueError(f"expected {name} to be numbers by name")
+    return {key: float(value) for key, value in values.items()}
 
 
 def _draws(meta: Any, arrays: dict[str, Any]) -> Draws | None:
