@@ -131,7 +131,13 @@ def _spectrum(figure: Figure, selection: Selection) -> None:
 
 def _has_spectrum(selection: Selection) -> bool:
     certificate, values = selection.certificate, selection.singular_values
-    return certificate is not None and values is not None and certificate.squared_norm > 0
+    return (
+        certificate is not None
+        and values is not None
+        and certificate.squared_norm > 0
+        and len(values) > 0
+        and bool(np.isfinite([*values, certificate.squared_norm, certificate.shrinkage]).all())
+    )
 
 
 def _svg(draw: Callable[[Figure], object], name: str, high: float = _HIGH) -> Markup:
