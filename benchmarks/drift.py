@@ -10,6 +10,7 @@ probe 512. Validation seeds, because the default threshold was chosen here.
 from __future__ import annotations
 
 import time
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,17 +40,11 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with the data sets.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many, from 100 on.")] = 5,
+    seeds: Annotated[int, typer.Option(help="How many, from 100 on.")] = 3,
 ) -> None:
     """Measure and write the numbers down."""
     torch.set_num_threads(1)
     where = environment()
-    found = [
-        trained(name, Condition(data, split="validation", pool=2_000), seed, data_root)
-        for data in DATA
-        for seed in range(100, 100 + seeds)
-        for name in SCHEDULES
-    ]
     record = {
         "question": "Does refreshing by drift save selections?",
         "keep": KEEP,
@@ -57,7 +52,11 @@ def main(
         "warmup_epochs": WARM_UP,
         **where,
     }
-    write(RESULTS / "drift.json", record | {"results": found})
+    found: list[dict[str, Any]] = []
+    for seed, data, name in product(range(100, 100 + seeds), DATA, SCHEDULES):
+        condition = Condition(data, split="validation", pool=2_000)
+        found.append(trained(name, condition, seed, data_root))
+        write(RESULTS / "drift.json", record | {"results": found})  # as far as it has come
 
 
 def trained(name: str, condition: Condition, seed: int, data_root: Path | None) -> dict[str, Any]:
