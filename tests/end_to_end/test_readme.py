@@ -32,7 +32,7 @@ def test_code_runs(place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_there_is_code() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     assert len(BLOCKS[0].strip().splitlines()) <= 14  # the first screen stays one
 
 
