@@ -66,10 +66,10 @@ class Reading:
         return 1.0 - float(cosines.mean()), 1.0 - _correlation(self.scores, other.scores)
 
     def as_state(self) -> dict[str, Tensor]:
-        """Return the numbers as tensors."""
+        """Return the numbers as tensors, which are not copies."""
         return {
-            "directions": torch.from_numpy(self.directions.copy()),
-            "scores": torch.from_numpy(self.scores.copy()),
+            "directions": torch.from_numpy(self.directions),
+            "scores": torch.from_numpy(self.scores),
         }
 
     @classmethod

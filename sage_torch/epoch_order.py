@@ -35,6 +35,21 @@ class Split:
                 f"expected a rank below num_replicas={self.num_replicas}, got {self.rank}"
             )
 
+    @classmethod
+    def given(cls, num_replicas: int | None, rank: int | None, drop_last: bool) -> Split | None:
+        """Return the split that both numbers name; None where they are None.
+
+        Raises:
+            ValueError: One is there without the other, or there is no such rank.
+        """
+        if num_replicas is None and rank is None:
+            return None
+        if num_replicas is None or rank is None:
+            raise ValueError(
+                f"expected num_replicas and rank, or neither, got {num_replicas} and {rank}"
+            )
+        return cls(num_replicas, rank, drop_last)
+
     def share(self, total: int) -> int:
         """Return how many of `total` places each rank gets."""
         return total // self.num_replicas if self.drop_last else -(-total // self.num_replicas)

@@ -24,6 +24,11 @@ from sage_torch.schedule import Length, Refresh, Schedule
 from sage_torch.selection import Selection
 
 _HIGHEST = 2**63 - 1
+_STATE = {"epoch", "position", "order", "since", "selection", "drift"} | {
+    "epoch_is_set",
+    "made_for",
+    "generator",
+}
 
 
 class SageSampler(Sampler[int]):
@@ -105,7 +110,7 @@ class SageSampler(Sampler[int]):
         generator: torch.Generator | None = None,
         warmup_epochs: int = 0,
         refresh_every: Refresh = None,
-        drift_threshold: float = 0.5,
+        drift_threshold: float = 0.2,
         drift_probe: int = 512,
         length: Length = "subset",
         num_replicas: int | None = None,
@@ -127,13 +132,6 @@ class SageSampler(Sampler[int]):
             raise ValueError(
                 'expected a rule that scores with refresh_every="drift", got rule="random"'
             )
-        if (num_replicas is None) != (rank is None):
-            raise ValueError(
-                f"expected num_replicas and rank, or neither, got {num_replicas} and {rank}"
-            )
-        split = None
-        if num_replicas is not None and rank is not None:
-            split = Split(num_replicas, rank, drop_last)
         if dataset is not None:
             total = count_both(dataset, checked.score_dataset)
             budget(keep, total)
@@ -144,11 +142,12 @@ class SageSampler(Sampler[int]):
             self.generator = generator
         self.keep = keep
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = checked.seed
         self.epoch = 0
+        split = Split.given(num_replicas, rank, drop_last)
         self._binding = Binding(dataset, split, drop_last=drop_last)
         watch = DriftWatch(drift_threshold, drift_probe)
-        self._refresher = Refresher(model, keep, seed, self._schedule, watch, options)
+        self._refresher = Refresher(model, keep, self.seed, self._schedule, watch, options)
         self._is_distributed = checked.distributed
         self._epoch_is_set = False
         self._running: Running | None = None  # the epoch last begun
@@ -281,8 +280,9 @@ class SageSampler(Sampler[int]):
         """Return all that is needed to go on from here: numbers, and tensors on the CPU.
 
         `"epoch"` and `"position"` say how many indices of the epoch this rank has yielded. A loader
-        with workers reads ahead of the training loop: only `StatefulDataLoader`, which asks at the
-        right moment, and saves the state along with its own, then loses nothing.
+        with workers reads ahead of the training loop: then only torchdata's `StatefulDataLoader`,
+        which asks at the right moment and keeps the state in its own, loses nothing. Give it the
+        sampler and a batch size, not a `BatchSampler` around it, which has no state.
 
         Returns:
             What `torch.load` reads with `weights_only=True`; the selection is in it.
@@ -309,7 +309,7 @@ class SageSampler(Sampler[int]):
             ValueError: It is damaged, or of a sampler with another seed, `keep`, order or data set;
                 this one is as before.
         """
-        missing = set(self.state_dict()) - set(state_dict if isinstance(state_dict, dict) else ())
+        missing = _STATE - set(state_dict if isinstance(state_dict, dict) else ())
         if missing:
             raise ValueError(
                 f"expected the state of a SageSampler, got {type(state_dict).__name__} without "
