@@ -61,7 +61,7 @@ def demo(
     Warms a small network up for an epoch, selects with it, trains fresh networks with the same
     number of steps and the same seeds, prints a table, and writes a picture and a JSON.
     """
-    need(sklearn="scikit-learn", scipy="scipy", matplotlib="matplotlib")
+    need("demo", sklearn="scikit-learn", scipy="scipy", matplotlib="matplotlib")
     from sage_torch.demo.report import as_json, table, verdict
     from sage_torch.demo.training import Plan, compare
 

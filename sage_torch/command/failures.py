@@ -13,7 +13,6 @@ import typer
 from sage_torch import SageError
 
 _PACKAGE = Path(__file__).parents[1]
-EXTRA = "pip install 'sage-torch[demo]'"
 
 
 @contextmanager
@@ -40,10 +39,11 @@ def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def need(**packages: str) -> None:
+def need(extra: str, /, **packages: str) -> None:
     """Refuse to go on without some packages.
 
     Args:
+        extra: What of sage-torch brings them.
         packages: The name to install by the name to import.
 
     Raises:
@@ -51,5 +51,8 @@ def need(**packages: str) -> None:
     """
     missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:
-        typer.echo(f"error: {', '.join(missing)} not installed; {EXTRA}", err=True)
+        typer.echo(
+            f"error: {', '.join(missing)} not installed; pip install 'sage-torch[{extra}]'",
+            err=True,
+        )
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ def report(
     ] = False,
 ) -> None:
     """Write one HTML page about a selection: scores, classes, examples, certificate, command."""
-    need(matplotlib="matplotlib")
+    need("command", jinja2="jinja2", matplotlib="matplotlib")
     from sage_torch.report import write_report
 
     with one_line(with_traceback=traceback):

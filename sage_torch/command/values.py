@@ -132,7 +132,8 @@ def _yaml(text: str) -> Any:
         yaml: Any = import_module("yaml")
     except ModuleNotFoundError as error:
         raise ImportError(
-            "expected PyYAML for a .yaml file; pip install pyyaml, or write the same as .json"
+            "expected PyYAML for a .yaml file; pip install 'sage-torch[command]', or "
+            "write the same as .json"
         ) from error
 
     depth = 0

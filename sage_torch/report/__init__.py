@@ -1,6 +1,6 @@
 """One page about a selection: HTML in a single file, without scripts, for any browser.
 
-It needs matplotlib (`pip install 'sage-torch[demo]'`), imported when a report is written.
+It needs jinja2 and matplotlib (`pip install 'sage-torch[command]'`).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ _WIDE, _HIGH, _TALL = (
     3.6,
 )  # inches: as wide as a phone, so that words keep their size there
 _INK, _GREY = "#010203", "#666666"  # what the plots draw black, in a colour nothing else has; grey
+_MOST = 2.0  # more than any agreement or margin, with room for rounding
 _BINS, _STRIP_WIDTH, _STRIP_HEIGHT = 24, 120, 30
 
 
@@ -52,7 +53,7 @@ def charts(selection: Selection) -> list[Chart]:
         ImportError: matplotlib is not installed.
     """
     drawn = []
-    if np.isfinite(selection.scores).all():
+    if is_drawable(selection.scores):
         drawn.append(
             Chart(
                 "Agreement",
@@ -61,7 +62,7 @@ def charts(selection: Selection) -> list[Chart]:
                 "direction, 0 is across, below 0 is against.",
             )
         )
-    if selection.margins is not None and np.isfinite(selection.margins).all():
+    if selection.margins is not None and is_drawable(selection.margins):
         drawn.append(
             Chart(
                 "Margin",
@@ -80,6 +81,11 @@ def charts(selection: Selection) -> list[Chart]:
             )
         )
     return drawn
+
+
+def is_drawable(values: NDArray[np.float32]) -> bool:
+    """Return whether values are scores or margins: numbers, and not those of a damaged file."""
+    return bool((np.abs(values) <= _MOST).all())
 
 
 def strip(

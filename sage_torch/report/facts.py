@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from sage_torch.options import Options
 from sage_torch.plots.style import is_kept
-from sage_torch.report.charts import strip
+from sage_torch.report.charts import is_drawable, strip
 from sage_torch.selection import Certificate, Selection
 
 _CLASSES = 100  # shown; beyond, the others are one row
@@ -175,7 +175,7 @@ def plain(value: Any) -> str:
 def _row(selection: Selection, name: str, ids: Any) -> ClassRow:
     kept, scores = is_kept(selection)[ids], selection.scores[ids]
     everywhere = selection.scores
-    is_scored = bool(np.isfinite(everywhere).all())
+    is_scored = is_drawable(everywhere)
     between = (float(everywhere.min()), float(everywhere.max()))
     return ClassRow(
         name=name,

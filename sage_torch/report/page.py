@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from torch.utils.data import Dataset
 
-from sage_torch.report.charts import charts
+from sage_torch.report.charts import charts, is_drawable
 from sage_torch.report.facts import (
     certificate_words,
     class_rows,
@@ -113,7 +113,7 @@ def _margin_words(example: Example, names: Sequence[str] | None) -> list[str]:
 
 
 def _range(selection: Selection) -> tuple[float, float] | None:
-    if not np.isfinite(selection.scores).all():
+    if not is_drawable(selection.scores):
         return None
     return float(selection.scores.min()), float(selection.scores.max())
 

@@ -79,17 +79,25 @@ def test_a_wrong_wish_is_one_line(arguments: tuple[str, ...], words: str, saved:
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "package"),
-    [("report", "matplotlib", "matplotlib"), ("demo", "sklearn", "scikit-learn")],
+    ("command", "extra", "module", "package"),
+    [
+        ("report", "command", "matplotlib", "matplotlib"),
+        ("demo", "demo", "sklearn", "scikit-learn"),
+    ],
 )
 def test_what_a_command_needs_is_named(
-    command: str, module: str, package: str, saved: Selection, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    extra: str,
+    module: str,
+    package: str,
+    saved: Selection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known = failures.find_spec
     monkeypatch.setattr(failures, "find_spec", lambda name: None if name == module else known(name))
     done = run(*(("subset.npz",) if command == "report" else ()), command=command)
     assert done.exit_code == 1
-    assert done.output == f"error: {package} not installed; pip install 'sage-torch[demo]'\n"
+    assert done.output == f"error: {package} not installed; pip install 'sage-torch[{extra}]'\n"
 
 
 def test_all_commands_are_listed() -> None:

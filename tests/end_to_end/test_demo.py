@@ -212,5 +212,5 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit) as caught:
         main_module.app()
     assert caught.value.code == (
-        "error: typer, rich not installed; pip install 'sage-torch[demo]'"
+        "error: typer, rich not installed; pip install 'sage-torch[command]'"
     )
