@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, batches, unwrap
@@ -125,7 +125,7 @@ class SageStream(IterableDataset[Any]):
         if half_life not in ("auto", None):
             _check_count("half_life", half_life, 1)
         self._options = Options(
-            keep=float(keep),
+            keep=keep,
             rule=rule,
             class_balanced=class_balanced,
             sketch_size=sketch_size,
@@ -145,11 +145,16 @@ class SageStream(IterableDataset[Any]):
             half_life = int(half_life)  # of NumPy's integers, too
         self._scores = OnlineScores(self._model, self._options, half_life, int(warm_up))
         self._rate = RateKeeper(float(keep), self._options.seed)
-        self._settings = {"half_life": half_life, "warm_up": int(warm_up)} | {
+        self._settings = {
+            "keep": float(keep),
+            "rule": rule,
+            "half_life": half_life,
+            "warm_up": int(warm_up),
+        } | {
             name: getattr(self._options, name)
-            for name in ("keep", "rule", "sketch_size", "batch_size", "num_workers", "seed")
+            for name in ("class_balanced", "sketch_size", "batch_size", "num_workers", "seed")
         }
-        self._reading = 0  # how often the stream has been begun
+        self._reading = 0  # readings before the current one
         self._turn = 0  # which iterator is the current one
         self._is_resumed = False
         self._read = 0  # examples before the current batch
@@ -181,7 +186,7 @@ class SageStream(IterableDataset[Any]):
                 "workers read the stream"
             )
         if not self._is_resumed:
-            self._reading += 1
+            self._reading += self._read > 0 or self._is_kept is not None  # one was cut short
             self._read, self._given, self._is_kept, self._stream_state = 0, 0, None, None
         self._is_resumed = False
         self._turn += 1
@@ -205,7 +210,7 @@ class SageStream(IterableDataset[Any]):
             self._read += len(examples)
             self._is_kept, self._given = None, 0
             self._stream_state = self._state_of_stream()
-        self._read, self._stream_state = 0, None  # the next reading begins anew
+        self._reading, self._read, self._stream_state = self._reading + 1, 0, None
 
     def _batches(self) -> Iterator[list[Example]]:
         """Yield lists of examples from the current batch on."""
@@ -294,7 +299,6 @@ class SageStream(IterableDataset[Any]):
         _check_state(state, self._settings)
         before = self._scores.state_dict()
         try:
-            is_kept = None if state["is_kept"] is None else state["is_kept"].numpy().copy()
             self._scores.load_state_dict(state["scores"])
             self._rate.load_state_dict(state["rate"])
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -303,7 +307,9 @@ class SageStream(IterableDataset[Any]):
                 f"expected a state from SageStream.state_dict() of the same model, but: {error}"
             ) from error
         self._reading, self._read, self._given = state["reading"], state["read"], state["given"]
-        self._is_kept, self._stream_state = is_kept, state["stream"]
+        is_kept = state["is_kept"]
+        self._is_kept = None if is_kept is None else is_kept.numpy().copy()
+        self._stream_state = state["stream"]
         self._is_resumed = True
         self._turn += 1
 
@@ -346,3 +352,6 @@ def _check_state(state: object, settings: dict[str, Any]) -> None:
     for name in ("reading", "read", "given"):
         if type(state[name]) is not int or state[name] < 0:
             raise ValueError(f"expected {name} to be a count, got {state[name]!r}")
+    is_kept = state["is_kept"]
+    if is_kept is not None and not (isinstance(is_kept, Tensor) and is_kept.dtype is torch.bool):
+        raise ValueError(f"expected is_kept to be a tensor of truth values or None, got {is_kept}")

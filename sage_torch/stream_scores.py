@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sage_torch import _core
 from sage_torch.compression import compressed
+from sage_torch.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options
@@ -112,6 +113,11 @@ class OnlineScores:
         """
         sketch = None
         if state["sketch"] is not None:
+            dim = self._known_dim()
+            if dim is not None and dim != state["dim"]:
+                raise ValueError(
+                    f"expected gradients of {dim} coordinates, got a sketch of {state['dim']}"
+                )
             sketch = self._new_sketch(state["dim"])
             sketch.load_state_dict(state["sketch"])
         classes, counts = dict(state["classes"]), list(state["counts"])
@@ -139,6 +145,17 @@ class OnlineScores:
             seed=options.seed,
             memory_budget=options.memory_budget,
         )
+
+    def _known_dim(self) -> int | None:
+        """Return the length of what the sketch gets, where that is known before the first batch."""
+        try:
+            dim = self._computer.dim
+        except (AttributeError, RuntimeError):
+            return None
+        compress = self._options.compress
+        if self._is_compressed or compress is None:
+            return dim
+        return min(dim, DEFAULT_WIDTH if compress == "auto" else compress)
 
     def _computer_for(self, batch: Batch) -> GradientComputer:
         """Return the computer; the first batch shows whether its rows are to be compressed."""
