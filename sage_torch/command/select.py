@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from sage_torch.select import select_subset
 from sage_torch.selection import Selection
 
 _OWN = ("config", "model", "dataset", "weights_file", "device", "out", "traceback")
+_FLAGS = ("weights", "distributed", "progress", "traceback", "params")
 _RULES = "herding, facility_location, stratified, weighted, agreement or random."
 _UNRECORDED = ("config", "traceback", "progress", "checkpoint", "checkpoint_every", "distributed")
 
@@ -30,18 +32,16 @@ def _configured(context: typer.Context, path: str | None) -> str | None:
     """Let a file give the defaults, so that its values pass the same checks."""
     if path is None:
         return None
-    options = {option.name or "": option for option in context.command.params}
-    known = [name for name in options if name not in ("config", "help")]
+    known = [option.name or "" for option in context.command.params if option.name != "config"]
     with one_line():
         values = read_configuration(Path(path), known)
-    for name, value in values.items():
-        if name == "params" and isinstance(value, str):
-            values[name] = [value]
-        elif isinstance(value, list) and name != "params":
-            typer.echo(f"error: expected one value for {name!r} in {path!r}, got a list", err=True)
-            raise typer.Exit(1)
-        elif value is None and options[name].default is None:
-            values[name] = "none"  # None itself would mean: not given
+        for name, value in values.items():
+            if name == "params" and isinstance(value, str):
+                values[name] = [value]
+            elif isinstance(value, list) and name != "params":
+                raise ValueError(f"expected one value for {name!r} in {path!r}, got a list")
+            elif value is None and name not in _FLAGS:
+                values[name] = "none"  # None itself would mean: not given
     context.default_map = values
     return path
 
@@ -198,6 +198,8 @@ def _process_group() -> Iterator[None]:
     if not joins or torch.distributed.is_initialized():
         yield
         return
+    if torch.cuda.is_available():  # `--device cuda` is a device of its own for each process
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     torch.distributed.init_process_group("gloo")  # what crosses is on the host
     try:
         yield

@@ -290,6 +290,14 @@ def test_a_wrong_configuration_is_one_line(values: dict[str, Any], words: str) -
     refused(words, *BASE, "--out", "subset.npz", "--config", "options.json")
 
 
+def test_null_means_none_or_not_given() -> None:
+    values = dict.fromkeys(("trim", "compress", "shards", "params", "weights", "loss", "device"))
+    Path("options.json").write_text(json.dumps(values))
+    ours = selected(*BASE, "--config", "options.json")
+    assert_same(ours, expected(trim=None, compress=None))
+    assert "none" in ours.settings["command"]
+
+
 def test_a_text_is_no_number() -> None:
     Path("options.json").write_text('{"model": 3}')
     done = run("--config", "options.json", *BASE[2:], "--out", "subset.npz")
