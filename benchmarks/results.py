@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_tables
+import stream_table
 from record import RESULTS
 
 PROJECT = Path(__file__).parent.parent
@@ -95,6 +96,7 @@ def results_page() -> str:
     parts += [*quality_tables.variants_section(), *trim_section()]
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
+    parts += stream_table.stream_section()
     return "\n".join(parts)
 
 

@@ -60,7 +60,10 @@ class RateKeeper:
             class_ids: int32 (n,), from 0 on; a new class needs no announcement.
         """
         self._make_room(int(class_ids.max()) + 1)
-        draws = torch.rand(len(scores), generator=self._draws, dtype=torch.float64).numpy()
+        # On the CPU, whatever device is the user's default.
+        draws = torch.rand(
+            len(scores), generator=self._draws, dtype=torch.float64, device="cpu"
+        ).numpy()
         places = draws.copy()
         scored = np.flatnonzero(~np.isnan(scores))
         scored = scored[np.argsort(class_ids[scored], kind="stable")]

@@ -35,7 +35,9 @@ def read(
         collate_fn=pack if num_workers else _as_list,
         generator=torch.Generator().manual_seed(seed),
     )
-    for examples in loader:
+    with torch.device("cpu"):  # a default device of the user's is not the generator's
+        reading = iter(loader)
+    for examples in reading:
         yield unpack(*examples) if num_workers else examples
 
 
@@ -48,7 +50,7 @@ def pack(examples: list[Example]) -> tuple[bytes, Tensor]:
     file = io.BytesIO()
     pickler = _Packer(file, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.dump(examples)
-    storage = torch.empty(pickler.size, dtype=torch.uint8)
+    storage = torch.empty(pickler.size, dtype=torch.uint8, device="cpu")
     for start, tensor in pickler.tensors:
         storage[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
     return file.getvalue(), storage

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from sage_torch.gradients.batches import same_item
+from sage_torch.stream_rate import RateKeeper
 from sage_torch.stream_reading import pack, read, unpack
 
 EXAMPLES: list[Any] = [
@@ -73,6 +74,16 @@ def test_a_batch_of_many_tensors_takes_one_file_handle() -> None:
     assert sorted(map(len, batches)) == [250, 250, 500, 500]
     numbers = sorted(int(number) for batch in batches for number, _ in batch)
     assert numbers == list(range(1_500))
+
+
+def test_a_default_device_of_the_users_does_not_matter() -> None:
+    examples = [torch.tensor([float(number)]) for number in range(4)]
+    with torch.device("meta"):
+        assert unpack(*pack(examples)) == examples
+        (batch,) = read(Numbers(4), batch_size=4, num_workers=0, seed=0)
+        assert len(batch) == 4
+        kept = RateKeeper(0.5, seed=0).decide(np.zeros(4, np.float32), np.zeros(4, np.int32))
+    assert kept.shape == (4,)
 
 
 def test_reading_draws_no_global_random_number() -> None:
