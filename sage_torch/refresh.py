@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,17 @@ from sage_torch.distributed import Ranks, ranks
 from sage_torch.draws import whole_number
 from sage_torch.drift import DriftWatch, Reading, read_probe
 from sage_torch.epoch_iterator import as_tensor, from_tensor
-from sage_torch.options import Options, SelectionOptions, count_examples
+from sage_torch.options import Options, SelectionOptions, budget, count_examples
 from sage_torch.schedule import Schedule
 from sage_torch.select import select_subset
 from sage_torch.selection import Selection
+from sage_torch.snapshots import OtherSnapshotsError
+
+_OURS = re.compile(r"sage-epoch-\d{8}")
+_OF_TRAINING = (
+    "another model",
+    "other gradients (another loss, other parameters or another computer)",
+)
 
 
 class Refresher:
@@ -90,11 +99,24 @@ class Refresher:
             options["checkpoint"] = folder
             if self.selection is not None and self._since == epoch:
                 self._remove([folder])  # of a model that has changed since
-        selection = select_subset(self.model, source[0], self._keep, seed=self._seed, **options)
+        try:
+            selection = select_subset(self.model, source[0], self._keep, seed=self._seed, **options)
+        except OtherSnapshotsError as error:
+            if folder is None or error.differs not in _OF_TRAINING:
+                raise
+            # Training again from an earlier state leads to another model: a refresh then is due.
+            warnings.warn(
+                f"selecting anew: {folder} holds snapshots of {error.differs}",
+                UserWarning,
+                stacklevel=2,
+            )
+            self._remove([folder])
+            selection = select_subset(self.model, source[0], self._keep, seed=self._seed, **options)
         if self._schedule.follows_drift:
             self.watch.selected(epoch, self._reading(source))
         if folder is not None:
-            self._remove([old for old in folder.parent.glob("epoch-*") if old.name < folder.name])
+            ours = [old for old in folder.parent.glob("sage-epoch-*") if _OURS.fullmatch(old.name)]
+            self._remove([old for old in ours if old.name < folder.name])
         self.selection, self._since = selection, epoch
         return selection
 
@@ -114,7 +136,11 @@ class Refresher:
         """
         other = copy.copy(self)
         saved = state["selection"]
-        other.selection = None if saved is None else from_tensor(saved)
+        other.selection = selection = None if saved is None else from_tensor(saved)
+        if selection is not None:
+            k = budget(self._keep, len(selection.scores))
+            if len(selection) != k:
+                raise ValueError(f"expected a selection of {k} examples, got {len(selection)}")
         try:
             other._since = whole_number("since", state["since"])
         except TypeError as error:
@@ -136,14 +162,14 @@ class Refresher:
 
     def _folder(self, epoch: int) -> Path | None:
         checkpoint = self._options.get("checkpoint")
-        return None if checkpoint is None else Path(checkpoint) / f"epoch-{epoch:08d}"
+        return None if checkpoint is None else Path(checkpoint) / f"sage-epoch-{epoch:08d}"
 
     def _remove(self, folders: list[Path]) -> None:
         together = self._ranks()
 
         def remove() -> None:
-            for folder in folders if together.rank == 0 else ():
-                shutil.rmtree(folder, ignore_errors=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)  # as far as another rank has left it
 
         together.together(remove)  # before anybody makes one of them again
 

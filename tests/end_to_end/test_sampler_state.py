@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sage_torch import SageSampler
+from sage_torch.epoch_iterator import as_tensor, from_tensor
 
 State = dict[str, Any]
 
@@ -323,7 +325,8 @@ def test_another_number_of_ranks_is_refused(make: Callable[..., SageSampler]) ->
 
 
 def damaged(state: State) -> list[Any]:
-    order = state["order"]
+    order, selection = state["order"], from_tensor(state["selection"])
+    fewer = replace(selection, indices=selection.indices[:-1])
     bytes_of = state["selection"].clone()
     bytes_of[len(bytes_of) // 2 :] = 0
     changes: list[dict[str, Any]] = [
@@ -336,6 +339,7 @@ def damaged(state: State) -> list[Any]:
         {"order": {"epoch": state["epoch"]}},
         {"order": {**order, "selection": bytes_of}},
         {"selection": bytes_of},
+        {"selection": as_tensor(fewer)},
         {"selection": None},
         {"selection": bytes_of[:0]},
         {"selection": torch.ones(3)},
