@@ -35,6 +35,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,7 @@ class SageTrainerMixin(_Base):  # type: ignore[misc]
                 f"expected train_sampler to be a SageSampler, got {type(train_sampler).__name__}"
             )
         self.train_sampler = train_sampler
+        self._made: dict[int, tuple[Any, Any]] = {}
         super().__init__(*args, **kwargs)
         if train_sampler is not None:
             self._sage_callback = _SageCallback(train_sampler)
@@ -116,6 +118,22 @@ class SageTrainerMixin(_Base):  # type: ignore[misc]
                 "model to both (not model_init)"
             )
         return sampler
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        return self._same(super()._remove_unused_columns, dataset, description)
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Any, description: str | None = None
+    ) -> Any:
+        return self._same(super()._get_collator_with_removed_columns, data_collator, description)
+
+    def _same(self, make: Callable[..., Any], given: Any, description: str | None) -> Any:
+        """Return what was made before of the same: a sampler has one data set and collator."""
+        if self.train_sampler is None or (description or "").lower() != "training":
+            return make(given, description)
+        if id(given) not in self._made:
+            self._made[id(given)] = given, make(given, description)  # keeps it, and so its id
+        return self._made[id(given)][1]
 
 
 class SageTrainer(SageTrainerMixin, Trainer):

@@ -73,13 +73,13 @@ def test_each_epoch_trains_on_the_subset_of_the_live_model(
     run = Run(network, numbered, sage, reading, stateful=stateful, refresh_every=2)
     weights: list[dict[str, Tensor]] = []
     epochs = []
-    for epoch in range(4):
+    for epoch in range(3):
         assert len(run.loader) == 6
         weights.append(copy.deepcopy(run.network.state_dict()))
         epochs.append(run.train())
         expected = selected(network, weights[epoch - epoch % 2]).indices
         assert np.array_equal(sorted(epochs[-1]), expected), epoch
-    assert len(set(map(tuple, epochs))) == 4  # an order each
+    assert len(set(map(tuple, epochs))) == 3  # an order each
     assert set(epochs[0]) != set(epochs[2])
 
 

@@ -88,15 +88,15 @@ def test_each_epoch_trains_on_the_subset_of_the_live_model(
 ) -> None:
     module.sampler = sampler = SageSampler(module.network, refresh_every=2, **sage)
     loader = kind(numbered, batch_size=4, sampler=sampler, **reading)
-    fitting = trainer(SageCallback(sampler), max_epochs=4)
+    fitting = trainer(SageCallback(sampler), max_epochs=3)
     fitting.fit(module, loader)
-    assert fitting.global_step == 4 * len(loader) == 24
+    assert fitting.global_step == 3 * len(loader) == 18
     for epoch, seen in module.seen.items():
         made_on = module.weights[epoch - epoch % 2]
         expected = selected(module.network, made_on).indices
         assert np.array_equal(sorted(seen), expected), epoch
-    assert list(module.seen) == [0, 1, 2, 3]
-    assert len({tuple(seen) for seen in module.seen.values()}) == 4  # an order each
+    assert list(module.seen) == [0, 1, 2]
+    assert len({tuple(seen) for seen in module.seen.values()}) == 3  # an order each
     assert set(module.seen[0]) != set(module.seen[2])
 
 
@@ -215,7 +215,7 @@ def test_limited_epochs(
 def saved(folder: Path) -> list[pl.Callback]:
     often = {"save_top_k": -1, "dirpath": folder}
     return [
-        ModelCheckpoint(filename="{step}", every_n_train_steps=1, **often),
+        ModelCheckpoint(filename="{step}", every_n_train_steps=2, **often),
         ModelCheckpoint(filename="end-{epoch}", save_on_train_epoch_end=True, **often),
     ]
 
@@ -244,7 +244,7 @@ def test_resuming_goes_on_with_the_next_batch(
     assert len(order) == 66
     places = {"step=6": 22, "end-epoch=0": 22, "step=8": 30}  # 6 steps an epoch, the last of 2
     if not reading["num_workers"]:
-        places |= {"step=1": 4, "step=5": 20, "step=7": 26, "step=14": 52, "end-epoch=1": 44}
+        places |= {"step=10": 38, "step=14": 52}
     for name, place in places.items():
         resumed, second = fit(tmp_path / f"{name}.ckpt")
         rest = [number for numbers in resumed.seen.values() for number in numbers]

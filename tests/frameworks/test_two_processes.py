@@ -62,9 +62,8 @@ def check_split(epochs: tuple[list[int], list[int]], subset: list[int]) -> None:
     assert len(subset) == 24
 
 
-@pytest.mark.parametrize("name", ["accelerate", "accelerate with workers"])
-def test_accelerate_splits_once(name: str, told: Told) -> None:
-    ranks = [rank[name] for rank in told]
+def test_accelerate_splits_once(told: Told) -> None:
+    ranks = [rank["accelerate"] for rank in told]
     assert ranks[0]["subsets"] == ranks[1]["subsets"]
     for epoch in range(2):
         seen = (ranks[0]["seen"][epoch], ranks[1]["seen"][epoch])
@@ -75,10 +74,9 @@ def test_accelerate_splits_once(name: str, told: Told) -> None:
         assert rank["length"] == rank["steps"] == 3
 
 
-@pytest.mark.parametrize("name", ["accelerate", "accelerate with workers"])
-def test_accelerate_resumes(name: str, told: Told) -> None:
+def test_accelerate_resumes(told: Told) -> None:
     for rank in told:
-        assert rank[name]["rest"] == rank[name]["seen"][1][4:]
+        assert rank["accelerate"]["rest"] == rank["accelerate"]["seen"][1][4:]
 
 
 def test_accelerate_must_not_read_on_one_process(told: Told) -> None:

@@ -69,12 +69,12 @@ def selected(sampler: SageSampler) -> list[int]:
     return indices
 
 
-def accelerate(num_workers: int, **options: Any) -> dict[str, Any]:
+def accelerate() -> dict[str, Any]:
     """Two epochs and, loaded again, the rest of the second."""
     accelerator = Accelerator(cpu=True)
     net = network()
-    sampler = sampler_of(net, refresh_every=1, **options)
-    loader = DataLoader(data(), batch_size=4, sampler=sampler, num_workers=num_workers)
+    sampler = sampler_of(net, refresh_every=1)
+    loader = DataLoader(data(), batch_size=4, sampler=sampler, num_workers=2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
     state, saved = SamplerState(sampler, loader), {}
@@ -90,7 +90,7 @@ def accelerate(num_workers: int, **options: Any) -> dict[str, Any]:
             if batch == 0:
                 saved = state.state_dict()
         subsets.append(selected(sampler))
-    other = sampler_of(net, refresh_every=1, **options)
+    other = sampler_of(net, refresh_every=1)
     again = accelerator.prepare(DataLoader(data(), batch_size=4, sampler=other))
     SamplerState(other, again).load_state_dict(saved)
     skipping = accelerator.skip_first_batches(again, 1)
@@ -223,8 +223,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     told = {
-        "accelerate": accelerate(0),
-        "accelerate with workers": accelerate(2),
+        "accelerate": accelerate(),
         "accelerate refuses": accelerate_refuses(),
         "transformers": transformers(),
         "lightning": lightning(use_distributed_sampler=False),
