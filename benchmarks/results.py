@@ -12,6 +12,7 @@ from typing import Any
 
 import quality_tables
 import stream_table
+from drift_table import drift_section
 from record import RESULTS
 
 PROJECT = Path(__file__).parent.parent
@@ -93,7 +94,7 @@ def results_page() -> str:
     """Return the text of RESULTS.md."""
     is_gpu = any(RESULTS.glob("*_cuda.json"))
     parts = [HEAD.format(gpu=GPU if is_gpu else NO_GPU), *quality_tables.sections()]
-    parts += [*quality_tables.variants_section(), *trim_section()]
+    parts += [*quality_tables.variants_section(), *trim_section(), *drift_section()]
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
     parts += stream_table.stream_section()

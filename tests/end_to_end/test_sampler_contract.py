@@ -302,7 +302,7 @@ def test_each_selection_has_a_checkpoint_of_its_own(
         found.append([folder.name for folder in tmp_path.iterdir()])
         with torch.no_grad():  # the model goes on
             network[0].weight += 0.1 * (epoch + 1)  # type: ignore[index, operator]
-    assert found == [[], ["epoch-00000001"], ["epoch-00000001"], ["epoch-00000003"]]
+    assert found == [[], ["sage-epoch-00000001"], ["sage-epoch-00000001"], ["sage-epoch-00000003"]]
     by_hand = [sampler.select()]
     with torch.no_grad():
         network[0].weight += 1.0  # type: ignore[index, operator]
