@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 # Scores remembered of each class. Four times as many find a hundredth more of what two passes keep,
-# but old ones mislead when scores drift: the share was then missed by four times as much.
+# but old ones mislead when scores drift: the share was then missed several times as far.
 WINDOW = 512
 _SOONEST = 32  # examples within which a debt may be paid
 
