@@ -41,6 +41,7 @@ from sage_torch.gradients import FunctionalGradients, LastLayerGradients, Projec
 from sage_torch.sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection import Certificate, Selection
+from sage_torch.stream import SageStream
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "ProjectedGradients",
     "SageError",
     "SageSampler",
+    "SageStream",
     "Selection",
     "select_subset",
 ]

@@ -53,6 +53,21 @@ def unpack(source: bytes | BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[
     return meta, arrays
 
 
+def lock(file: BinaryIO) -> None:
+    """Take a file for this process until it is closed, or the process ends, however it ends.
+
+    Where the system has no such locks (Windows), nothing is taken. Children do not inherit it.
+
+    Raises:
+        OSError: Another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file that appears whole or not at all: written beside `path` and moved there."""
     path = Path(path)

@@ -53,7 +53,8 @@ class ClassBook:
         values, ids = part["values"], part["ids"]
         fits = values.dtype == np.int64 and ids.dtype == np.int32 and values.ndim == ids.ndim == 1
         if not fits:
-            raise ValueError(f"expected int64 values and int32 ids, got {values.dtype}, {ids.dtype}")
+            kinds = f"{values.dtype} and {ids.dtype}"
+            raise ValueError(f"expected int64 values and int32 ids, got {kinds}")
         if len(values) and not ((ids >= 0) & (ids < len(values))).all():
             raise ValueError(f"expected class ids in [0, {len(values)})")
         self._expect_labels(len(values) > 0)

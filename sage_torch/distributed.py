@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from sage_torch._core import SageError
 
 _T = TypeVar("_T")
+# Ranks wait for each other's passes. One that has died is noticed at once, by its connection.
+_PATIENCE = timedelta(days=1)
 _side_groups: dict[int, tuple[Any, Any]] = {}  # by id of the default group: that group, and ours
 
 
@@ -126,7 +129,7 @@ class Ranks:
         # Made by the first call, which all ranks make together; not by asking for rank or size.
         known = _side_groups.get(id(self._world))
         if known is None or known[0] is not self._world:
-            known = (self._world, dist.new_group(backend="gloo"))
+            known = (self._world, dist.new_group(backend="gloo", timeout=_PATIENCE))
             _side_groups.clear()  # of a process group that has been destroyed
             _side_groups[id(self._world)] = known
         return known[1]

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from sage_torch import _core
+from sage_torch.fingerprint import same_contents
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options, count_both
@@ -134,6 +135,17 @@ class Examples:
             start += n
         self._check_length()
 
+    def probe(self, indices: NDArray[np.int64]) -> Batch | None:
+        """Return some examples as a batch on the device; None where two readings of them differ."""
+        readings = []
+        for _ in range(2):
+            seed_everything(self._options.seed)
+            readings.append([self._read[i] for i in indices.tolist()])
+        if not same_contents(*readings):
+            return None
+        collate = self._options.collate_fn or default_collate
+        return batches.to_device(collate(readings[0]), self.device)
+
     def first_batch(self, shard: Shard) -> Batch:
         """Return the first batch of a shard, on the device."""
         with_one = iter(self.batches(shard))
@@ -165,5 +177,5 @@ class Examples:
                 "reading item 0 twice gave different inputs: scores will be those of one random "
                 "view of each example; pass score_dataset=, the same examples without augmentation",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=8,
             )

@@ -1,83 +1,161 @@
-"""What a selection is of: a model, a data set and options, in a few short words that compare."""
+"""What a selection is of: a model, a data set and options, in few enough words to compare."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from sage_torch.options import Options
 
 _PROBED = 16
-# What changes no example's place in the subset.
+# What changes no example's place in the subset, or shows in the probe's batch and gradients.
 _INDIFFERENT = (
     "batch_size",
     "checkpoint",
     "checkpoint_every",
+    "collate_fn",
     "distributed",
     "num_workers",
     "progress",
+    "score_dataset",
 )
+_SAME_GRADIENT = 0.01  # of its length: rounding is far below, another loss far above
+
+
+def probed(total: int) -> NDArray[np.int64]:
+    """Return the indices of the examples that are compared, int64, at most 16."""
+    return np.unique(np.arange(_PROBED) * total // _PROBED)
 
 
 def fingerprint(
-    model: nn.Module, dataset: Dataset[Any], options: Options, *, k: int, shards: int
+    model: nn.Module,
+    dataset: Dataset[Any],
+    options: Options,
+    batch: object,
+    gradients: Tensor | None,
+    *,
+    k: int,
+    shards: int,
 ) -> dict[str, Any]:
     """Return what must be the same for a selection to go on where another one stopped.
 
     Args:
-        model: Its parameters and buffers are hashed, by name.
-        dataset: Its type and length, and a few items of it (call it with random states seeded).
-        options: All that bear on the subset; callables by their names only.
+        model: Its modules, parameters and buffers are hashed.
+        dataset: The examples, or the other view that scores are of: its type and length are hashed,
+            and its labels where `targets`, `labels` or the tensors of a TensorDataset hold them.
+        options: All that bear on the subset.
+        batch: Its `probed` items, collated; None where they are never the same twice.
+        gradients: (P, D) of those, compared up to rounding: they show the loss, the parameters and
+            the computer that were asked for; None where there are none.
         k: The budget.
         shards: Number of shards.
 
     Returns:
-        JSON-able: `model`, `data set`, `options`, `versions`.
+        JSON-able: `model`, `data set`, `options`, `gradients`, `versions`.
 
     Cost:
-        One reading of the model's memory and of 16 examples.
+        One reading of the model's memory and of the labels.
     """
     from sage_torch import __version__
 
     read = dataset if options.score_dataset is None else options.score_dataset
-    total = len(read)  # type: ignore[arg-type]
-    places = sorted({total * i // _PROBED for i in range(_PROBED)})
     asked = {name: v for name, v in options.as_json().items() if name not in _INDIFFERENT}
+    parameters = [(name, p.requires_grad, p) for name, p in model.named_parameters()]
     return {
-        "model": _digest(dict(model.state_dict(keep_vars=True))),
-        "data set": _digest([type(read).__qualname__, total, [read[i] for i in places]]),
+        "model": _digest([repr(model), parameters, list(model.named_buffers())]),
+        "data set": _digest([len(read), batch, _known_of(read)]),  # type: ignore[arg-type]
         "options": asked | {"k": k, "shards": shards},
+        "gradients": [] if gradients is None else _shown(gradients),
         "versions": {"sage_torch": __version__, "torch": torch.__version__.split("+")[0]},
     }
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
     """Say in words where two fingerprints differ; None if they do not."""
-    parts = []
-    for name in ("model", "data set", "versions"):
-        if found.get(name) != expected[name]:
-            parts.append(f"another {name}" if name != "versions" else "other versions")
+    parts = [
+        f"another {name}" for name in ("model", "data set") if found.get(name) != expected[name]
+    ]
     there, here = found.get("options"), expected["options"]
     if there != here:
         there = there if isinstance(there, dict) else {}
         names = [n for n in sorted({*there, *here}) if there.get(n) != here.get(n)]
         shown = ", ".join(f"{n}={there.get(n)!r} there, {here.get(n)!r} here" for n in names)
         parts.append(f"other options ({shown})")
+    if not parts and not _are_same(found.get("gradients"), expected["gradients"]):
+        parts.append("other gradients (another loss, other parameters or another computer)")
+    if found.get("versions") != expected["versions"]:
+        parts.append("other versions")
     return " and ".join(parts) or None
 
 
-def short(print_of_selection: Mapping[str, Any]) -> str:
-    """Return a fingerprint as one word."""
-    text = json.dumps(print_of_selection, sort_keys=True, default=str)
+def short(whole: Mapping[str, Any]) -> str:
+    """Return a fingerprint, less what is compared up to rounding, as one word."""
+    exact = {name: value for name, value in whole.items() if name != "gradients"}
+    text = json.dumps(exact, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """Return a word for the contents of tensors."""
+    return _digest(list(tensors))
+
+
+def same_contents(first: object, second: object) -> bool:
+    """Return whether two readings of items gave the same."""
+    return _digest(first) == _digest(second)
+
+
+def _shown(gradients: Tensor) -> list[list[float]]:
+    """Return length and one seeded projection of each row: D first, in a row of its own."""
+    rows = gradients.detach().double().cpu()
+    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).double()
+    pairs = torch.stack([rows.norm(dim=1), rows @ direction / max(1, len(direction)) ** 0.5], dim=1)
+    return [[float(rows.shape[1])], *pairs.tolist()]
+
+
+def _are_same(found: object, expected: list[list[float]]) -> bool:
+    if not isinstance(found, list) or len(found) != len(expected):
+        return False
+    if not expected:
+        return True
+    if found[0] != expected[0]:
+        return False
+    for there, here in zip(found[1:], expected[1:], strict=True):
+        if not (isinstance(there, list) and len(there) == len(here) == 2):
+            return False
+        if not all(isinstance(value, float) for value in there):
+            return False
+        longest = max(abs(here[0]), abs(there[0]), 1e-30)
+        if not all(
+            math.isclose(a, b, rel_tol=0, abs_tol=_SAME_GRADIENT * longest)
+            for a, b in zip(there, here, strict=True)
+        ):
+            return False
+    return True
+
+
+def _known_of(dataset: object) -> list[Any]:
+    """Return what a data set says of itself without reading items."""
+    known: list[Any] = [type(dataset).__qualname__]
+    if isinstance(dataset, Subset):
+        return [*known, np.asarray(dataset.indices), _known_of(dataset.dataset)]
+    if isinstance(dataset, TensorDataset):
+        return [*known, [t for t in dataset.tensors if t.ndim == 1 and not t.is_floating_point()]]
+    for name in ("targets", "labels", "_fingerprint"):
+        value = getattr(dataset, name, None)
+        if isinstance(value, (Tensor, np.ndarray, list, tuple, str)):
+            known.append(value)
+    return known
 
 
 def _digest(value: object) -> str:
@@ -88,10 +166,8 @@ def _digest(value: object) -> str:
 
 def _feed(digest: Any, value: object) -> None:
     """Hash contents, not identities; of an object of no known kind, its type."""
-    if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
-        dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        digest.update(f"{dense.dtype} {tuple(dense.shape)}".encode())
-        digest.update(dense.view(-1).view(torch.uint8).numpy().data if dense.numel() else b"")
+    if isinstance(value, Tensor):
+        _feed_tensor(digest, value)
     elif isinstance(value, (np.ndarray, np.generic)):
         array = np.ascontiguousarray(value)
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -114,3 +190,15 @@ def _feed(digest: Any, value: object) -> None:
         _feed(digest, {field.name: getattr(value, field.name) for field in fields(value)})
     else:
         digest.update(type(value).__qualname__.encode())
+
+
+def _feed_tensor(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype} {tensor.layout} {tuple(tensor.shape)}".encode())
+    try:
+        dense = tensor.detach()
+        if dense.layout is not torch.strided:
+            dense = dense.to_dense()
+        flat = dense.cpu().resolve_conj().resolve_neg().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    except (RuntimeError, TypeError, NotImplementedError):
+        pass  # without values that could be read: meta tensors, exotic layouts

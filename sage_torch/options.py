@@ -179,11 +179,11 @@ class Options:
             self._check_streamed_weights()
         return is_streaming
 
-    def number_of_shards(self, ranks: int) -> int:
-        """Return the number of shards where `ranks` processes select together."""
+    def number_of_shards(self, total: int, *, ranks: int) -> int:
+        """Return the number of shards of `total` examples where `ranks` processes select."""
         if self.shards is not None:
             return int(self.shards)
-        return 8 if ranks > 1 else 1
+        return min(8, total) if ranks > 1 else 1
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""
@@ -229,8 +229,8 @@ def count_examples(dataset: object, name: str = "dataset") -> int:
     if isinstance(dataset, IterableDataset):
         raise TypeError(
             f"expected a map-style {name} with len() and indices, got the IterableDataset "
-            f"{type(dataset).__name__}: a stream has no examples to come back to; load it into a "
-            "map-style data set first"
+            f"{type(dataset).__name__}: a stream has no examples to come back to; filter it with "
+            "sage_torch.SageStream, or load it into a map-style data set first"
         )
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(

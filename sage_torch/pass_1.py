@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from sage_torch import _core
+from sage_torch._core import SageError
 from sage_torch.classes import ClassBook
-from sage_torch.distributed import Ranks
-from sage_torch.examples import Examples
 from sage_torch.gradients import rows_of
-from sage_torch.options import Basis, Options
-from sage_torch.shards import MergeTree, Shard, of_rank, places_of
+from sage_torch.options import Basis
+from sage_torch.shards import MergeTree, Shard
 from sage_torch.task import Task, naming_the_example
 
 
@@ -51,17 +50,17 @@ def sketch_pass(task: Task) -> Sketched:
         and 4 bytes an example (and C d numbers when streaming), log2(shards) times the sketch.
     """
     classes = ClassBook(task.examples.total, task.options.class_balanced)
-    tree: MergeTree[_core.FrequentDirections] = MergeTree(
-        task.shards, task.ranks, lambda first, second: first.merge(second)
-    )
+    tree: MergeTree[_Part] = MergeTree(task.shards, task.ranks, _merged)
     with task.examples.progress("SAGE pass 1 of 2: sketch", task.own) as bar:
 
         def sketched(shard: Shard) -> _core.FrequentDirections:
             return _sketch_shard(task, shard, classes, bar.update)
 
         task.ranks.together(lambda: tree.build(sketched))
-    _share_classes(task.shards, task.ranks, classes)
+    _share_classes(task, classes)
     sketch = _joined(task, tree, classes)
+    if task.snapshots is not None:
+        task.snapshots.follow(sketch)
     order = classes.finish()
     directions = {
         basis: _unit_rows(
@@ -81,7 +80,7 @@ def _sketch_shard(
     def resume(state: dict[str, Any], of_classes: dict[str, NDArray[Any]]) -> None:
         nonlocal sketch
         indices = task.examples.indices(shard, 0, len(of_classes["ids"]))
-        sketch = _sketch_of(task, state, classes.adopt(indices, of_classes))
+        sketch = _sketch_of(task, state, classes.adopt(indices, of_classes))  # all or nothing
 
     if task.snapshots is not None:
         done = task.snapshots.sketch(shard, resume)
@@ -132,76 +131,97 @@ def _sketch_of(
         seen = min(len(sums), len(positions))  # a sketch has rows for the classes that it saw
         ours[torch.from_numpy(positions[:seen]).long()] = sums[:seen]
         moved.append((orthonormal, ours))
-    waiting = [int(positions[id_there]) for id_there in state["pending_ids"]]
-    device = task.examples.device
-    sketch = _new_sketch(
-        task,
-        state["sketch"].shape[1],
-        device if device.type in ("cpu", "cuda") else torch.device("cpu"),
-    )
+    waiting = state["pending_ids"]
+    if waiting and not 0 <= min(waiting) <= max(waiting) < len(positions):
+        raise ValueError(f"expected class ids in [0, {len(positions)}) of the waiting rows")
+    waiting = [int(positions[id_there]) for id_there in waiting]
+    device = torch.device("cpu") if task.device is None else task.device
+    sketch = _new_sketch(task, state["sketch"].shape[1], device)
     sketch.load_state_dict(state | {"consensus": moved, "pending_ids": waiting})
     return sketch
 
 
-def _share_classes(shards: list[Shard], ranks: Ranks, classes: ClassBook) -> None:
+def _share_classes(task: Task, classes: ClassBook) -> None:
     """Tell every rank the classes of all examples."""
-    if ranks.size == 1:
+    if task.ranks.size == 1:
         return
-    own = places_of(of_rank(shards, ranks))
-    for rank, (places, part) in enumerate(ranks.gather((own, classes.part(own)))):
-        if rank != ranks.rank and places.stop > places.start:
+    parts = task.ranks.gather((task.own_places, classes.part(task.own_places)))
+    for rank, (places, part) in enumerate(parts):
+        if rank != task.ranks.rank and places.stop > places.start:
             classes.adopt(places, part)
 
 
-def _joined(
-    task: Task, tree: MergeTree[_core.FrequentDirections], classes: ClassBook
-) -> _core.FrequentDirections:
+_Part = _core.FrequentDirections | SageError  # what shards came to, or why nothing came of them
+
+
+def _merged(first: _Part, second: _Part) -> _Part:
+    """Return the sketch of both; an error where there is one, which all ranks will hear of."""
+    for part in (first, second):
+        if isinstance(part, SageError):
+            return part
+    try:
+        first.merge(second)  # type: ignore[union-attr,arg-type]
+    except (SageError, ValueError, RuntimeError) as error:
+        return SageError(f"two shards' sketches cannot be merged: {error}")
+    return first
+
+
+def _joined(task: Task, tree: MergeTree[_Part], classes: ClassBook) -> _core.FrequentDirections:
     """Return the sketch of all shards, on every rank."""
     ranks = task.ranks
 
-    def packed(sketch: _core.FrequentDirections) -> dict[str, Any]:
-        state = sketch.state_dict()
+    def packed(part: _Part) -> dict[str, Any]:
+        if isinstance(part, SageError):
+            return {"error": str(part)}
+        state = part.state_dict()
         state |= {name: state[name].cpu() for name in ("sketch", "pending")}
         state["consensus"] = [(basis, sums.cpu()) for basis, sums in state["consensus"]]
         return {"state": state, "classes": classes.part(slice(0, 0))}
 
-    def unpacked(received: dict[str, Any]) -> _core.FrequentDirections:
+    def unpacked(received: dict[str, Any]) -> _Part:
+        if "error" in received:
+            return SageError(received["error"])
         nothing = np.empty(0, np.int64)
-        return _sketch_of(task, received["state"], classes.adopt(nothing, received["classes"]))
+        try:
+            return _sketch_of(task, received["state"], classes.adopt(nothing, received["classes"]))
+        except RuntimeError as error:  # memory, mostly
+            return SageError(f"rank {ranks.rank} cannot take a sketch: {error}")
 
     whole = tree.join(
-        send=lambda sketch, rank: ranks.send(packed(sketch), rank),
+        send=lambda part, rank: ranks.send(packed(part), rank),
         receive=lambda rank: unpacked(ranks.receive(rank)),
     )
-    if ranks.size == 1:
-        assert whole is not None
+    if ranks.size > 1:
+        sent = ranks.broadcast(None if whole is None else packed(whole))
+        if whole is None:
+            whole = unpacked(sent)  # type: ignore[arg-type]
+
+    def checked() -> _core.FrequentDirections:
+        if isinstance(whole, SageError):
+            raise whole
+        assert whole is not None  # rank 0 has it, and has sent it
         return whole
-    sent = ranks.broadcast(None if whole is None else packed(whole))
-    if whole is not None:
-        return whole
-    assert sent is not None
-    return unpacked(sent)
+
+    return ranks.together(checked)
 
 
-def label_pass(
-    examples: Examples, shards: list[Shard], ranks: Ranks, options: Options
-) -> ClassBook:
+def label_pass(task: Task) -> ClassBook:
     """Read the labels only: all that `rule="random"` needs.
 
     Cost:
         One reading of the data set, no gradient.
     """
-    classes, own = ClassBook(examples.total, options.class_balanced), of_rank(shards, ranks)
+    classes = ClassBook(task.examples.total, task.options.class_balanced)
 
     def read() -> None:
-        with examples.progress("SAGE: read labels", own) as bar:
-            for shard in own:
-                for indices, _, labels in examples.batches(shard):
+        with task.examples.progress("SAGE: read labels", task.own) as bar:
+            for shard in task.own:
+                for indices, _, labels in task.examples.batches(shard):
                     classes.add(indices, labels)
                     bar.update(len(indices))
 
-    ranks.together(read)
-    _share_classes(shards, ranks, classes)
+    task.ranks.together(read)
+    _share_classes(task, classes)
     classes.finish()
     return classes
 

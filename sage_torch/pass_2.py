@@ -40,17 +40,17 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
         One gradient an example and l d multiply-adds; memory 4 l bytes an example, on every rank.
     """
     classes, sketch, own = sketched.classes, sketched.sketch, task.own_places
-    coordinates = np.empty((own.stop - own.start, sketch.sketch_size), np.float32)
 
-    def fill() -> None:
+    def sketched_gradients() -> NDArray[np.float32]:
+        coordinates = np.empty((own.stop - own.start, sketch.sketch_size), np.float32)
         with task.examples.progress("SAGE pass 2 of 2: score", task.own) as bar:
             for shard in task.own:
                 for indices, _, part in _sketched_gradients(task, sketched, shard):
                     coordinates[indices - own.start] = part
                     bar.update(len(indices))
+        return coordinates
 
-    task.ranks.together(fill)
-    coordinates = _of_all_ranks(task, coordinates)
+    coordinates = _of_all_ranks(task, task.ranks.together(sketched_gradients))
     class_ids = classes.of(slice(None))
     directions = _exact_consensus(coordinates, class_ids, classes.count)
     agreement = _core.agreement(coordinates, class_ids, directions)

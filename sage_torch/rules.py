@@ -60,29 +60,37 @@ def quotas_of_shards(
     return parts
 
 
-def stream_for(
-    options: Options, counts: NDArray[np.int64], quotas: NDArray[np.int64]
-) -> _core.BlockStream | None:
-    """Return what gets a shard's batches in a streaming pass 2; None for rules of scores only.
+def streams_for(
+    task: Task, classes: ClassBook, quotas: NDArray[np.int64]
+) -> list[_core.BlockStream | None]:
+    """Return what gets the batches of each own shard in a streaming pass 2.
 
     Args:
-        options: `rule`, `draw`, `trim`, `weights`, `sketch_size`.
-        counts: int64 (C,), the shard's examples of each class.
-        quotas: int64 (C,), how many of them to keep.
+        task: `options.rule`, `draw`, `trim`, `weights`, `sketch_size`.
+        classes: The class of every example.
+        quotas: int64 (C,), how many of each to keep.
+
+    Returns:
+        One a shard; None for rules that read scores only.
     """
+    options = task.options
     if options.rule not in STREAMED or options.draw == "random":
-        return None
+        return [None for _ in task.own]
     is_order = options.draw == "rotate"
-    return _core.BlockStream(
-        counts,
-        quotas,
-        width=options.sketch_size,
-        trim=options.trim,
-        rule="herding" if options.rule == "herding" else "facility_location",
-        whole_order=is_order,
-        weights=options.weights,
-        block_size=_ORDER_BLOCK if is_order else _STREAM_BLOCK,
-    )
+    of_shards = quotas_of_shards(classes.of(slice(None)), quotas, task.shards)
+    return [
+        _core.BlockStream(
+            classes.sizes(shard.places),
+            of_shards[shard.number],
+            width=options.sketch_size,
+            trim=options.trim,
+            rule="herding" if options.rule == "herding" else "facility_location",
+            whole_order=is_order,
+            weights=options.weights,
+            block_size=_ORDER_BLOCK if is_order else _STREAM_BLOCK,
+        )
+        for shard in task.own
+    ]
 
 
 def choose(
@@ -99,8 +107,8 @@ def choose(
         scored: What pass 2 left behind.
         classes: The class of every example.
         quotas: int64 (C,), how many of each class to keep.
-        streams: What has seen the batches of a streaming pass 2 (see `stream_for`), one for each of
-            this rank's shards; empty in the exact mode.
+        streams: What has seen the batches of a streaming pass 2 (see `streams_for`), one for each
+            of this rank's shards; empty in the exact mode.
 
     Returns:
         The subset; with a draw that of epoch 0, and the draws.

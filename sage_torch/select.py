@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from sage_torch import _core
 from sage_torch.classes import ClassBook
 from sage_torch.distributed import Ranks, ranks
-from sage_torch.examples import Examples
 from sage_torch.gradients import (
     GradientChoice,
     LossFunction,
@@ -40,10 +39,10 @@ from sage_torch.options import (
 )
 from sage_torch.pass_1 import label_pass, sketch_pass
 from sage_torch.pass_2 import score_pass, streaming_score_pass
-from sage_torch.rules import Chosen, choose, choose_at_random, quotas_of_shards, stream_for
+from sage_torch.rules import Chosen, choose, choose_at_random, streams_for
 from sage_torch.selection import Certificate, Selection
-from sage_torch.shards import Shard, cut
-from sage_torch.task import Task, new_task, open_snapshots
+from sage_torch.shards import cut
+from sage_torch.task import Task, identified, new_task
 from sage_torch.user_state import preserved
 
 _LOG = logging.getLogger("sage_torch")
@@ -140,15 +139,19 @@ def select_subset(
         progress: Whether to show a progress bar on a pass that takes over two seconds.
         shards: Contiguous parts that the data set is cut into, sketched apart and merged in a fixed
             tree; on a stream herding covers each by itself, too. The subset depends on their number
-            and not on who shares them. None: 8 among several ranks, else 1.
+            and not on who shares them. None: 8 among several ranks (N, if fewer), else 1.
         distributed: Whether the ranks of torch.distributed's default process group share the
             shards. All must call this together then, with one model; all get the same selection,
-            and all raise when one fails. Buffers are rank 0's meanwhile.
-        checkpoint: A folder for snapshots of this one selection: the same call goes on where a
-            killed one stopped, to the same subset, and returns at once what was finished there.
-            Where reading an example draws random numbers, the parts read before and after a kill
-            draw other ones than in one go.
-        checkpoint_every: Seconds between two snapshots: what a kill costs at most, and a batch.
+            and all raise when one fails (within a day, when one hangs). Buffers are rank 0's
+            meanwhile.
+        checkpoint: A folder for snapshots of this one selection, shared by the ranks: the same call
+            goes on where a killed one stopped, to the same subset, and returns at once what was
+            finished there. The same is: the model, the options, the data set's length, labels
+            (where `targets`, `labels` or a TensorDataset hold them) and 16 examples with their
+            gradients. Where reading an example draws random numbers, the parts read before and
+            after a kill draw other ones than in one go.
+        checkpoint_every: Seconds of the passes between two snapshots: what a kill costs, besides a
+            batch and what has no snapshots: the merge of shards and the rule.
 
     Returns:
         The selection: indices, scores, margins, labels, certificate, seconds.
@@ -157,8 +160,9 @@ def select_subset(
         TypeError: `keep` is no number, the data set is a stream, an option is of a wrong kind.
         ValueError: An option is out of range or does not go with another, the data set is empty or
             changes meanwhile, classes are needed but missing, a batch or a loss has a wrong form,
-            `checkpoint` holds another model's, data set's or other options' snapshots, ranks were
-            given different things.
+            `checkpoint` holds another selection's snapshots (OtherSnapshotsError), ranks were given
+            different things.
+        RuntimeError: Another process writes to `checkpoint`.
         SageError: A loss or gradient is not finite; `index` names the example. Another rank failed.
         OSError: Snapshots cannot be written.
 
@@ -167,8 +171,8 @@ def select_subset(
             and the chunk size was halved; a damaged snapshot is ignored.
 
     Cost:
-        Two gradients an example, and about 9 l d multiply-adds; with `checkpoint` 4 l bytes an
-            example on disk until it is finished.
+        Two gradients an example, and about 9 l d multiply-adds. With `checkpoint`, on disk until it
+        is finished: 4 l bytes an example and 10 l d bytes a shard (and C d numbers when streaming).
 
     Reference:
         Jha and Ahmadi-Asl, "SAGE: Streaming Agreement-Driven Gradient Sketches for Representative
@@ -183,60 +187,78 @@ def select_subset(
         >>> selection.indices.shape
         (25,)
     """
-    options = Options(
-        keep=keep,
-        rule=rule,
-        draw=draw,
-        weights=weights,
-        trim=trim,
-        basis=basis,
-        class_balanced=class_balanced,
-        quotas=quotas,
-        sketch_size=sketch_size,
-        gradients=gradients,
-        params=params,
-        compress=compress,
-        consensus=consensus,
-        memory_budget=memory_budget,
-        loss=loss,
-        score_dataset=score_dataset,
-        collate_fn=collate_fn,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        seed=seed,
-        progress=progress,
-        shards=shards,
-        distributed=distributed,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
+    together = ranks(distributed is not False)
+    options = together.together(
+        lambda: _checked(
+            model,
+            dataset,
+            keep=keep,
+            rule=rule,
+            draw=draw,
+            weights=weights,
+            trim=trim,
+            basis=basis,
+            class_balanced=class_balanced,
+            quotas=quotas,
+            sketch_size=sketch_size,
+            gradients=gradients,
+            params=params,
+            compress=compress,
+            consensus=consensus,
+            memory_budget=memory_budget,
+            loss=loss,
+            score_dataset=score_dataset,
+            collate_fn=collate_fn,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            progress=progress,
+            shards=shards,
+            distributed=distributed,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
     )
-    total = count_examples(dataset)
-    k = budget(keep, total)
-    options.is_streaming(total)  # refuses before work starts
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-    inner, together = unwrap(model), ranks(distributed)
+    inner = unwrap(model)
     with preserved(inner):
         together.share_buffers(inner)
-        return _select(inner, dataset, options, k, together)
+        return _select(inner, dataset, options, together)
 
 
-def _select(
-    model: nn.Module, dataset: Dataset[Any], options: Options, k: int, ranks: Ranks
-) -> Selection:
-    shards = cut(count_examples(dataset), options.number_of_shards(ranks.size))
-    snapshots = open_snapshots(model, dataset, options, k, shards, ranks)
-    found = snapshots.result() if snapshots is not None and ranks.rank == 0 else None
-    if (finished := ranks.broadcast(found)) is not None:
+def _checked(model: nn.Module, dataset: Dataset[Any], **options: Any) -> Options:
+    """Return the options, checked with what they are for, before work starts."""
+    checked = Options(**options)
+    total = count_examples(dataset)
+    budget(checked.keep, total)
+    checked.is_streaming(total)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    cut(total, checked.number_of_shards(total, ranks=1))
+    return checked
+
+
+def _select(model: nn.Module, dataset: Dataset[Any], options: Options, ranks: Ranks) -> Selection:
+    total = count_examples(dataset)
+    k = budget(options.keep, total)
+    shards = cut(total, options.number_of_shards(total, ranks=ranks.size))
+    task = ranks.together(lambda: new_task(model, dataset, options, shards, ranks))
+    task, finished = identified(task, model, dataset, k)
+    if finished is not None:
         return finished
-    if options.rule == "random":
-        selection = _random_selection(model, dataset, options, k, shards, ranks)
-    else:
-        task = ranks.together(lambda: new_task(model, dataset, options, shards, ranks, snapshots))
-        selection = _sage_selection(model, task, k)
-    selection = ranks.broadcast(selection)  # the same, seconds included
-    if snapshots is not None:
-        ranks.together(lambda: snapshots.finish(selection) if ranks.rank == 0 else None)
+    snapshots = task.snapshots
+    try:
+        if options.rule == "random":
+            selection = _random_selection(model, task, k)
+        else:
+            selection = _sage_selection(model, task, k)
+        if snapshots is not None:
+            selection.settings["fingerprint"] = snapshots.name
+        selection = ranks.broadcast(selection)  # the same, seconds included
+        if snapshots is not None:
+            ranks.together(lambda: snapshots.finish(selection, task.own, is_first=ranks.rank == 0))
+    finally:
+        if snapshots is not None:
+            snapshots.close()
     return selection
 
 
@@ -249,12 +271,7 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
     middle = time.perf_counter()
     streams: list[_core.BlockStream | None] = []
     if task.is_streaming:
-        class_ids = sketched.classes.of(slice(None))
-        of_shards = quotas_of_shards(class_ids, quotas, task.shards)
-        streams = [
-            stream_for(options, sketched.classes.sizes(shard.places), of_shards[shard.number])
-            for shard in task.own
-        ]
+        streams = task.ranks.together(lambda: streams_for(task, sketched.classes, quotas))
         scored = streaming_score_pass(task, sketched, streams)
     else:
         scored = score_pass(task, sketched)
@@ -288,24 +305,16 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
     )
 
 
-def _random_selection(
-    model: nn.Module,
-    dataset: Dataset[Any],
-    options: Options,
-    k: int,
-    shards: list[Shard],
-    ranks: Ranks,
-) -> Selection:
-    start = time.perf_counter()
-    examples = ranks.together(lambda: Examples(dataset, torch.device("cpu"), options))
-    classes = label_pass(examples, shards, ranks, options)
+def _random_selection(model: nn.Module, task: Task, k: int) -> Selection:
+    start, options = time.perf_counter(), task.options
+    classes = label_pass(task)
     quotas = _quotas(classes, k, options)
     middle = time.perf_counter()
     chosen = choose_at_random(classes, quotas, options)
     end = time.perf_counter()
     return Selection(
         indices=chosen.indices,
-        scores=np.full(examples.total, np.nan, np.float32),
+        scores=np.full(task.examples.total, np.nan, np.float32),
         labels=_labels(classes),
         certificate=None,
         seconds={
@@ -315,7 +324,7 @@ def _random_selection(
             "total": end - start,
         },
         draws=chosen.draws,
-        settings=_settings(options, k, chosen, len(shards)) | {"model": type(model).__name__},
+        settings=_settings(options, k, chosen, len(task.shards)) | {"model": type(model).__name__},
     )
 
 
@@ -329,7 +338,7 @@ def _quotas(classes: ClassBook, k: int, options: Options) -> NDArray[np.int64]:
             f"keep={options.keep} gives no example to {len(labels)} of {len(quotas)} classes "
             f'(labels {shown}); keep more, or pass quotas="equal"',
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return quotas
 

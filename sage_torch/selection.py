@@ -212,7 +212,10 @@ class Selection:
                 seconds=_numbers("seconds", meta["seconds"]),
                 settings=dict(meta["settings"]),
                 draws=_draws(meta.get("draws"), arrays),
-                **{name: arrays[name] if meta.get(f"has_{name}") else None for name in _OPTIONAL},
+                **{
+                    name: arrays[name] if meta.get(f"has_{name}", name in arrays) else None
+                    for name in _OPTIONAL
+                },
             )
             loaded._check()
         except Exception as error:  # damaged bytes raise whatever they lead to

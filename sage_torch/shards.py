@@ -71,12 +71,10 @@ class MergeTree(Generic[_T]):
     Args:
         shards: All shards.
         ranks: Who shares them.
-        merge: `merge(first, second)` adds the second to the first.
+        merge: `merge(first, second)` returns what both come to; it may change the first.
     """
 
-    def __init__(
-        self, shards: list[Shard], ranks: Ranks, merge: Callable[[_T, _T], object]
-    ) -> None:
+    def __init__(self, shards: list[Shard], ranks: Ranks, merge: Callable[[_T, _T], _T]) -> None:
         self._shards, self._ranks, self._merge = shards, ranks, merge
         self._complete: dict[tuple[int, int], _T] = {}  # by first shard and width of the node
         self._width = 1
@@ -121,7 +119,7 @@ class MergeTree(Generic[_T]):
         half = width // 2
         whole = self._made(first, half, make)
         if first + half < len(self._shards):
-            self._merge(whole, self._made(first + half, half, make))
+            whole = self._merge(whole, self._made(first + half, half, make))
         return whole
 
     def _join_below(
@@ -146,5 +144,5 @@ class MergeTree(Generic[_T]):
             assert left is not None
             other = right if mine == theirs else receive(theirs)
             assert other is not None
-            self._merge(left, other)
+            left = self._merge(left, other)
         return left

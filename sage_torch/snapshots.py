@@ -11,86 +11,149 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sage_torch import _core
-from sage_torch.archive import pack, unpack, write_whole
-from sage_torch.fingerprint import difference, short
+from sage_torch.archive import lock, pack, unpack, write_whole
+from sage_torch.fingerprint import digest_of, short
 from sage_torch.selection import Selection
 from sage_torch.shards import Shard
 
 _LOG = logging.getLogger("sage_torch")
 _LONGEST_SEGMENT = 2**26  # bytes of sketched gradients that wait to be written
+_FINGERPRINT, _RESULT = "fingerprint.json", "selection.npz"
 _NUMBERS = ("shrinkage", "squared_norm", "rows_seen", "weight")
+
+
+class OtherSnapshotsError(ValueError):
+    """A folder holds the snapshots of another selection.
+
+    Attributes:
+        differs: In what, in words.
+    """
+
+    def __init__(self, folder: str, differs: str) -> None:
+        super().__init__(
+            f"expected snapshots of this selection in {folder!r}, found those of {differs}: pass "
+            "another checkpoint folder, or delete that one to start anew"
+        )
+        self.differs = differs
 
 
 class Snapshots:
     """The snapshots of one selection, in a folder of their own.
 
-    Every file appears whole or not at all and carries checksums. Ranks that share the folder write
-    the files of their own shards; a selection may go on with another number of ranks.
+    Every file appears whole or not at all and carries checksums. Ranks write the files of their own
+    shards; where they share the folder, a selection may go on with another number of them.
 
     Args:
-        folder: Where; made when missing.
-        every: Seconds between two snapshots: what a kill can cost, and a batch.
+        folder: Where.
+        every: Seconds between two snapshots.
         fingerprint: What the selection is of.
-        is_first: Whether this is rank 0, which writes what is common to all.
-
-    Raises:
-        ValueError: The folder holds snapshots of another model, data set or other options.
-        OSError: It cannot be written.
     """
 
-    def __init__(
-        self, folder: str, every: float, fingerprint: dict[str, Any], *, is_first: bool
-    ) -> None:
-        self._folder, self._every = Path(folder), every
-        self._name = short(fingerprint)
+    def __init__(self, folder: str, every: float, fingerprint: dict[str, Any]) -> None:
+        self._folder, self._every, self._fingerprint = Path(folder), every, fingerprint
+        self.name = short(fingerprint)
         self._last = time.monotonic()
         self._rows: list[NDArray[np.float32]] = []  # of pass 2, not written yet
-        self._folder.mkdir(parents=True, exist_ok=True)
-        found = self._fingerprint()
-        if found is not None and (differs := difference(found, fingerprint)) is not None:
-            raise ValueError(
-                f"expected snapshots of this selection in {folder!r}, found those of {differs}: "
-                "pass another checkpoint folder, or delete that one to start anew"
-            )
-        if is_first:
-            for part in self._folder.glob("*.part"):  # of a process that was killed
-                part.unlink(missing_ok=True)
-            write_whole(self._folder / "fingerprint.json", json.dumps(fingerprint).encode())
+        self._of_sketch = ""
+        self._lock: BinaryIO | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has been written of any shard."""
-        return not any(self._folder.glob("shard-*.npz"))
+    def found(self) -> dict[str, Any] | None:
+        """Return the fingerprint of what is in the folder; None where nothing is.
+
+        Raises:
+            ValueError: A selection is there that no snapshot led to.
+        """
+        path = self._folder / _FINGERPRINT
+        try:
+            found = json.loads(path.read_bytes())
+            if not isinstance(found, dict):
+                raise ValueError(f"expected an object, got {type(found).__name__}")
+        except FileNotFoundError:
+            if (self._folder / _RESULT).exists():
+                raise ValueError(
+                    f"expected a folder for snapshots alone, but {os.fspath(self._folder)!r} holds "
+                    f"a {_RESULT} of another origin; pass another checkpoint folder"
+                ) from None
+            return None
+        except (ValueError, RecursionError) as error:
+            self._ignore(path, error)
+            return None
+        return found
 
     def result(self) -> Selection | None:
         """Return the selection if it has been finished."""
-        path = self._folder / "selection.npz"
+        path = self._folder / _RESULT
         if not path.exists():
             return None
         try:
             selection = Selection.load(path)
-            if selection.settings.get("fingerprint") != self._name:
+            if selection.settings.get("fingerprint") != self.name:
                 raise ValueError("another selection's")
         except ValueError as error:
             self._ignore(path, error)
             return None
         return selection
 
-    def finish(self, selection: Selection) -> None:
-        """Write the finished selection and remove what led to it."""
-        selection.settings["fingerprint"] = self._name
-        selection.save(self._folder / "selection.npz")
-        for path in self._folder.glob("shard-*.npz"):
-            path.unlink(missing_ok=True)
+    def open(self, *, is_first: bool) -> None:
+        """Begin to write.
+
+        Args:
+            is_first: Whether this is rank 0, which writes what is common to all.
+
+        Raises:
+            RuntimeError: Another process is writing there.
+            OSError: The folder cannot be written.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not is_first:
+            return
+        self._lock = open(self._folder / "lock", "ab")  # noqa: SIM115  (held until `close`)
+        try:
+            lock(self._lock)
+        except OSError as error:
+            self._lock.close()
+            raise RuntimeError(
+                f"expected {os.fspath(self._folder)!r} for this process alone, but another one is "
+                "selecting with it; give each selection a checkpoint folder of its own"
+            ) from error
+        for what in ("shard-*.npz", _RESULT, _FINGERPRINT):
+            for part in self._folder.glob(f"{what}.*.part"):  # of a process that was killed
+                part.unlink(missing_ok=True)
+        write_whole(self._folder / _FINGERPRINT, json.dumps(self._fingerprint).encode())
+
+    def finish(self, selection: Selection, shards: Sequence[Shard], *, is_first: bool) -> None:
+        """Write the finished selection and remove what led to it.
+
+        Args:
+            selection: It is marked with the fingerprint.
+            shards: Those whose files this rank has written.
+            is_first: Whether this is rank 0, which writes the selection.
+        """
+        if is_first:
+            selection.save(self._folder / _RESULT)
+        for shard in shards:
+            for path in self._folder.glob(self._of(shard, "*").name):
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others write there."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+            (self._folder / "lock").unlink(missing_ok=True)
+
+    def follow(self, sketch: _core.FrequentDirections) -> None:
+        """Name the sketch of pass 1: sketched gradients under another one are of no use."""
+        self._of_sketch = digest_of(sketch.matrix())
 
     def sketch(
         self, shard: Shard, load: Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]
@@ -108,13 +171,13 @@ class Snapshots:
         read = self._read(path)
         if read is None:
             return 0
-        meta, arrays = read
         try:
-            load(_state(meta, arrays), {name: arrays[name] for name in ("values", "ids")})
-            done = int(meta["done"])
-            if not 0 < done <= len(shard) or len(arrays["ids"]) != done:
+            meta, arrays = read
+            state, done = _state(meta, arrays), int(meta["done"])
+            if not (0 < done <= len(shard) and len(arrays["ids"]) == done == state["rows_seen"]):
                 raise ValueError(f"expected 1 to {len(shard)} examples, got {done}")
-        except (KeyError, TypeError, ValueError, _core.SageError) as error:
+            load(state, {name: arrays[name] for name in ("values", "ids")})
+        except Exception as error:  # whatever numbers that do not fit together lead to
             self._ignore(path, error)
             return 0
         return done
@@ -147,7 +210,11 @@ class Snapshots:
             read = self._read(path)
             if read is None:
                 return
-            part = read[1].get("rows", np.empty(0))
+            meta, arrays = read
+            part = arrays.get("rows", np.empty(0))
+            if meta.get("sketch") != self._of_sketch:
+                self._ignore(path, ValueError("of another sketch, as another device computes it"))
+                return
             fits = part.dtype == np.float32 and part.ndim == 2 and part.shape[1] == width
             if not fits or not 0 < len(part) <= len(shard) - done or not np.isfinite(part).all():
                 self._ignore(path, ValueError(f"got rows {part.dtype} {part.shape}"))
@@ -168,7 +235,8 @@ class Snapshots:
         is_long = 4 * waiting * rows.shape[1] > _LONGEST_SEGMENT
         if done == len(shard) or is_long or self._is_due():
             path = self._of(shard, f"rows-{done - waiting:012}")
-            self._write(path, {}, {"rows": np.concatenate(self._rows)})
+            rows_so_far = np.concatenate(self._rows)
+            self._write(path, {"sketch": self._of_sketch}, {"rows": rows_so_far})
             self._rows.clear()
 
     def _of(self, shard: Shard, what: str) -> Path:
@@ -178,7 +246,7 @@ class Snapshots:
         return time.monotonic() - self._last >= self._every
 
     def _write(self, path: Path, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-        meta |= {"fingerprint": self._name, "file": path.name}
+        meta |= {"fingerprint": self.name, "file": path.name}
         write_whole(path, pack(meta, arrays, compress=False))
         self._last = time.monotonic()
         _LOG.debug("snapshot %s", path)
@@ -187,7 +255,7 @@ class Snapshots:
         try:
             with open(path, "rb") as file:
                 meta, arrays = unpack(file)
-            if (meta.get("fingerprint"), meta.get("file")) != (self._name, path.name):
+            if (meta.get("fingerprint"), meta.get("file")) != (self.name, path.name):
                 raise ValueError("another selection's, or of another place in it")
         except FileNotFoundError:
             return None
@@ -195,19 +263,6 @@ class Snapshots:
             self._ignore(path, error)
             return None
         return meta, arrays
-
-    def _fingerprint(self) -> dict[str, Any] | None:
-        path = self._folder / "fingerprint.json"
-        try:
-            found = json.loads(path.read_bytes())
-            if not isinstance(found, dict):
-                raise ValueError(f"expected an object, got {type(found).__name__}")
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError) as error:
-            self._ignore(path, error)
-            return None
-        return found
 
     def _ignore(self, path: Path, error: Exception) -> None:
         warnings.warn(

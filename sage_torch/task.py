@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -19,12 +19,12 @@ from sage_torch import _core
 from sage_torch.compression import compressed
 from sage_torch.distributed import Ranks
 from sage_torch.examples import Examples
-from sage_torch.fingerprint import difference, fingerprint
+from sage_torch.fingerprint import difference, fingerprint, probed
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.options import Basis, Options
+from sage_torch.selection import Selection
 from sage_torch.shards import Shard, of_rank, places_of
-from sage_torch.snapshots import Snapshots
-from sage_torch.user_state import seed_everything
+from sage_torch.snapshots import OtherSnapshotsError, Snapshots
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,19 @@ class Task:
     """One selection, as both passes need it."""
 
     examples: Examples
-    gradients: GradientComputer
+    computer: GradientComputer | None  # None where no gradient is asked for
     options: Options
     shards: list[Shard]
     ranks: Ranks
     is_streaming: bool
     snapshots: Snapshots | None = None
+    device: torch.device | None = None  # where gradients come out, where one is known
+
+    @property
+    def gradients(self) -> GradientComputer:
+        """The computer of both passes."""
+        assert self.computer is not None  # asked for by the passes only
+        return self.computer
 
     @property
     def own(self) -> list[Shard]:
@@ -63,7 +70,6 @@ def new_task(
     options: Options,
     shards: list[Shard],
     ranks: Ranks,
-    snapshots: Snapshots | None,
 ) -> Task:
     """Return what both passes work with: a reader of examples and a gradient computer.
 
@@ -73,11 +79,13 @@ def new_task(
         options: How gradients are taken.
         shards: All shards.
         ranks: Who shares them.
-        snapshots: Where to write what must not be lost; None for nowhere.
 
     Raises:
         TypeError, ValueError: The options do not fit the model or the data set.
     """
+    if options.rule == "random":  # labels are all that it needs
+        examples = Examples(dataset, torch.device("cpu"), options)
+        return Task(examples, None, options, shards, ranks, is_streaming=False)
     tensor = next(chain(model.parameters(), model.buffers()), None)
     device = torch.device("cpu") if tensor is None else tensor.device
     examples = Examples(dataset, device, options)
@@ -97,51 +105,75 @@ def new_task(
             seed=options.seed,
             memory_budget=options.memory_budget,
         )
-    if ranks.size > 1 or (snapshots is not None and not snapshots.is_empty):
-        # What a computer learns from the first batch that it sees, it learns from the same one,
-        # wherever this process begins.
-        rows_of(computer, examples.first_batch(shards[0]))
     is_streaming = options.is_streaming(examples.total)
-    return Task(examples, computer, options, shards, ranks, is_streaming, snapshots)
+    return Task(examples, computer, options, shards, ranks, is_streaming)
 
 
-def open_snapshots(
-    model: nn.Module,
-    dataset: Dataset[Any],
-    options: Options,
-    k: int,
-    shards: list[Shard],
-    ranks: Ranks,
-) -> Snapshots | None:
-    """Return the snapshots of this selection after making sure that all ranks want the same one.
+def identified(
+    task: Task, model: nn.Module, dataset: Dataset[Any], k: int
+) -> tuple[Task, Selection | None]:
+    """Make sure that all ranks want the same selection, and look for snapshots of it.
+
+    Args:
+        task: What `new_task` gave.
+        model: As there.
+        dataset: As there.
+        k: The budget.
+
+    Returns:
+        The task, with snapshots where a folder was given, and the selection where it is finished.
 
     Raises:
-        ValueError: They do not, or `options.checkpoint` holds another selection's snapshots.
-        OSError: That folder cannot be written.
+        OtherSnapshotsError: The folder holds another selection's snapshots.
+        ValueError: Ranks do not want the same selection.
+        RuntimeError: Another process writes there.
+        OSError: The folder cannot be written.
         SageError: Another rank failed.
     """
+    options, ranks = task.options, task.ranks
     if options.checkpoint is None and ranks.size == 1:
-        return None
-    seed_everything(options.seed)  # a random transform gives every rank and run the same items
-    what = ranks.together(lambda: fingerprint(model, dataset, options, k=k, shards=len(shards)))
-    everyone = ranks.gather(what)
-    for rank, other in enumerate(everyone):
-        if (differs := difference(other, everyone[0])) is not None:
+        return task, None
+    what, device = ranks.together(lambda: _identity(task, model, dataset, k))
+    everyone = ranks.gather((what, options.checkpoint is None))
+    for rank, (other, has_none) in enumerate(everyone):
+        differs = difference(other, everyone[0][0])
+        if has_none != everyone[0][1]:
+            differs = "a checkpoint folder" if everyone[0][1] else "no checkpoint folder"
+        if differs is not None:
             raise ValueError(
                 f"expected every rank to select the same, but rank {rank} has {differs}, compared "
                 "with rank 0; give all the same model, data set and options"
             )
+    task = replace(task, device=device)
     if options.checkpoint is None:
-        return None
-    folder, every = os.fspath(options.checkpoint), float(options.checkpoint_every)
+        return task, None
+    folder, is_first = os.fspath(options.checkpoint), ranks.rank == 0
+    snapshots = Snapshots(folder, float(options.checkpoint_every), what)
+    found = ranks.broadcast(ranks.together(lambda: snapshots.found() if is_first else None))
+    if found is not None and (differs := difference(found, what)) is not None:
+        raise OtherSnapshotsError(folder, differs)
+    finished = ranks.broadcast(ranks.together(lambda: snapshots.result() if is_first else None))
+    if finished is None:
+        ranks.together(lambda: snapshots.open(is_first=True) if is_first else None)
+        ranks.together(lambda: None if is_first else snapshots.open(is_first=False))
+    return replace(task, snapshots=snapshots), finished
 
-    def opened(*, is_first: bool) -> Snapshots | None:
-        mine = is_first == (ranks.rank == 0)
-        return Snapshots(folder, every, what, is_first=is_first) if mine else None
 
-    first = ranks.together(lambda: opened(is_first=True))  # it cleans up before others look
-    others = ranks.together(lambda: opened(is_first=False))
-    return first or others
+def _identity(
+    task: Task, model: nn.Module, dataset: Dataset[Any], k: int
+) -> tuple[dict[str, Any], torch.device | None]:
+    """Return the fingerprint, and the device of gradients.
+
+    A computer learns from the first batch that it sees: here the same one on all ranks, and for a
+    selection that goes on.
+    """
+    indices = probed(task.examples.total)
+    batch, rows = task.examples.probe(indices), None
+    if task.computer is not None and batch is not None:
+        with naming_the_example(indices):
+            rows = rows_of(task.computer, batch)
+    what = fingerprint(model, dataset, task.options, batch, rows, k=k, shards=len(task.shards))
+    return what, None if rows is None else rows.device
 
 
 @contextmanager

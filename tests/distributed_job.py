@@ -157,6 +157,20 @@ def main(out: Path, what: str) -> None:
         result["other model"] = refused(lambda: select_subset(other, data, KEEP, **options))
         keep = KEEP if rank == 0 else KEEP / 2
         result["other keep"] = refused(lambda: select_subset(model, data, keep, **options))
+        folder = {"checkpoint": out / "of-rank-0"} if rank == 0 else {}
+        result["other folder"] = refused(
+            lambda: select_subset(model, data, KEEP, **options, **folder)
+        )
+        count = KEEP if rank else len(data) + 1
+        result["too many"] = refused(lambda: select_subset(model, data, count, **options))
+        few = TensorDataset(*data[:5])
+        result["few"] = select_subset(model, few, 2, class_balanced=False, progress=False).indices
+        snapshots = out / f"finished-{dist.get_world_size()}"
+        for _ in range(2):  # the second time it is there
+            finished = select_subset(
+                model, data, KEEP, checkpoint=snapshots, checkpoint_every=0.0, **options
+            )
+        result["finished"] = (finished, sorted(path.name for path in snapshots.iterdir()))
         if rank == 0:  # others do not take part
             alone = select_subset(model, data, KEEP, distributed=False, progress=False)
             result["alone"] = alone.indices

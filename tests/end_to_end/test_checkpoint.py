@@ -47,10 +47,11 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
 
 
-def select(**options: Any) -> Selection:
+def select(dataset: Dataset[Any] | None = None, **options: Any) -> Selection:
     with warnings.catch_warnings():  # a thread pool exists where tests fork
         warnings.simplefilter("ignore", DeprecationWarning)
-        return select_subset(network(), digits(), 0.2, batch_size=BATCH, progress=False, **options)
+        data = digits() if dataset is None else dataset
+        return select_subset(network(), data, 0.2, batch_size=BATCH, progress=False, **options)
 
 
 def assert_same(ours: Selection, expected: Selection) -> None:
@@ -169,19 +170,18 @@ def test_a_failed_selection_goes_on(tmp_path: Path, which: int) -> None:
 def test_a_finished_selection_is_returned_at_once(tmp_path: Path) -> None:
     first = select(checkpoint=tmp_path)
     counting = Counting(tmp_path / "read")
-    again = select(checkpoint=str(tmp_path), collate_fn=None)
+    again = select(checkpoint=str(tmp_path))
     assert_same(again, first)
     assert again.seconds == first.seconds
-    with pytest.raises(ValueError, match="another checkpoint folder"):
-        select(checkpoint=tmp_path, collate_fn=counting)  # it might read something else
-    assert counting.batches == 0
+    assert_same(select(checkpoint=tmp_path, collate_fn=counting), first)
+    assert counting.batches == 1  # what the examples are is seen from a few
 
 
 def partly(folder: Path, **options: Any) -> None:
     """Leave snapshots of a selection that fails in pass 2."""
 
     class FailingLate:
-        left = BATCHES + BATCHES // 2
+        left = 1 + BATCHES + BATCHES // 2  # the first is the probe
 
         def __call__(self, items: list[Any]) -> list[Tensor]:
             self.left -= 1
@@ -189,7 +189,6 @@ def partly(folder: Path, **options: Any) -> None:
                 raise OSError("gone")
             return [torch.stack(column) for column in zip(*items, strict=True)]
 
-    FailingLate.__name__ = "list"  # a collate function is known by its name
     with pytest.raises(OSError, match="gone"):
         select(checkpoint=folder, checkpoint_every=0.0, collate_fn=FailingLate(), **options)
 
@@ -198,13 +197,14 @@ def collate(items: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     return [torch.stack(column) for column in zip(*items, strict=True)]
 
 
-collate.__name__ = "list"
-
-
 def test_snapshots_of_something_else_are_refused(tmp_path: Path) -> None:
     partly(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 2 + BATCHES // 2  # fingerprint, sketch, and segments of pass 2
+    frozen, other = network(), nn.Sequential(*network()[:2], nn.Tanh(), network()[3])
+    frozen[0].requires_grad_(False)
+    relabelled = digits()
+    relabelled.tensors[1][77] = 3 - relabelled.tensors[1][77]
     model = network()
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1e-3
@@ -215,7 +215,7 @@ def test_snapshots_of_something_else_are_refused(tmp_path: Path) -> None:
     cases: list[tuple[nn.Module, Dataset[Any], dict[str, Any], str]] = [
         (model, digits(), {"keep": 0.2}, "another model: pass another"),
         (network(), changed, {"keep": 0.2}, "another data set: pass another"),
-        (network(), shorter, {"keep": 0.2}, "those of another data set: pass another"),
+        (network(), shorter, {"keep": 0.2}, "another data set: pass another"),
         (network(), digits(), {"keep": 0.3}, "keep=0.2 there, 0.3 here"),
         (network(), digits(), {"keep": 0.2, "seed": 1}, "seed=0 there, 1 here"),
         (network(), digits(), {"keep": 0.2, "shards": 2}, "shards=1 there, 2 here"),
@@ -229,7 +229,84 @@ def test_snapshots_of_something_else_are_refused(tmp_path: Path) -> None:
     assert len(np.setdiff1d(other.indices, select(collate_fn=collate).indices)) <= 1
 
 
-def test_a_buffer_or_a_position_is_part_of_the_model(tmp_path: Path) -> None:
+def _other_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none") ** 2
+
+
+def test_functions_of_one_name_are_told_apart_by_their_gradients(tmp_path: Path) -> None:
+    def losses(power: int) -> Callable[[nn.Module, list[Tensor]], Tensor]:
+        return lambda model, batch: nn.functional.cross_entropy(
+            model(batch[0]), batch[1], reduction="none"
+        ).pow(power)
+
+    select(checkpoint=tmp_path / "loss", loss=losses(2))
+    with pytest.raises(ValueError, match="other gradients \\(another loss, other parameters"):
+        select(checkpoint=tmp_path / "loss", loss=losses(3))
+    last, first = (lambda name, _: "3." in name), (lambda name, _: "0." in name)
+    select(checkpoint=tmp_path / "params", params=last)
+    with pytest.raises(ValueError, match="other gradients"):
+        select(checkpoint=tmp_path / "params", params=first)
+
+
+def test_a_random_data_set_can_be_selected_from(tmp_path: Path) -> None:
+    class Noisy(Failing):
+        random = np.random.default_rng(0)  # which no seed of ours touches
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            inputs, label = self.data[index]
+            return inputs + float(self.random.normal()) / 100, label
+
+    partly(tmp_path, dataset=Noisy(-1))
+    with pytest.warns(UserWarning, match="reading item 0 twice"):
+        select(dataset=Noisy(-1), checkpoint=tmp_path, collate_fn=collate)
+
+
+def test_only_snapshots_are_overwritten(tmp_path: Path) -> None:
+    mine = select()
+    mine.save(tmp_path / "selection.npz")
+    with pytest.raises(ValueError, match=r"holds a selection\.npz of another origin"):
+        select(checkpoint=tmp_path)
+    (tmp_path / "selection.npz").rename(tmp_path / "mine.npz")
+    (tmp_path / "movie.part").write_text("mine")
+    select(checkpoint=tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["fingerprint.json", "mine.npz", "movie.part", "selection.npz"]
+
+
+def test_a_finished_selection_can_be_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = select(checkpoint=tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("sage_torch.snapshots.write_whole", refuse)
+    assert_same(select(checkpoint=tmp_path), first)
+    with pytest.raises(PermissionError, match="read-only"):
+        select(checkpoint=tmp_path / "other")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    def refused() -> None:
+        with pytest.raises(RuntimeError, match="another one is selecting with it"):
+            select(dataset=Meanwhile(-1), checkpoint=tmp_path)
+
+    class Meanwhile(Failing):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            if index == self.place and (tmp_path / "lock").exists():
+                self.place = -1
+                process = in_child(refused)
+                process.join()
+                assert process.exitcode == 0
+            return self.data[index]
+
+    data = Meanwhile(place=77)
+    assert len(select(dataset=data, checkpoint=tmp_path)) == round(0.2 * N)
+    assert data.place == -1
+
+
+def test_a_buffer_is_part_of_the_model(tmp_path: Path) -> None:
     partly(tmp_path)
     model = network()
     model[1].running_mean += 0.1
@@ -257,7 +334,7 @@ def half_done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("half")
 
     class FailingLate:
-        left = 10
+        left = 11
 
         def __call__(self, items: list[Any]) -> list[Tensor]:
             self.left -= 1
@@ -265,7 +342,6 @@ def half_done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
                 raise OSError("gone")
             return collate(items)
 
-    FailingLate.__name__ = "list"
     with pytest.raises(OSError, match="gone"):
         small(folder, collate_fn=FailingLate(), consensus="streaming")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -358,14 +434,21 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_work(tmp_path: Path) ->
     counting = Counting(tmp_path / "read")
     with pytest.raises(OSError, match="file"):
         select(checkpoint=tmp_path / "file" / "folder", collate_fn=counting)
-    assert counting.batches == 0
+    assert counting.batches == 1  # the probe
 
 
-def test_gradients_of_a_broken_example_are_named_after_resuming(tmp_path: Path) -> None:
+def test_segments_after_a_gap_are_read_again(tmp_path: Path) -> None:
     partly(tmp_path)
-    generator = np.random.default_rng(0)
-    for path in tmp_path.glob("shard-*rows*"):
-        if generator.random() < 0.5:
-            path.unlink()  # what is left is read up to the gap, the rest again
-    assert_same(select(checkpoint=tmp_path, collate_fn=collate), select(collate_fn=collate))
-    assert SageError.__mro__[1] is RuntimeError
+    segments = sorted(tmp_path.glob("shard-*rows*"))
+    segments[2].unlink()
+    counting = Counting(tmp_path / "read")
+    assert_same(select(checkpoint=tmp_path, collate_fn=counting), select(collate_fn=collate))
+    assert counting.batches == 1 + BATCHES - 2
+
+
+def test_a_broken_example_of_the_probe_is_named(tmp_path: Path) -> None:
+    broken = digits()
+    broken.tensors[0][N // 2] = float("nan")  # one of the 16 that say which data set it is
+    with pytest.raises(SageError, match=f"example {N // 2} of the data set") as caught:
+        select(dataset=broken, checkpoint=tmp_path)
+    assert caught.value.index == N // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import tempfile
 import types
@@ -147,7 +148,9 @@ def found() -> Found:
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(work, (folder,), nprocs=RANKS)
+            # Both ranks fork from a server that has imported once what takes long.
+            multiprocessing.set_forkserver_preload(["torch._dynamo", "sage_torch"])
+            mp.start_processes(work, (folder,), nprocs=RANKS, start_method="forkserver")
             paths = [Path(folder, f"{rank}.pt") for rank in range(RANKS)]
             return [torch.load(path, weights_only=False) for path in paths]
     finally:

@@ -113,6 +113,30 @@ def test_ranks_must_agree_on_what_to_select(together: list[dict[str, Any]]) -> N
         assert "other options (k=" in found["other keep"]
 
 
+def test_what_one_rank_refuses_all_refuse(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        assert "rank 1 has no checkpoint folder, compared with rank 0" in found["other folder"]
+    assert "expected to keep at most" in together[0]["too many"]
+    for found in together[1:]:
+        assert "rank 0: ValueError: expected to keep at most" in found["too many"]
+
+
+def test_fewer_examples_than_shards(together: list[dict[str, Any]]) -> None:
+    for found in together:
+        assert np.array_equal(found["few"], together[0]["few"])
+        assert len(found["few"]) == 2
+
+
+def test_ranks_that_share_a_folder(together: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    first, _ = together[0]["finished"]
+    assert first.settings["fingerprint"]
+    for found in together:
+        selection, files = found["finished"]
+        assert files == ["fingerprint.json", "selection.npz"]
+        assert selection.to_bytes() == first.to_bytes()
+    assert np.array_equal(first.labels, alone["herding"][3])
+
+
 def test_one_rank_may_select_alone(together: list[dict[str, Any]]) -> None:
     assert len(together[0]["alone"]) == round(KEEP * len(images()))
     assert all("alone" not in found for found in together[1:])
@@ -177,8 +201,8 @@ def test_the_tree_is_the_same_whoever_holds_the_shards(count: int, size: int) ->
     assert (shards[0].start, shards[-1].stop) == (0, 100)
     box: dict[tuple[int, int], list[list[str]]] = defaultdict(list)  # what was sent, in order
 
-    def merge(first: list[str], second: list[str]) -> None:
-        first[:] = [f"({''.join(first)} {''.join(second)})"]
+    def merge(first: list[str], second: list[str]) -> list[str]:
+        return [f"({''.join(first)} {''.join(second)})"]
 
     trees: list[MergeTree[list[str]]] = []
     owned: list[int] = []

@@ -311,3 +311,27 @@ def test_each_selection_has_a_checkpoint_of_its_own(
     resumed = make(blobs, checkpoint=tmp_path, warmup_epochs=1, refresh_every=2)
     resumed.set_epoch(4)
     assert np.array_equal(resumed.select().scores, by_hand[1].scores)
+
+
+def test_training_again_makes_another_selection_of_the_epoch(
+    make: Callable[..., SageSampler], blobs: TensorDataset, tmp_path: Path, network: nn.Module
+) -> None:
+    mine = tmp_path / "epoch-0"
+    mine.mkdir()
+    (mine / "model.pt").write_text("the user's")
+    first = make(blobs, checkpoint=tmp_path, refresh_every=1)
+    list(first)
+    with torch.no_grad():  # trained again from an earlier state, and rounded otherwise
+        network[0].weight += 1e-4  # type: ignore[index, operator]
+    again = make(blobs, checkpoint=tmp_path, refresh_every=1)
+    with pytest.warns(UserWarning, match="selecting anew: .*another model"):
+        list(again)
+    assert again.selection is not None
+    with pytest.raises(ValueError, match="other options"):  # that is no matter of training
+        list(make(blobs, checkpoint=tmp_path, sketch_size=3))
+    list(again)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [
+        "epoch-0",
+        "sage-epoch-00000001",
+    ]
+    assert (mine / "model.pt").exists()

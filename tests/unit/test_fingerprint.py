@@ -11,12 +11,13 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from sage_torch.archive import pack, unpack
-from sage_torch.fingerprint import difference, fingerprint, short
+from sage_torch.fingerprint import difference, fingerprint, probed, same_contents, short
 from sage_torch.options import Options
 
 
 def of(model: nn.Module, data: Any, **options: Any) -> dict[str, Any]:
-    return fingerprint(model, data, Options(keep=0.5, **options), k=2, shards=1)
+    items = [data[i] for i in probed(len(data))]
+    return fingerprint(model, data, Options(keep=0.5, **options), items, None, k=2, shards=1)
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def test_each_part_counts(model: nn.Module) -> None:
     )
     model[1].num_batches_tracked += 1
     assert difference(of(model, data()), first) == "another model"
-    assert str(difference({}, first)).startswith("another model and another data set and other ver")
+    assert str(difference({}, first)).startswith("another model and another data set and other opt")
+    assert str(difference({}, first)).endswith("and other versions")
 
 
 @dataclass
@@ -100,6 +102,71 @@ def test_items_are_compared_by_content(model: nn.Module, one: Any, other: Any) -
     first = of(model, Items(one))
     assert difference(first, of(model, Items(one))) is None
     assert difference(first, of(model, Items(other))) == "another data set"
+
+
+def rows(*values: float) -> torch.Tensor:
+    return torch.tensor([values, values[::-1]])
+
+
+def test_gradients_are_compared_up_to_rounding(model: nn.Module) -> None:
+    def with_rows(gradients: torch.Tensor | None) -> dict[str, Any]:
+        return fingerprint(model, data(), Options(keep=1), [], gradients, k=1, shards=1)
+
+    first = with_rows(rows(1.0, 2.0, 3.0))
+    assert difference(with_rows(rows(1.0, 2.0, 3.001)), first) is None
+    assert short(with_rows(rows(1.0, 2.0, 3.001))) == short(first)
+    others = [rows(1.0, 2.0, -3.0), rows(1.0, 2.0, 3.3), rows(1.0, 2.0), rows(0.0, 0.0, 0.0), None]
+    for other in others:
+        for pair in ((with_rows(other), first), (first, with_rows(other))):
+            assert str(difference(*pair)).startswith("other gradients (another loss")
+    for damaged in (None, [], "x", [[3.0]], [[3.0], None, None], [[3.0], ["a", 1.0], [1.0, 2.0]]):
+        assert difference(first | {"gradients": damaged}, first) is not None
+
+
+def test_the_model_is_its_modules_and_what_they_hold() -> None:
+    def of_model(model: nn.Module) -> Any:
+        return of(model, data())["model"]
+
+    class WithTable(nn.Linear):
+        def __init__(self, value: float) -> None:
+            super().__init__(3, 2)
+            nn.init.ones_(self.weight)
+            nn.init.ones_(self.bias)
+            self.register_buffer("table", torch.tensor([value]), persistent=False)
+
+    assert of_model(WithTable(1.0)) == of_model(WithTable(1.0)) != of_model(WithTable(2.0))
+    frozen = WithTable(1.0).requires_grad_(False)
+    assert of_model(frozen) != of_model(WithTable(1.0))
+    one, other = (nn.Sequential(WithTable(1.0), kind()) for kind in (nn.ReLU, nn.Tanh))
+    assert of_model(one) != of_model(other)
+    sparse = nn.Module()
+    sparse.register_buffer("laplacian", torch.eye(3).to_sparse())
+    other_sparse = nn.Module()
+    other_sparse.register_buffer("laplacian", 2 * torch.eye(3).to_sparse())
+    assert of_model(sparse) != of_model(other_sparse)
+    assert of_model(nn.Linear(3, 2, device="meta")) == of_model(nn.Linear(3, 2, device="meta"))
+
+
+def test_labels_count_wherever_they_are(model: nn.Module) -> None:
+    inputs, labels = torch.zeros(64, 3), torch.arange(64) % 2
+    changed = labels.clone()
+    changed[13] = 1 - changed[13]  # not probed
+    assert 13 not in probed(64)
+    plain = [TensorDataset(inputs, values) for values in (labels, changed)]
+    subsets = [torch.utils.data.Subset(each, range(64)) for each in plain]
+    ours = []
+    for values in (labels, changed):
+        items = Items((inputs[0], 0))
+        items.targets = values.tolist()
+        ours.append(items)
+    others = [torch.utils.data.Subset(plain[0], range(start, start + 32)) for start in (0, 1)]
+    for one, other in (plain, subsets, ours, others):
+        assert difference(of(model, other), of(model, one)) == "another data set"
+
+
+def test_two_readings_are_compared() -> None:
+    assert same_contents([torch.ones(2), "a"], [torch.ones(2), "a"])
+    assert not same_contents([torch.ones(2)], [torch.zeros(2)])
 
 
 def test_an_object_of_no_known_kind_is_its_type(model: nn.Module) -> None:
