@@ -42,6 +42,9 @@ bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/compression.py # with SAGE_TORCH_DATA on the papers' data
 	$(BIN)/python benchmarks/gate_power.py
+	$(BIN)/python benchmarks/drift.py # with SAGE_TORCH_DATA on Fashion-MNIST, too, as are
+	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/shards.py --data fashion-mnist # which needs it
 	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA, as does
 	$(BIN)/python benchmarks/quality.py # hours; goes on where it stopped
 	$(BIN)/python benchmarks/results.py
