@@ -12,8 +12,8 @@ TEXT = """\
 `python benchmarks/shards.py --data {data} --data-root DIR`: {examples:,} examples, {network}, keep
 {keep}; {cpu}, one thread a process, medians of {runs} interleaved rounds. *Differ*: of {kept:,}
 indices, how many are not those of one process with 8 shards. Ratios of seconds are to one process
-with 8 shards; it has two cores, which ranks share. One shard and eight keep other examples, because
-herding answers the slightest change of a sketch with another choice, though not a worse one (below).
+with 8 shards; it has two cores, which ranks share. One shard and eight keep other examples:
+herding answers the slightest change of a sketch with another choice, not a worse one (below).
 
 | | differ | seconds | ratio |
 |---|---|---|---|"""
