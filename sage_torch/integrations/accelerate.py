@@ -25,9 +25,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_torch.holders import chain
 from sage_torch.integrations import state_at
 from sage_torch.sampler import SageSampler
+from sage_torch.sampler.holders import chain
 
 try:
     from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard

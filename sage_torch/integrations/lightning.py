@@ -36,9 +36,9 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
-from sage_torch.holders import chain
 from sage_torch.integrations import state_at
 from sage_torch.sampler import SageSampler
+from sage_torch.sampler.holders import chain
 
 try:
     import lightning.pytorch as pl

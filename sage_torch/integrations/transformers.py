@@ -41,9 +41,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sage_torch.holders import chain
 from sage_torch.integrations import state_at
 from sage_torch.sampler import SageSampler
+from sage_torch.sampler.holders import chain
 
 try:
     from transformers import Trainer, TrainerCallback

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sage_torch import SageSampler
-from sage_torch.epoch_iterator import as_tensor, from_tensor
+from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
 
 State = dict[str, Any]
 

@@ -21,7 +21,13 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from sage_torch.holders import Splitter, chain, check_lengths, check_not_dispatched, splitter_of
+from sage_torch.sampler.holders import (
+    Splitter,
+    chain,
+    check_lengths,
+    check_not_dispatched,
+    splitter_of,
+)
 
 
 class Numbers(Sampler[int]):
@@ -194,7 +200,7 @@ def test_loops_of_samplers_end(blobs: TensorDataset) -> None:
 
 def test_importing_imports_no_framework() -> None:
     code = (
-        "import sys, sage_torch, sage_torch.holders\n"
+        "import sys, sage_torch, sage_torch.sampler.holders\n"
         "frameworks = {'lightning', 'pytorch_lightning', 'accelerate', 'transformers'}\n"
         "print(sorted((frameworks | {'torchdata'}) & set(sys.modules)))"
     )

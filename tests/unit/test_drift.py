@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sage_torch import SageError, SageSampler
-from sage_torch.drift import DriftWatch, Reading, read_probe
 from sage_torch.options import Options
+from sage_torch.sampler.drift import DriftWatch, Reading, read_probe
 
 OPTIONS = Options(keep=0.5, progress=False)
 

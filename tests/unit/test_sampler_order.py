@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sage_torch.epoch_order import EpochOrder, Split
+from sage_torch.sampler.epoch_order import EpochOrder, Split
 
 
 def make(kept: NDArray[np.int64] | None = None, **options: Any) -> EpochOrder:

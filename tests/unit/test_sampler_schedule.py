@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sage_torch.schedule import Schedule
+from sage_torch.sampler.schedule import Schedule
 
 
 def selected_at(schedule: Schedule, epochs: list[int]) -> list[int]:

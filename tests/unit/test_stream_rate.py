@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sage_torch.stream_rate import RateKeeper
+from sage_torch.stream.rate import RateKeeper
 
 TOTAL, BATCH = 100_000, 250
 Batches = Callable[[np.random.Generator, int], tuple[NDArray[np.float32], NDArray[np.int32]]]

@@ -12,15 +12,21 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
-from sage_torch.binding import Binding
 from sage_torch.distributed import ranks
 from sage_torch.draws import whole_number
-from sage_torch.drift import DriftWatch
-from sage_torch.epoch_iterator import EpochIterator, Place, Running, check_same, load_generator
-from sage_torch.epoch_order import EpochOrder, Split
 from sage_torch.options import Options, SelectionOptions, budget, count_both, count_examples
-from sage_torch.refresh import Refresher
-from sage_torch.schedule import Length, Refresh, Schedule
+from sage_torch.sampler.binding import Binding
+from sage_torch.sampler.drift import DriftWatch
+from sage_torch.sampler.epoch_iterator import (
+    EpochIterator,
+    Place,
+    Running,
+    check_same,
+    load_generator,
+)
+from sage_torch.sampler.epoch_order import EpochOrder, Split
+from sage_torch.sampler.refresh import Refresher
+from sage_torch.sampler.schedule import Length, Refresh, Schedule
 from sage_torch.selection import Selection
 
 _HIGHEST = 2**63 - 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sage_torch.draws import whole_number
-from sage_torch.epoch_order import EpochOrder
+from sage_torch.sampler.epoch_order import EpochOrder
 from sage_torch.selection import Selection
 
 _CHUNK = 8_192

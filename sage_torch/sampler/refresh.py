@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from sage_torch.binding import Source
 from sage_torch.distributed import Ranks, ranks
 from sage_torch.draws import whole_number
-from sage_torch.drift import DriftWatch, Reading, read_probe
-from sage_torch.epoch_iterator import as_tensor, from_tensor
 from sage_torch.options import Options, SelectionOptions, budget, count_examples
-from sage_torch.schedule import Schedule
+from sage_torch.sampler.binding import Source
+from sage_torch.sampler.drift import DriftWatch, Reading, read_probe
+from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
+from sage_torch.sampler.schedule import Schedule
 from sage_torch.select import select_subset
 from sage_torch.selection import Selection
 from sage_torch.snapshots import OtherSnapshotsError

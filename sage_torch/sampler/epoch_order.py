@@ -73,7 +73,7 @@ class EpochOrder:
 
     Example:
         >>> import numpy as np
-        >>> from sage_torch.epoch_order import EpochOrder, Split
+        >>> from sage_torch.sampler.epoch_order import EpochOrder, Split
         >>> kept = np.array([2, 3, 5])
         >>> order = EpochOrder(
         ...     kept, size=3, length=5, seed=0, epoch=0, shuffle=False, split=Split(2, 1)

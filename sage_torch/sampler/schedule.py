@@ -19,7 +19,7 @@ class Schedule:
     Attributes:
         warmup_epochs: So many epochs from 0 on are all examples.
         refresh_every: Epochs from one selection to the next, a callable that says so of an epoch,
-            `"drift"` (asked of the model, see `sage_torch.drift`), or None to select once.
+            `"drift"` (asked of the model, see `sage_torch.sampler.drift`), or None to select once.
         length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: N, by repetition.
 
     Raises:
@@ -27,7 +27,7 @@ class Schedule:
         ValueError: It is out of range.
 
     Example:
-        >>> from sage_torch.schedule import Schedule
+        >>> from sage_torch.sampler.schedule import Schedule
         >>> schedule = Schedule(warmup_epochs=1, refresh_every=3)
         >>> [epoch for epoch in range(8) if schedule.is_due(epoch, since=epoch - 1)]
         [1, 4, 7]

@@ -9,9 +9,15 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sage_torch.epoch_order import Split
-from sage_torch.holders import Splitter, chain, check_lengths, check_not_dispatched, splitter_of
 from sage_torch.options import Collate, count_examples
+from sage_torch.sampler.epoch_order import Split
+from sage_torch.sampler.holders import (
+    Splitter,
+    chain,
+    check_lengths,
+    check_not_dispatched,
+    splitter_of,
+)
 
 Loaders = list[DataLoader[Any]]
 Source = tuple[Dataset[Any], Collate | None]  # a data set, and how its loader makes batches

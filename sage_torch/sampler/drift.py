@@ -202,7 +202,7 @@ def read_probe(
     Example:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
-        >>> from sage_torch.drift import read_probe
+        >>> from sage_torch.sampler.drift import read_probe
         >>> from sage_torch.options import Options
         >>> data = TensorDataset(torch.randn(80, 5), torch.arange(80) % 3)
         >>> model = torch.nn.Linear(5, 3)
