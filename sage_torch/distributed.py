@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,9 @@ from sage_torch._core import SageError
 _T = TypeVar("_T")
 # Ranks wait for each other's passes. One that has died is noticed at once, by its connection.
 _PATIENCE = timedelta(days=1)
-_side_groups: dict[int, tuple[Any, Any]] = {}  # by id of the default group: that group, and ours
+# Our group beside each default group. Weakly, or a group that has been destroyed would live on
+# here until the interpreter ends, when gloo aborts the process now and then.
+_side_groups: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Ranks:
     rank: int = 0
     size: int = 1
     _world: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_group(self) -> bool:
+        """Whether there is a process group, be it of one."""
+        return self._world is not None
 
     def gather(self, value: _T) -> list[_T]:
         """Return every rank's value, by rank, on every rank.
@@ -127,12 +135,12 @@ class Ranks:
 
     def _group(self) -> Any:
         # Made by the first call, which all ranks make together; not by asking for rank or size.
-        known = _side_groups.get(id(self._world))
-        if known is None or known[0] is not self._world:
-            known = (self._world, dist.new_group(backend="gloo", timeout=_PATIENCE))
-            _side_groups.clear()  # of a process group that has been destroyed
-            _side_groups[id(self._world)] = known
-        return known[1]
+        known = _side_groups.get(self._world)
+        group = None if known is None else known()
+        if group is None:
+            group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            _side_groups[self._world] = ref(group)
+        return group
 
 
 def ranks(distributed: bool = True) -> Ranks:

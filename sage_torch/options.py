@@ -179,15 +179,31 @@ class Options:
             self._check_streamed_weights()
         return is_streaming
 
-    def number_of_shards(self, total: int, *, ranks: int) -> int:
-        """Return the number of shards of `total` examples where `ranks` processes select."""
+    def number_of_shards(self, total: int, *, is_group: bool) -> int:
+        """Return the number of shards of `total` examples, alone or in a process group."""
         if self.shards is not None:
             return int(self.shards)
-        return min(8, total) if ranks > 1 else 1
+        return min(8, total) if is_group else 1
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+def checked(options: SelectionOptions, *, keep: float, seed: int) -> Options:
+    """Return the options of a selection.
+
+    Raises:
+        TypeError: One is unknown, or of a wrong kind.
+        ValueError: One is out of range, or does not go with another.
+    """
+    unknown = set(options) - set(SelectionOptions.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"unknown option {', '.join(map(repr, sorted(unknown)))}; expected some of "
+            f"{', '.join(sorted(SelectionOptions.__annotations__))}"
+        )
+    return Options(keep=keep, seed=seed, **options)
 
 
 def budget(keep: float, total: int) -> int:

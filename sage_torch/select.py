@@ -139,7 +139,7 @@ def select_subset(
         progress: Whether to show a progress bar on a pass that takes over two seconds.
         shards: Contiguous parts that the data set is cut into, sketched apart and merged in a fixed
             tree; on a stream herding covers each by itself, too. The subset depends on their number
-            and not on who shares them. None: 8 among several ranks (N, if fewer), else 1.
+            and not on who shares them. None: 8 in a process group (N, if fewer), else 1.
         distributed: Whether the ranks of torch.distributed's default process group share the
             shards. All must call this together then, with one model; all get the same selection,
             and all raise when one fails (within a day, when one hangs). Buffers are rank 0's
@@ -233,14 +233,14 @@ def _checked(model: nn.Module, dataset: Dataset[Any], **options: Any) -> Options
     checked.is_streaming(total)
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-    cut(total, checked.number_of_shards(total, ranks=1))
+    cut(total, checked.number_of_shards(total, is_group=False))
     return checked
 
 
 def _select(model: nn.Module, dataset: Dataset[Any], options: Options, ranks: Ranks) -> Selection:
     total = count_examples(dataset)
     k = budget(options.keep, total)
-    shards = cut(total, options.number_of_shards(total, ranks=ranks.size))
+    shards = cut(total, options.number_of_shards(total, is_group=ranks.is_group))
     task = ranks.together(lambda: new_task(model, dataset, options, shards, ranks))
     task, finished = identified(task, model, dataset, k)
     if finished is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import typer
-
-from sage_torch import SageError
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -28,7 +27,7 @@ def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, TypeError, ImportError, SageError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, AssertionError) as error:
         if with_traceback:
             typer.echo(traceback.format_exc(), err=True)
         last = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -37,6 +36,22 @@ def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
         words = " ".join(str(error).split()) or type(error).__name__
         typer.echo(f"error: {words}{hint}", err=True)
         raise typer.Exit(1) from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before work starts, a file that could not be written when it is done.
+
+    Raises:
+        ValueError: It is a folder, or its folder does not exist or takes no files.
+    """
+    folder = path.parent
+    if path.is_dir() or not path.name:
+        raise ValueError(f"expected a file to write, got the folder {os.fspath(path)!r}")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"expected a folder to write {path.name!r} in, but there is no {os.fspath(folder)!r} "
+            "that takes files; make it first"
+        )
 
 
 def need(extra: str, /, **packages: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sage_torch.command.failures import need, one_line
+from sage_torch.command.failures import check_writable, need, one_line
 from sage_torch.command.objects import make_dataset
 from sage_torch.selection import Selection
 
@@ -36,5 +37,11 @@ def report(
         loaded = Selection.load(selection)
         data = None if dataset is None else make_dataset(dataset)
         page = selection.with_suffix(".html") if out is None else out
+        check_writable(page)
+        if page.resolve() == selection.resolve():
+            raise ValueError(
+                f"expected another file for the page than the selection's, got {os.fspath(page)!r} "
+                "for both; pass --out"
+            )
         write_report(loaded, page, data)
     typer.echo(f"report  {page}")

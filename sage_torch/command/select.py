@@ -14,7 +14,7 @@ import torch.distributed
 import typer
 from rich.console import Console
 
-from sage_torch.command.failures import one_line
+from sage_torch.command.failures import check_writable, one_line
 from sage_torch.command.objects import make_dataset, make_model, named
 from sage_torch.command.summary import summary
 from sage_torch.command.values import read_configuration, scalar, word
@@ -134,6 +134,7 @@ def select(
     with one_line(with_traceback=traceback), _process_group():
         options = {name: value for name, value in given.items() if name not in _OWN}
         _check(options)
+        check_writable(Path(out))
         torch.manual_seed(options.get("seed", 0))  # also for what modules make when imported
         options |= {name: _object(name, value) for name, value in options.items()}
         made = make_model(model, None if weights_file is None else Path(weights_file), device)

@@ -59,4 +59,4 @@ def write_report(
         True
     """
     text = page(selection, dataset, class_names=class_names)
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="replace"))  # half a character shows as "?"

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sage_torch.options import Collate, count_examples
 from sage_torch.sampler.epoch_order import Split
 from sage_torch.sampler.holders import (
-    Splitter,
     chain,
     check_lengths,
     check_not_dispatched,
@@ -104,11 +103,30 @@ class Binding:
 
         return ask_loaders(sampler, begin)
 
-    def splitter(self, sampler: Sampler[int]) -> Splitter | None:
-        """Return who splits what the sampler yields, where nobody told the sampler to."""
-        if self._split is not None or _world_size() == 1:
-            return None
-        return ask_loaders(sampler, splitter_of)
+    def steps(
+        self, sampler: Sampler[int], indices: int, batch_size: int, *, drop_last: bool
+    ) -> int:
+        """Return how many batches this rank gets of an epoch of so many indices, over all ranks.
+
+        Args:
+            sampler: The sampler.
+            indices: Before any split.
+            batch_size: On one rank.
+            drop_last: Of the loader.
+
+        Raises:
+            RuntimeError: As `split`.
+        """
+        splitter = None
+        if self._split is None and _world_size() > 1:
+            splitter = ask_loaders(sampler, splitter_of)
+        if splitter is None:
+            indices = self.split(sampler).share(indices)
+        elif drop_last and splitter.name == "Accelerate":
+            batch_size *= splitter.num_replicas  # it gives each rank whole batches
+        else:
+            indices = Split(splitter.num_replicas).share(indices)
+        return indices // batch_size if drop_last else -(-indices // batch_size)
 
     def check_readers(self, sampler: Sampler[int]) -> None:
         """Refuse holders that read on one process for all.
@@ -193,8 +211,9 @@ def source_of(loaders: Loaders) -> Source:
     if not loaders:
         raise RuntimeError(
             "expected a DataLoader that holds this sampler, found none alive: make one, loader = "
-            "DataLoader(dataset, sampler=sampler), and keep it in a variable while you iterate; or "
-            "pass SageSampler(model, dataset, keep=...)"
+            "DataLoader(dataset, sampler=sampler), and keep it in a variable while you iterate "
+            "(gc.freeze() hides what was made before it); or pass SageSampler(model, dataset, "
+            "keep=...)"
         )
     first = loaders[0]
     if any(

@@ -139,6 +139,13 @@ class Epochs(Protocol):
         """The current selection."""
         ...
 
+    @property
+    def _named(self) -> int | None: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the coming epoch."""
+        ...
+
     def _begin(self, place: Place | None, *, is_loaded: bool) -> Running: ...
 
     def _end(self, epoch: int) -> None: ...
@@ -212,6 +219,11 @@ class EpochIterator(Iterator[int]):
                 f"order, got {type(state_dict).__name__}"
             )
         place = None if state_dict["epoch"] is None else Place.from_state(state_dict)
+        named = self._epochs._named
+        if place is not None and named is not None and named != place.epoch:
+            # `StatefulDataLoader` restores when it is iterated: after the caller has named another.
+            place = None
+            self._epochs.set_epoch(named)
         self._loaded, self._is_loaded = place, True
         self._running, self._chunk, self._is_over = None, iter(()), False
         if place is not None and place.is_end:

@@ -6,6 +6,7 @@ import copy
 import re
 import shutil
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ class Refresher:
             RuntimeError: The selection is of another data set.
             TypeError, ValueError, SageError: As `select_subset`; the last selection stays.
         """
-        if self.selection is None or self._schedule.is_due(epoch, self._since):
+        is_due = self.selection is None or self._schedule.is_due(epoch, self._since)
+        if callable(self._schedule.refresh_every):  # one rank's opinion, maybe
+            is_due = self._ranks().broadcast(is_due)
+        if is_due or self.selection is None:
             return self.select(epoch, source)
         self.check(self.selection, source)
         if self._schedule.follows_drift and self.watch.has_moved(
@@ -119,6 +123,17 @@ class Refresher:
             self._remove([old for old in ours if old.name < folder.name])
         self.selection, self._since = selection, epoch
         return selection
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state must have been made with."""
+        is_count = isinstance(self._keep, Integral)
+        return {
+            "seed": int(self._seed),
+            "keep": int(self._keep) if is_count else float(self._keep),
+            "rule": self._options.get("rule", Options.rule),
+            "draw": self._options.get("draw", Options.draw),
+            "drift_probe": self.watch.size if self._schedule.follows_drift else None,
+        }
 
     def as_state(self) -> dict[str, Any]:
         """Return numbers and tensors."""

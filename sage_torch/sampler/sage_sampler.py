@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from typing_extensions import Unpack
 
 from sage_torch.distributed import ranks
 from sage_torch.draws import whole_number
-from sage_torch.options import Options, SelectionOptions, budget, count_both, count_examples
+from sage_torch.options import SelectionOptions, budget, checked, count_both, count_examples
 from sage_torch.sampler.binding import Binding
 from sage_torch.sampler.drift import DriftWatch
 from sage_torch.sampler.epoch_iterator import (
@@ -44,6 +43,9 @@ class SageSampler(Sampler[int]):
     warm-up selects, on the model as it is then: the one being trained, so that training goes on
     where it was. `refresh_every` does it again on time, `select()` by hand. A failed or interrupted
     selection leaves the last good one in place.
+
+    An epoch ends when its last index is yielded. One that is broken off begins anew, in the same
+    order: where epochs are left early, name them with `set_epoch`.
 
     Without `dataset` the sampler belongs to the live `DataLoader` that holds it and takes that
     loader's data set and collate function.
@@ -126,36 +128,31 @@ class SageSampler(Sampler[int]):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-        unknown = set(options) - set(SelectionOptions.__annotations__)
-        if unknown:
-            raise TypeError(
-                f"unknown option {', '.join(map(repr, sorted(unknown)))}; expected some of "
-                f"{', '.join(sorted(SelectionOptions.__annotations__))}"
-            )
-        checked = Options(keep=keep, seed=seed, **options)  # now, long before the first epoch
+        asked = checked(options, keep=keep, seed=seed)  # now, long before the first epoch
         self._schedule = Schedule(warmup_epochs, refresh_every, length)
-        if self._schedule.follows_drift and checked.rule == "random":
+        if self._schedule.follows_drift and asked.rule == "random":
             raise ValueError(
                 'expected a rule that scores with refresh_every="drift", got rule="random"'
             )
         if dataset is not None:
-            total = count_both(dataset, checked.score_dataset)
+            total = count_both(dataset, asked.score_dataset)
             budget(keep, total)
-            checked.is_streaming(total)  # refuses what the first epoch would
+            asked.is_streaming(total)  # refuses what the first epoch would
         if generator is not None:
             if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
                 raise TypeError(f"expected generator to be a CPU torch.Generator, got {generator}")
             self.generator = generator
         self.keep = keep
         self.shuffle = shuffle
-        self.seed = checked.seed
+        self.seed = asked.seed
         self.epoch = 0
         split = Split.given(num_replicas, rank, drop_last)
         self._binding = Binding(dataset, split, drop_last=drop_last)
         watch = DriftWatch(drift_threshold, drift_probe)
         self._refresher = Refresher(model, keep, self.seed, self._schedule, watch, options)
-        self._is_distributed = checked.distributed
+        self._is_distributed = asked.distributed
         self._epoch_is_set = False
+        self._named: int | None = None  # by the caller, and not begun
         self._running: Running | None = None  # the epoch last begun
         self._resumed: Place | None = None  # where the next iterator begins, from a loaded state
 
@@ -233,13 +230,17 @@ class SageSampler(Sampler[int]):
         """
         epoch = whole_number("epoch", epoch)
         self._binding.check_readers(self)
-        self.epoch = epoch
+        self.epoch = self._named = epoch
         self._epoch_is_set = True
         if self._resumed is not None and self._resumed.epoch != epoch:
             self._resumed = None
 
     def __len__(self) -> int:
-        """Return the number of this rank's indices in the coming epoch; the model is not run."""
+        """Return the number of this rank's indices in the coming epoch; the model is not run.
+
+        The last index yielded ends an epoch. Inside the loop over a loader that has read so far
+        (with workers, batches ago), it is therefore that of the next one: ask before the loop.
+        """
         return self._binding.split(self).share(self._length(self.epoch, self._total()))
 
     def steps_per_epoch(self, epoch: int, batch_size: int, *, drop_last: bool = False) -> int:
@@ -256,20 +257,10 @@ class SageSampler(Sampler[int]):
         """
         batch_size = whole_number("batch_size", batch_size, least=1)
         indices = self._length(whole_number("epoch", epoch), self._total())
-        splitter = self._binding.splitter(self)
-        if splitter is None:
-            indices = self._binding.split(self).share(indices)
-        elif drop_last:
-            batch_size *= splitter.num_replicas  # it gives each rank whole batches
-        else:
-            indices = Split(splitter.num_replicas).share(indices)
-        return indices // batch_size if drop_last else -(-indices // batch_size)
+        return self._binding.steps(self, indices, batch_size, drop_last=drop_last)
 
     def total_steps(self, epochs: int, batch_size: int, *, drop_last: bool = False) -> int:
-        """Return how many batches this rank gets in the first `epochs` epochs.
-
-        Arguments and errors are those of `steps_per_epoch`.
-        """
+        """Return how many batches this rank gets in the first `epochs` epochs, as above."""
         epochs = whole_number("epochs", epochs)
         warm_up = min(epochs, self.warmup_epochs)
         parts = ((0, warm_up), (self.warmup_epochs, epochs - warm_up))
@@ -363,7 +354,8 @@ class SageSampler(Sampler[int]):
             split=split,
         )
         position = 0 if resumed is None else resumed.position_in(order)
-        self._running, self._resumed = Running(order, selection, position), None
+        self._running = Running(order, selection, position)
+        self._resumed = self._named = None
         return self._running
 
     def _end(self, epoch: int) -> None:
@@ -396,11 +388,11 @@ class SageSampler(Sampler[int]):
         return self._schedule.indices_in(epoch, budget(self.keep, total), total)
 
     def _identity(self) -> dict[str, Any]:
-        is_count = isinstance(self.keep, Integral)
         return {
-            "seed": int(self.seed),
-            "keep": int(self.keep) if is_count else float(self.keep),
             "shuffle": bool(self.shuffle),
             "length": self.length,
+            "warmup_epochs": self.warmup_epochs,
+            "generator": hasattr(self, "generator"),
             "examples": self._binding.known_total,
+            **self._refresher.identity(),
         }

@@ -78,6 +78,7 @@ class OnlineScores:
             if sketch is None:
                 sketch = self._new_sketch(rows.shape[1])
             rows = rows.to(sketch.device)
+            _refuse_if_not_finite(rows)  # before anything is forgotten for them
             if sketch.rows_seen:
                 sketch.forget(self._weight_after(len(rows)))
             sketch.update(rows, class_ids)
@@ -121,8 +122,15 @@ class OnlineScores:
             sketch = self._new_sketch(state["dim"])
             sketch.load_state_dict(state["sketch"])
         classes, counts = dict(state["classes"]), list(state["counts"])
-        if list(classes.values()) != list(range(len(classes))) or len(counts) < len(classes):
+        numbered = list(classes.values()) == list(range(len(classes)))
+        if not numbered or not all(type(label) is int for label in classes):
             raise ValueError(f"expected classes numbered as they came, got {classes}")
+        if len(counts) < len(classes) or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError(f"expected a count of at least 0 for each class, got {counts}")
+        if state["has_labels"] not in (None, True, False):
+            raise ValueError(
+                f"expected has_labels True, False or None, got {state['has_labels']!r}"
+            )
         self._sketch, self._classes, self._counts = sketch, classes, counts
         self._has_labels = state["has_labels"]
 
@@ -226,6 +234,14 @@ def _naming_the_example(first: int) -> Iterator[None]:
         named = type(error)(f"example {first + row} of the stream: {error}")
         named.row, named.index = row, first + row  # type: ignore[union-attr]
         raise named from error
+
+
+def _refuse_if_not_finite(rows: Tensor) -> None:
+    bad = (~rows.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        error = _core.SageError("its gradient has a NaN or an infinite entry")
+        error.row = int(bad[0])
+        raise error
 
 
 def _unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -268,11 +268,22 @@ def refused(words: str, *arguments: str) -> None:
         (("--dataset", "training:broken"), "broken within (--traceback shows where)"),
         (("--weights-file", "missing.pt"), "No such file"),
         (("--config", "missing.yaml"), "No such file"),
-        (("--out", "missing/subset.npz"), "No such file"),
+        (("--out", "missing/subset.npz"), "there is no 'missing' that takes files; make it first"),
+        (("--out", "."), "expected a file to write, got the folder '.'"),
+        (("--device", "quantum"), "(--traceback shows where)"),
     ],
 )
 def test_a_wrong_wish_is_one_line(arguments: tuple[str, ...], words: str) -> None:
     refused(words, *BASE, "--out", "subset.npz", *arguments)
+
+
+def test_a_page_is_not_written_over_its_selection(tmp_path: Path) -> None:
+    assert run(*BASE, "--out", "subset.html").exit_code == 0
+    before = Path("subset.html").read_bytes()
+    done = CliRunner().invoke(application, ["report", "subset.html"])
+    assert done.exit_code == 1
+    assert "expected another file for the page" in done.output
+    assert Path("subset.html").read_bytes() == before
 
 
 @pytest.mark.parametrize(

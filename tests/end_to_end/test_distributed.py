@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from distributed_job import CASES, KEEP, SHARDS, images, network, selections
+from torch.utils.data import TensorDataset
 
 import sage_torch
 from sage_torch import SageError, select_subset
@@ -49,18 +55,25 @@ def torchrun(
     return found, ended
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As the ranks have: with more, a model rounds otherwise, and herding chooses otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    with torch.random.fork_rng():
+    with one_thread():
         data = images()
         model = network(data)
         model.eval()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return selections(data, model)
-        finally:
-            torch.set_num_threads(threads)
+        return selections(data, model)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -173,7 +186,7 @@ def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(tmp_pat
     for of_rank_ in found:  # torchrun may have ended it before it could say so
         assert "lost another rank during a selection" in of_rank_["killed"]
     assert list((tmp_path / "snapshots").glob("shard-*-sketch.npz"))
-    with torch.random.fork_rng():
+    with one_thread():
         data = images()
         model = network(data)
     options: dict[str, Any] = {"shards": SHARDS, "progress": False}
@@ -188,8 +201,10 @@ def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(tmp_pat
             return data[index]
 
     Noting.__qualname__ = "Broken"  # to a fingerprint, the data set of the job
-    ours = select_subset(model, Noting(), KEEP, checkpoint=tmp_path / "snapshots", **options)
-    assert np.array_equal(ours.indices, select_subset(model, data, KEEP, **options).indices)
+    with one_thread():
+        ours = select_subset(model, Noting(), KEEP, checkpoint=tmp_path / "snapshots", **options)
+        expected = select_subset(model, data, KEEP, **options)
+    assert np.array_equal(ours.indices, expected.indices)
     assert len(read) < 2 * len(data) - len(data) // SHARDS  # of pass 1, more than a shard was done
 
 
@@ -226,6 +241,27 @@ def test_the_tree_is_the_same_whoever_holds_the_shards(count: int, size: int) ->
     assert not any(box.values())
     if count == 5:
         assert whole == ["(((0 1) (2 3)) 4)"]
+
+
+def test_a_destroyed_process_group_leaves_nothing(tmp_path: Path) -> None:
+    gone = []
+    for turn in range(2):
+        dist.init_process_group(
+            "gloo", init_method=f"file://{tmp_path}/{turn}", rank=0, world_size=1
+        )
+        try:
+            me = ranks()
+            assert me.is_group
+            first, second = (me._group() for _ in range(2))
+            assert first is second
+            gone += [weakref.ref(first), weakref.ref(dist.group.WORLD)]
+            data = TensorDataset(*images()[:64])
+            assert select_subset(network(images()), data, 8, progress=False).settings["shards"] == 8
+        finally:
+            dist.destroy_process_group()
+        del me, first, second
+        gc.collect()
+        assert [each() for each in gone] == [None] * len(gone)
 
 
 def test_more_shards_than_examples() -> None:

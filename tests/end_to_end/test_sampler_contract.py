@@ -6,7 +6,7 @@ import copy
 import multiprocessing
 import pickle
 import random
-import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,12 +169,21 @@ def test_a_copy_in_the_midst_of_an_epoch(
 def test_memory_of_an_epoch(make: Callable[..., SageSampler]) -> None:
     many = TensorDataset(torch.zeros(3_000_000, 1))
     sampler = make(many, warmup_epochs=1)
-    running = iter(sampler)
-    for _ in range(10):
-        next(running)
-    held = sum(map(sys.getsizeof, vars(running).values()))
-    assert held < 10_000
-    assert len(pickle.dumps(sampler.state_dict())) < 2_000
+    for epoch, most in ((0, 10_000_000), (1, 16_000_000)):  # 8 bytes an index kept
+        sampler = make(many, keep=0.25, warmup_epochs=1, rule="random", class_balanced=False)
+        sampler.set_epoch(epoch)
+        selected = sampler.indices if epoch else None  # what making it needs is not the question
+        tracemalloc.start()
+        try:
+            running = iter(sampler)
+            for _ in range(10):
+                next(running)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < most
+        assert (selected is None) == (epoch == 0)
+    assert len(pickle.dumps(make(many, warmup_epochs=1).state_dict())) < 2_000
 
 
 def test_steps_for_learning_rate_schedules(

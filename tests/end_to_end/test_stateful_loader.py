@@ -165,3 +165,19 @@ def test_callers_that_set_the_epoch(
         loader.load_state_dict(over)
         sampler.set_epoch(2)  # before the loader passes the state on, at its first batch
         assert numbers(loader) == epochs[2]
+        sampler, loader = make(workers, batch_size=batch_size)
+        loader.load_state_dict(middle)
+        sampler.set_epoch(2)  # another than the one that it was in: from its start
+        assert numbers(loader) == epochs[2]
+        assert sampler.epoch == 2
+        # After the last batch, before the loader was asked for one more.
+        sampler, loader = make(workers, batch_size=batch_size)
+        sampler.set_epoch(1)
+        reading = iter(loader)
+        for _ in range(len(loader)):
+            next(reading)
+        at_the_end = saved(loader)
+        sampler, loader = make(workers, batch_size=batch_size)
+        loader.load_state_dict(at_the_end)
+        sampler.set_epoch(2)
+        assert numbers(loader) == epochs[2]

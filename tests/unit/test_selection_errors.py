@@ -91,13 +91,14 @@ def assert_refused(
         with pytest.raises(error, match=message) as caught:
             sampler.select()
     assert sampler.selection is first
+    data.total = N  # whatever it was meanwhile
     assert sorted(sampler) == first.indices.tolist()
     return caught.value
 
 
 def of(data: Pliable, sampler: SageSampler) -> SageSampler:
     """Give the sampler a data set, so that it needs no loader."""
-    return SageSampler(sampler.model, data, keep=sampler.keep, **sampler._options)
+    return SageSampler(sampler.model, data, keep=sampler.keep, **sampler._refresher._options)
 
 
 def marked_loss(model: nn.Module, batch: Any) -> Tensor:
