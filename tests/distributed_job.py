@@ -178,6 +178,14 @@ def main(out: Path, what: str) -> None:
         model[1].running_mean.copy_(statistics)  # as after a step of DDP
         same = select_subset(model, data, KEEP, progress=False, sketch_size=32)
         result["own statistics"] = (same.indices, torch.equal(model[1].running_mean, statistics))
+        sampler = SageSampler(
+            model, data, keep=KEEP, refresh_every=lambda epoch: rank == 0, progress=False
+        )
+        made = []
+        for _ in range(2):  # rank 0 wants another selection, and its word counts
+            list(sampler)
+            made.append(sampler.selection)
+        result["refreshed"] = made[0] is not made[1]
         result["training"] = train(data, network(data))
     path = out / f"{rank}-of-{dist.get_world_size()}.pickle"
     path.write_bytes(pickle.dumps(result))

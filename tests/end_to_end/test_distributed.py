@@ -134,6 +134,10 @@ def test_what_one_rank_refuses_all_refuse(together: list[dict[str, Any]]) -> Non
         assert "rank 0: ValueError: expected to keep at most" in found["too many"]
 
 
+def test_rank_0_says_when_to_refresh(together: list[dict[str, Any]]) -> None:
+    assert all(found["refreshed"] for found in together)
+
+
 def test_fewer_examples_than_shards(together: list[dict[str, Any]]) -> None:
     for found in together:
         assert np.array_equal(found["few"], together[0]["few"])
@@ -256,7 +260,8 @@ def test_a_destroyed_process_group_leaves_nothing(tmp_path: Path) -> None:
             assert first is second
             gone += [weakref.ref(first), weakref.ref(dist.group.WORLD)]
             data = TensorDataset(*images()[:64])
-            assert select_subset(network(images()), data, 8, progress=False).settings["shards"] == 8
+            selection = select_subset(network(images()), data, 20, progress=False)
+            assert selection.settings["shards"] == 8
         finally:
             dist.destroy_process_group()
         del me, first, second
