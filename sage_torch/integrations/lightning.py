@@ -151,6 +151,7 @@ class SageCallback(pl.Callback):
         """Put the sampler where the checkpoint was made; nothing is selected again."""
         state = state_dict["sampler"]
         self.sampler.load_state_dict(state)
+        self.sampler.set_epoch(state["epoch"])  # `setup` has named the first one
         self._epoch, self._position = state["epoch"], state["position"]
         self._is_between = state_dict["is_between_epochs"]
 

@@ -66,7 +66,7 @@ def test_examples_come_from_the_data_set(saved: Selection) -> None:
         (("project.py",), "holds no readable selection"),
         (("subset.npz", "--dataset", "project:none"), "has no attribute 'none'"),
         (("subset.npz", "--dataset", "project:short"), "90 examples, got 10"),
-        (("subset.npz", "--out", "missing/page.html"), "No such file"),
+        (("subset.npz", "--out", "missing/page.html"), "there is no"),
     ],
 )
 def test_a_wrong_wish_is_one_line(arguments: tuple[str, ...], words: str, saved: Selection) -> None:
