@@ -63,7 +63,7 @@ def sketch_pass(task: Task) -> Sketched:
         task.snapshots.follow(sketch)
     order = classes.finish()
     directions = {
-        basis: _unit_rows(
+        basis: unit_rows(
             sketch.class_directions(orthonormal=basis == "orthonormal").cpu().numpy()[order]
         )
         for basis in task.bases
@@ -226,9 +226,10 @@ def label_pass(task: Task) -> ClassBook:
     return classes
 
 
-def _unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return rows at length 1, in float64; a zero row stays zero."""
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    norms[norms == 0] = 1.0  # a zero row stays zero
+    norms[norms == 0] = 1.0
     unit: NDArray[np.float64] = wide / norms
     return unit

@@ -177,7 +177,9 @@ def _identity(
 
 
 @contextmanager
-def naming_the_example(indices: NDArray[np.int64]) -> Iterator[None]:
+def naming_the_example(
+    indices: NDArray[np.int64] | range, *, of: str = "the data set"
+) -> Iterator[None]:
     """Turn the position in a batch that an error names into the example's index."""
     try:
         yield
@@ -185,6 +187,6 @@ def naming_the_example(indices: NDArray[np.int64]) -> Iterator[None]:
         row = getattr(error, "row", None)
         if row is None:
             raise
-        named = type(error)(f"example {indices[row]} of the data set: {error}")
+        named = type(error)(f"example {indices[row]} of {of}: {error}")
         named.row, named.index = row, int(indices[row])  # type: ignore[union-attr]
         raise named from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +16,8 @@ from sage_torch.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options
+from sage_torch.pass_1 import unit_rows
+from sage_torch.task import naming_the_example
 
 # The first of a class stand for nothing but themselves, and would all agree with their consensus.
 _FIRST_OF_CLASS = 16
@@ -71,7 +71,7 @@ class OnlineScores:
             SageError: A loss or gradient is not finite; `index` is the example's place.
             ValueError: Labels are missing, or a batch or a loss has a wrong form.
         """
-        with _naming_the_example(first):
+        with naming_the_example(range(first, 2**62), of="the stream"):
             rows = rows_of(self._computer_for(batch), batch)
             class_ids = self._class_ids(labels, len(rows))
             sketch = self._sketch
@@ -88,7 +88,7 @@ class OnlineScores:
         if sketch.rows_seen < self._warm_up:
             nothing = np.full(len(rows), np.nan, np.float32)
             return nothing, nothing, class_ids
-        directions = _unit_rows(sketch.class_directions(orthonormal=False).cpu().numpy())
+        directions = unit_rows(sketch.class_directions(orthonormal=False).cpu().numpy())
         weighted = sketch.project(rows).cpu().numpy()
         agreement = _core.agreement(weighted, class_ids, directions)
         margins = _core.margin(weighted, class_ids, directions)
@@ -223,30 +223,9 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-@contextmanager
-def _naming_the_example(first: int) -> Iterator[None]:
-    try:
-        yield
-    except (_core.SageError, ValueError) as error:
-        row = getattr(error, "row", None)
-        if row is None:
-            raise
-        named = type(error)(f"example {first + row} of the stream: {error}")
-        named.row, named.index = row, first + row  # type: ignore[union-attr]
-        raise named from error
-
-
 def _refuse_if_not_finite(rows: Tensor) -> None:
     bad = (~rows.isfinite().all(dim=1)).nonzero()
     if len(bad):
         error = _core.SageError("its gradient has a NaN or an infinite entry")
         error.row = int(bad[0])
         raise error
-
-
-def _unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    lengths[lengths == 0] = 1.0  # a zero row stays zero
-    unit: NDArray[np.float64] = wide / lengths
-    return unit
