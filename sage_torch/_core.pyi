@@ -89,7 +89,8 @@ class FrequentDirections:
 
         Args:
             rows: Tensor (n, dim), n >= 1, float32, float64, bfloat16 or float16, on `device`. A
-                graph is ignored; contiguous float32 rows are read in place.
+                graph is ignored. On the CPU contiguous float32, bfloat16 and float16 rows are read
+                in place and widened piece by piece; elsewhere they become float32 first.
             class_ids: int32 (n,), at least 0: only, and always, after `carry_consensus`.
 
         Raises:
@@ -99,8 +100,35 @@ class FrequentDirections:
                 float32.
 
         Cost:
-            About `(4 l + b + 2 l^2 / b) d` multiply-adds a row, an eigenproblem of size l + b every
-            b rows. Waits for the device once per update and shrink on CUDA.
+            About `(4 l + b + 2 l^2 / b) d` operations a row, an eigenproblem of size l + b every b
+            rows. Waits for the device once per update and shrink on CUDA.
+        """
+
+    def update_outer(
+        self,
+        delta: Tensor,
+        hidden: Tensor,
+        class_ids: NDArray[np.int32] | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        """Add the rows `[delta_i ⊗ hidden_i, delta_i]` to the stream; none of them is ever formed.
+
+        Those are the gradients of a linear layer: delta its output's, hidden its input, columns as
+        in `LastLayerGradients`. Waiting rows are kept as factors; if others wait, which are whole,
+        those are shrunk first.
+
+        Args:
+            delta: Tensor (n, C), a floating dtype, on `device`.
+            hidden: Tensor (n, H), with `C (H + 1) == dim` (`C H` without bias).
+            class_ids: As in `update`.
+            bias: Whether the layer has one: whether delta itself follows the products.
+
+        Raises:
+            ValueError, TypeError, SageError: As `update`.
+
+        Cost:
+            As `update`; memory `n (C + H)` numbers for the rows, not `n d`.
         """
 
     def carry_consensus(self, *, orthonormal: bool) -> None:
@@ -174,6 +202,29 @@ class FrequentDirections:
 
         Cost:
             l d multiply-adds a row.
+        """
+
+    def project_outer(
+        self,
+        delta: Tensor,
+        hidden: Tensor,
+        *,
+        basis: Literal["weighted", "orthonormal"] = "weighted",
+        bias: bool = True,
+    ) -> Tensor:
+        """Return sketched gradients of the rows `[delta_i ⊗ hidden_i, delta_i]`, never formed.
+
+        Args:
+            delta: As in `update_outer`.
+            hidden: As there.
+            basis: As in `project`.
+            bias: As in `update_outer`.
+
+        Returns:
+            Tensor (n, sketch_size) float32 on `device`.
+
+        Raises:
+            ValueError, TypeError: As `update_outer`, or an unknown basis.
         """
 
     def singular_values(self) -> NDArray[np.float64]:

@@ -199,7 +199,8 @@ class Snapshots:
         for place, (_, sums) in enumerate(state["consensus"]):
             arrays[f"sums_{place}"] = _numpy(sums)
         meta = {name: state[name] for name in _NUMBERS}
-        meta |= {"done": done, "bases": [orthonormal for orthonormal, _ in state["consensus"]]}
+        meta |= {"done": done, "factors": state["factors"]}
+        meta |= {"bases": [orthonormal for orthonormal, _ in state["consensus"]]}
         self._write(self._of(shard, "sketch"), meta, arrays)
 
     def rows(self, shard: Shard, width: int) -> Iterator[NDArray[np.float32]]:
@@ -283,6 +284,7 @@ def _state(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, A
     state |= {name: torch.from_numpy(arrays[name]) for name in ("sketch", "pending")}
     state["singular_values"] = arrays["singular_values"].tolist()
     state["pending_ids"] = arrays["pending_ids"].tolist()
+    state["factors"] = None if meta["factors"] is None else tuple(meta["factors"])
     state["consensus"] = [
         (bool(orthonormal), torch.from_numpy(arrays[f"sums_{place}"]))
         for place, orthonormal in enumerate(meta["bases"])

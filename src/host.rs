@@ -1,47 +1,32 @@
-//! Long products on host memory: faer kernels over column chunks, spread by rayon.
+//! Long products on host memory: chunks of columns through one kernel, spread by rayon.
 //!
-//! Every sum has a fixed order (float32 inside a chunk, float64 across chunks), so a result does
-//! not depend on the number of threads.
+//! Rows are read where the caller keeps them, a chunk at a time into a core's second cache. Every sum
+//! has a fixed order (float32 inside a chunk, float64 across chunks), so a result does not depend on
+//! the number of threads, nor a row's projection on the rows beside it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use faer::linalg::matmul::{matmul, triangular};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::Mat;
 use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPool;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::panels::{add, multiply, transpose, width, Left};
+use crate::pool::pool;
+use crate::rows::{Factors, HostRows, Values};
 use crate::sketch::Products;
 
-/// Columns in one float32 product: a chunk of 256 rows stays in a core's L2 cache.
-const CHUNK: usize = 2048;
-/// Most partial sums held at once; their number is fixed, so that their order is too.
+/// Columns in one float32 sum: a chunk of 640 rows, and a panel of it, stay in a core's second cache.
+const DEPTH: usize = 1024;
+/// Numbers from one row of a chunk to the next: no power of two, whose rows would share cache lines.
+const STRIDE: usize = DEPTH + 16;
+/// Partial sums are held for at most so many segments of columns, of at least `LEAST_CHUNKS` chunks
+/// each; fixed, so that their order is too.
 const SEGMENTS: usize = 16;
-
-/// A row-major (rows, width) float32 matrix in host memory, read only.
-#[derive(Clone, Copy, Debug)]
-pub struct HostRows<'a> {
-    data: &'a [f32],
-    width: usize,
-}
-
-impl<'a> HostRows<'a> {
-    /// `data` holds whole rows of `width` numbers.
-    pub fn new(data: &'a [f32], width: usize) -> Self {
-        debug_assert_eq!(data.len() % width, 0);
-        Self { data, width }
-    }
-
-    fn len(&self) -> usize {
-        self.data.len() / self.width
-    }
-
-    fn columns(&self, range: &Range<usize>) -> MatRef<'a, f32> {
-        let whole = MatRef::from_row_major_slice(self.data, self.len(), self.width);
-        whole.subcols(range.start, range.len())
-    }
-}
+const LEAST_CHUNKS: usize = 4;
+/// Panels that are rewritten at once.
+const PANELS: usize = 16;
 
 /// A row-major (rows, width) float32 matrix in host memory, to be written.
 #[derive(Debug)]
@@ -72,37 +57,74 @@ impl Host {
         self.pool.install(work)
     }
 
-    /// Sums `product(columns)` over all chunks of columns, in a fixed order.
-    fn sum_over_columns<F>(&self, width: usize, shape: (usize, usize), product: F) -> Mat<f64>
+    /// Sums `add_product(columns, totals)` over all chunks of columns, in a fixed order.
+    fn sum_over_columns<F>(&self, columns: usize, numbers: usize, add_product: F) -> Vec<f64>
     where
-        F: Fn(&Range<usize>, MatMut<'_, f32>) + Sync,
+        F: Fn(Range<usize>, &mut Work, &mut [f64]) + Sync,
     {
-        let chunks: Vec<Range<usize>> = chunks_of(width);
-        let per_segment = chunks.len().div_ceil(SEGMENTS).max(1);
-        let partial: Vec<Mat<f64>> = self.run(|| {
+        let chunks: Vec<Range<usize>> = parts_of(columns, DEPTH).collect();
+        let per_segment = chunks.len().div_ceil(SEGMENTS).max(LEAST_CHUNKS);
+        let partial: Vec<Vec<f64>> = self.run(|| {
             chunks
                 .par_chunks(per_segment)
                 .map(|segment| {
-                    let mut sum = Mat::<f64>::zeros(shape.0, shape.1);
-                    let mut one = Mat::<f32>::zeros(shape.0, shape.1);
+                    let (mut totals, mut work) = (vec![0.0; numbers], Work::default());
                     for columns in segment {
-                        product(columns, one.as_mut());
-                        for (total, column) in sum.col_iter_mut().zip(one.col_iter()) {
-                            for (total, part) in total.iter_mut().zip(column.iter()) {
-                                *total += f64::from(*part);
-                            }
-                        }
+                        add_product(columns.clone(), &mut work, &mut totals);
                     }
-                    sum
+                    totals
                 })
                 .collect()
         });
         let mut partial = partial.into_iter();
-        let mut total = partial.next().unwrap_or_else(|| Mat::zeros(shape.0, shape.1));
+        let mut total = partial.next().unwrap_or_else(|| vec![0.0; numbers]);
         for part in partial {
-            total += part;
+            total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
         }
         total
+    }
+
+    /// Calls `write(pieces, part, panel's first column in them)` for every panel of columns, where
+    /// `part` (left rows, panel width) is `left · stacked` and `pieces` are the rows of `out` within
+    /// some columns. Rows of `out` may be stacked themselves: they are read before they are written.
+    fn rewrite<'a>(
+        &self,
+        left: Left<'_>,
+        rows: &HostRows<'_>,
+        out: &'a mut HostBuffer<'_>,
+        reads_out: bool,
+        write: impl Fn(&mut [&'a mut [f32]], &[f32], usize) + Sync,
+    ) {
+        let at_once = PANELS * width();
+        let ranges = parts_of(out.width, at_once);
+        let mut chunks: Vec<_> = pieces_of(out, at_once).into_iter().zip(ranges).collect();
+        self.run(|| {
+            chunks.par_iter_mut().for_each(|(pieces, columns)| {
+                let mut work = Work::default();
+                let own = if reads_out { pieces.len() } else { 0 };
+                let depth = own + rows.len();
+                let numbers = depth * width();
+                let panels = work.panels(columns.len().div_ceil(width()) * numbers);
+                let mut line = vec![0.0; columns.len()];
+                for row in 0..depth {
+                    let line = if row < own {
+                        &*pieces[row]
+                    } else {
+                        rows.columns(row - own, columns.clone(), &mut line)
+                    };
+                    for (panel, piece) in panels.chunks_mut(numbers).zip(line.chunks(width())) {
+                        let place = &mut panel[row * width()..][..width()];
+                        place[..piece.len()].copy_from_slice(piece);
+                        place[piece.len()..].fill(0.0);
+                    }
+                }
+                let mut part = vec![0.0; left.rows * width()];
+                for (place, panel) in panels.chunks(numbers).enumerate() {
+                    multiply(left, depth, panel, &mut part);
+                    write(pieces, &part, place * width());
+                }
+            });
+        });
     }
 }
 
@@ -112,44 +134,64 @@ impl Products for Host {
 
     fn read<'a>(&self, buffer: &'a HostBuffer<'_>, rows: Range<usize>) -> Result<HostRows<'a>> {
         let data = &buffer.data[rows.start * buffer.width..rows.end * buffer.width];
-        Ok(HostRows { data, width: buffer.width })
+        Ok(HostRows::new(Values::Single(data), buffer.width))
     }
 
     fn slice<'a>(&self, rows: &'a HostRows<'_>, range: Range<usize>) -> Result<HostRows<'a>> {
-        let data = &rows.data[range.start * rows.width..range.end * rows.width];
-        Ok(HostRows { data, width: rows.width })
+        Ok(rows.slice(range))
+    }
+
+    fn multiplied<'a>(&self, rows: HostRows<'a>, factors: Option<Factors>) -> Result<HostRows<'a>>
+    where
+        Self: 'a,
+    {
+        Ok(rows.multiplied(factors))
     }
 
     fn copy(&self, from: &HostRows<'_>, to: &mut HostBuffer<'_>, at: usize) -> Result<()> {
         let start = at * to.width;
-        to.data[start..start + from.data.len()].copy_from_slice(from.data);
+        from.write_stored(&mut to.data[start..start + from.len() * to.width]);
         Ok(())
     }
 
     fn squared_norms(&self, rows: &HostRows<'_>) -> Result<Vec<f64>> {
-        let arch = pulp::Arch::new();
-        let one = |row: &[f32]| arch.dispatch(|| sum_of_squares(row));
-        Ok(self.run(|| rows.data.par_chunks(rows.width).map(one).collect()))
+        let all = 0..rows.len();
+        Ok(self.run(|| all.into_par_iter().map(|row| rows.squared_norm(row)).collect()))
     }
 
     /// (b, l + b): `[G Sᵀ, lower half of G Gᵀ]`.
     fn gram(&self, rows: &HostRows<'_>, sketch: &HostRows<'_>) -> Result<Mat<f64>> {
         let (new, old) = (rows.len(), sketch.len());
-        Ok(self.sum_over_columns(rows.width, (new, old + new), |columns, out| {
-            let (g, s) = (rows.columns(columns), sketch.columns(columns));
-            let (cross, square) = out.split_at_col_mut(old);
-            matmul(cross, Accum::Replace, g, s.transpose(), 1.0, Par::Seq);
-            triangular::matmul(
-                square,
-                triangular::BlockStructure::TriangularLower,
-                Accum::Replace,
-                g,
-                triangular::BlockStructure::Rectangular,
-                g.transpose(),
-                triangular::BlockStructure::Rectangular,
-                1.0,
-                Par::Seq,
-            );
+        // [S; G] Gᵀ, row-major (l + b, b): panels are columns of Gᵀ.
+        let sums = self.sum_over_columns(rows.width(), (old + new) * new, |columns, work, sums| {
+            let depth = columns.len();
+            let Work { stacked, panels, part } = work;
+            stacked.clear();
+            append(stacked, sketch, &columns);
+            append(stacked, rows, &columns);
+            let of = |rows: Range<usize>| Left {
+                data: &stacked[rows.start * STRIDE..],
+                stride: STRIDE,
+                rows: rows.len(),
+            };
+            panels.resize(depth * width(), 0.0);
+            part.resize((old + new) * width(), 0.0);
+            for start in (0..new).step_by(width()) {
+                transpose(of(old + start..old + new.min(start + width())), depth, panels);
+                // Above this panel's first row, the lower half is not asked for.
+                for wanted in [0..old, old + start..old + new] {
+                    let part = &mut part[..wanted.len() * width()];
+                    multiply(of(wanted.clone()), depth, panels, part);
+                    add(&mut sums[wanted.start * new..wanted.end * new], new, start, part);
+                }
+            }
+        });
+        Ok(Mat::from_fn(new, old + new, |i, j| {
+            if j < old {
+                sums[j * new + i]
+            } else {
+                sums[(old + i) * new + j - old]
+            }
         }))
     }
 
@@ -159,24 +201,12 @@ impl Products for Host {
         rows: &HostRows<'_>,
         sketch: &mut HostBuffer<'_>,
     ) -> Result<()> {
-        let size = rotation.nrows();
-        let rotation = Mat::from_fn(size, rotation.ncols(), |i, j| rotation[(i, j)] as f32);
-        let (of_sketch, of_rows) = rotation.as_ref().split_at_col(size);
-        let ranges = chunks_of(sketch.width);
-        let mut chunks = pieces_by_chunk(sketch.data, sketch.width);
-        self.run(|| {
-            chunks.par_iter_mut().zip(&ranges).for_each(|(pieces, columns)| {
-                let width = columns.len();
-                let old: Vec<f32> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
-                let mut new = vec![0.0f32; size * width];
-                let mut out = MatMut::from_row_major_slice_mut(&mut new, size, width);
-                let old = MatRef::from_row_major_slice(&old, size, width);
-                matmul(out.as_mut(), Accum::Replace, of_sketch, old, 1.0, Par::Seq);
-                matmul(out, Accum::Add, of_rows, rows.columns(columns), 1.0, Par::Seq);
-                for (piece, row) in pieces.iter_mut().zip(new.chunks(width)) {
-                    piece.copy_from_slice(row);
-                }
-            });
+        let rotation = row_major(rotation);
+        self.rewrite(rotation.left(), rows, sketch, true, |pieces, part, start| {
+            for (piece, new) in pieces.iter_mut().zip(part.chunks(width())) {
+                let end = piece.len().min(start + width());
+                piece[start..end].copy_from_slice(&new[..end - start]);
+            }
         });
         Ok(())
     }
@@ -188,20 +218,12 @@ impl Products for Host {
         classes: &[usize],
         sums: &mut HostBuffer<'_>,
     ) -> Result<()> {
-        let weights = Mat::from_fn(weights.nrows(), weights.ncols(), |i, j| weights[(i, j)] as f32);
-        let ranges = chunks_of(sums.width);
-        let mut chunks = pieces_by_chunk(sums.data, sums.width);
-        self.run(|| {
-            chunks.par_iter_mut().zip(&ranges).for_each(|(pieces, columns)| {
-                let mut part = Mat::<f32>::zeros(columns.len(), classes.len());
-                let rows = rows.columns(columns).transpose();
-                matmul(part.as_mut(), Accum::Replace, rows, weights.transpose(), 1.0, Par::Seq);
-                for (class, part) in classes.iter().zip(part.col_iter()) {
-                    for (total, value) in pieces[*class].iter_mut().zip(part.iter()) {
-                        *total += value;
-                    }
-                }
-            });
+        let weights = row_major(weights);
+        self.rewrite(weights.left(), rows, sums, false, |pieces, part, start| {
+            for (class, new) in classes.iter().zip(part.chunks(width())) {
+                let piece = &mut pieces[*class][start..];
+                piece.iter_mut().zip(new).for_each(|(total, value)| *total += value);
+            }
         });
         Ok(())
     }
@@ -213,73 +235,93 @@ impl Products for Host {
         column_scale: &[f64],
         out: &mut HostBuffer<'_>,
     ) -> Result<()> {
-        let shape = (rows.len(), basis.len());
-        let sums = self.sum_over_columns(rows.width, shape, |columns, one| {
-            let (g, s) = (rows.columns(columns), basis.columns(columns));
-            matmul(one, Accum::Replace, g, s.transpose(), 1.0, Par::Seq);
-        });
+        // The smaller side is turned into panels; an entry's sum is the same either way.
+        let turns_rows = rows.len() < basis.len();
+        let (tall, flat) = if turns_rows { (basis, rows) } else { (rows, basis) };
+        let sums =
+            self.sum_over_columns(rows.width(), rows.len() * basis.len(), |columns, work, sums| {
+                let depth = columns.len();
+                let Work { stacked, panels, part } = work;
+                stacked.clear();
+                append(stacked, tall, &columns);
+                append(stacked, flat, &columns);
+                let (left, right) = stacked.split_at(tall.len() * STRIDE);
+                let left = Left { data: left, stride: STRIDE, rows: tall.len() };
+                panels.resize(depth * width(), 0.0);
+                part.resize(tall.len() * width(), 0.0);
+                for start in (0..flat.len()).step_by(width()) {
+                    let rows = width().min(flat.len() - start);
+                    let right = Left { data: &right[start * STRIDE..], stride: STRIDE, rows };
+                    transpose(right, depth, panels);
+                    multiply(left, depth, panels, part);
+                    add(sums, flat.len(), start, part);
+                }
+            });
         for (i, row) in out.data.chunks_mut(out.width).enumerate() {
             for (j, value) in row.iter_mut().enumerate() {
-                *value = (sums[(i, j)] * column_scale[j]) as f32;
+                let (down, across) = if turns_rows { (j, i) } else { (i, j) };
+                *value = (sums[down * flat.len() + across] * column_scale[j]) as f32;
             }
         }
         Ok(())
     }
 }
 
-/// The pieces of every row that belong to one chunk of columns, so that chunks can be written side
-/// by side.
-fn pieces_by_chunk<'a>(data: &'a mut [f32], width: usize) -> Vec<Vec<&'a mut [f32]>> {
+/// Memory that one thread works in, kept from chunk to chunk.
+#[derive(Default)]
+struct Work {
+    stacked: Vec<f32>, // rows of a chunk, STRIDE apart
+    panels: Vec<f32>,
+    part: Vec<f32>,
+}
+
+impl Work {
+    fn panels(&mut self, numbers: usize) -> &mut [f32] {
+        self.panels.resize(numbers, 0.0);
+        &mut self.panels
+    }
+}
+
+/// Adds some columns of all rows to a chunk.
+fn append(stacked: &mut Vec<f32>, rows: &HostRows<'_>, columns: &Range<usize>) {
+    for row in 0..rows.len() {
+        let start = stacked.len();
+        stacked.resize(start + STRIDE, 0.0);
+        rows.write(row, columns.clone(), &mut stacked[start..start + columns.len()]);
+    }
+}
+
+/// A float32 matrix, row by row.
+struct RowMajor {
+    data: Vec<f32>,
+    rows: usize,
+    columns: usize,
+}
+
+impl RowMajor {
+    fn left(&self) -> Left<'_> {
+        Left { data: &self.data, stride: self.columns, rows: self.rows }
+    }
+}
+
+fn row_major(matrix: &Mat<f64>) -> RowMajor {
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let data = (0..rows * columns).map(|at| matrix[(at / columns, at % columns)] as f32).collect();
+    RowMajor { data, rows, columns }
+}
+
+/// The pieces of every row that belong to some columns, so that columns can be written side by side.
+fn pieces_of<'a>(out: &'a mut HostBuffer<'_>, columns: usize) -> Vec<Vec<&'a mut [f32]>> {
     let mut chunks: Vec<Vec<&'a mut [f32]>> =
-        (0..width.div_ceil(CHUNK)).map(|_| Vec::new()).collect();
-    for row in data.chunks_mut(width) {
-        for (chunk, piece) in chunks.iter_mut().zip(row.chunks_mut(CHUNK)) {
+        (0..out.width.div_ceil(columns)).map(|_| Vec::new()).collect();
+    for row in out.data.chunks_mut(out.width) {
+        for (chunk, piece) in chunks.iter_mut().zip(row.chunks_mut(columns)) {
             chunk.push(piece);
         }
     }
     chunks
 }
 
-fn chunks_of(width: usize) -> Vec<Range<usize>> {
-    (0..width).step_by(CHUNK).map(|start| start..width.min(start + CHUNK)).collect()
-}
-
-/// In float64, where the square of a finite float32 never overflows.
-#[inline(always)]
-fn sum_of_squares(row: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 16];
-    let mut pieces = row.chunks_exact(16);
-    for piece in &mut pieces {
-        for (lane, value) in lanes.iter_mut().zip(piece) {
-            *lane += f64::from(*value) * f64::from(*value);
-        }
-    }
-    let rest: f64 = pieces.remainder().iter().map(|value| f64::from(*value).powi(2)).sum();
-    lanes.iter().sum::<f64>() + rest
-}
-
-/// One pool for the process, remade when the number of threads or the process changes: a forked
-/// process inherits a pool without threads and would wait for it forever.
-fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
-    type Held = Option<(u32, usize, Arc<ThreadPool>)>;
-    static POOL: Mutex<Held> = Mutex::new(None);
-    let process = std::process::id();
-    let mut held = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((owner, size, pool)) = held.as_ref() {
-        if (*owner, *size) == (process, threads) {
-            return Ok(Arc::clone(pool));
-        }
-    }
-    let built = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("sage_torch-{i}"))
-        .build()
-        .map_err(|error| Error::Numerics(format!("could not start {threads} threads: {error}")))?;
-    let built = Arc::new(built);
-    if let Some((owner, _, old)) = held.replace((process, threads, Arc::clone(&built))) {
-        if owner != process {
-            std::mem::forget(old); // its threads live in the parent; dropping it could wait for them
-        }
-    }
-    Ok(built)
+fn parts_of(whole: usize, part: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..whole).step_by(part).map(move |start| start..whole.min(start + part))
 }

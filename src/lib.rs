@@ -2,7 +2,7 @@
 //!
 //! The data flow, left to right; a file uses only files to its left:
 //!
-//! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> sketch
+//! `rows of gradients -> count_sketch -> (panels, pool -> host | device products) -> shrink -> sketch
 //!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
 //!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> python`
 //!
@@ -21,7 +21,10 @@ pub mod facility_location;
 pub mod herding;
 pub mod host;
 pub mod kernel;
+pub mod panels;
+pub mod pool;
 pub mod quotas;
+pub mod rows;
 pub mod shrink;
 pub mod sketch;
 pub mod strata;

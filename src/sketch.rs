@@ -11,6 +11,7 @@ use std::ops::Range;
 use faer::Mat;
 
 use crate::error::{Error, Result};
+use crate::rows::Factors;
 use crate::shrink::{shrink, ShrinkMap};
 
 /// The long products that a sketch needs, for one kind of memory: `host.rs` or `device.rs`.
@@ -24,6 +25,14 @@ pub trait Products: Send + Sync {
     fn read<'a>(&self, buffer: &'a Self::Buffer<'_>, rows: Range<usize>) -> Result<Self::Rows<'a>>;
     /// Some of the rows.
     fn slice<'a>(&self, rows: &'a Self::Rows<'_>, range: Range<usize>) -> Result<Self::Rows<'a>>;
+    /// The rows whose factors these are, none of which is formed; the same rows where there are none.
+    fn multiplied<'a>(
+        &self,
+        rows: Self::Rows<'a>,
+        factors: Option<Factors>,
+    ) -> Result<Self::Rows<'a>>
+    where
+        Self: 'a;
     /// Copies rows into a buffer, from row `at` on.
     fn copy(&self, from: &Self::Rows<'_>, to: &mut Self::Buffer<'_>, at: usize) -> Result<()>;
     /// `‖g_i‖²` of each row, in float64.
@@ -60,7 +69,7 @@ pub trait Products: Send + Sync {
 pub struct Buffers<'a, P: Products> {
     /// `S` (l, d).
     pub sketch: P::Buffer<'a>,
-    /// Rows that wait for the next shrink (b, d).
+    /// Rows that wait for the next shrink (b, d), or their factors.
     pub pending: P::Buffer<'a>,
     /// One (C, d) matrix for each consensus that is carried along.
     pub sums: Vec<P::Buffer<'a>>,
@@ -80,6 +89,10 @@ pub struct Spectrum {
 pub struct State {
     /// Of the rows already shrunk.
     pub spectrum: Spectrum,
+    /// Rows b between two shrinks: `block_rows(l)`.
+    pub block: usize,
+    /// How rows are made, where the caller gives their factors: no such row is ever formed.
+    pub factors: Option<Factors>,
     /// Rows waiting in the buffer.
     pub pending: usize,
     /// Their classes; empty when no consensus is carried along.
@@ -94,8 +107,8 @@ pub struct State {
     pub weight: f64,
 }
 
-/// Rows b between two shrinks. Products cost `4l + b + 2l²/b` multiply-adds a row and column, least
-/// at `b = sqrt(2) l`; the eigenproblem, `(l + b)³ / b` a row, wants less. 1.5 l is near both.
+/// Rows b between two shrinks. Products cost `4l + b + 2l²/b` operations a row and column, least at
+/// `b = sqrt(2) l`; the eigenproblem, `(l + b)³ / b` a row, wants less. 1.5 l is near both.
 pub fn block_rows(sketch_size: usize) -> usize {
     (sketch_size + sketch_size / 2).max(16)
 }
@@ -106,6 +119,8 @@ impl State {
         let spectrum = Spectrum { singular_values: vec![0.0; sketch_size], shrinkage: 0.0 };
         Self {
             spectrum,
+            block: block_rows(sketch_size),
+            factors: None,
             pending: 0,
             pending_ids: Vec::new(),
             carried: Vec::new(),
@@ -132,9 +147,10 @@ impl State {
         count: usize,
         class_ids: &[i32],
     ) -> Result<()> {
-        let norms = products.squared_norms(rows)?;
+        let whole = products.multiplied(products.slice(rows, 0..count)?, self.factors)?;
+        let norms = products.squared_norms(&whole)?;
         check_norms(&norms, self.squared_norm)?;
-        let block = block_rows(self.sketch_size());
+        let block = self.block;
         let ids_of = |range: Range<usize>| class_ids.get(range).unwrap_or_default();
         let mut next = 0;
         while next < count {
@@ -142,6 +158,7 @@ impl State {
             let part = products.slice(rows, next..next + taken)?;
             if taken == block {
                 // Read in place: a whole block needs no copy.
+                let part = products.multiplied(part, self.factors)?;
                 self.fold(products, &mut buffers.sketch, &part, taken)?.carry(
                     products,
                     &part,
@@ -173,6 +190,7 @@ impl State {
     pub fn flush<P: Products>(&mut self, products: &P, buffers: &mut Buffers<'_, P>) -> Result<()> {
         if self.pending > 0 {
             let waiting = products.read(&buffers.pending, 0..self.pending)?;
+            let waiting = products.multiplied(waiting, self.factors)?;
             self.fold(products, &mut buffers.sketch, &waiting, self.pending)?.carry(
                 products,
                 &waiting,
@@ -203,6 +221,7 @@ impl State {
         let mut copy = self.clone();
         if self.pending > 0 {
             let waiting = products.read(&buffers.pending, 0..self.pending)?;
+            let waiting = products.multiplied(waiting, self.factors)?;
             copy.fold(products, out, &waiting, self.pending)?;
         }
         Ok(copy.spectrum)

@@ -13,22 +13,24 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::device::Torch;
+use crate::device::{Torch, TorchRows};
 use crate::error::Result;
-use crate::host::{Host, HostBuffer, HostRows};
+use crate::host::{Host, HostBuffer};
+use crate::rows::{HostRows, Values};
 use crate::sketch::Products;
 
-/// A contiguous float32 matrix of torch's, on the CPU or a CUDA device.
+/// A contiguous matrix of torch's, on the CPU or a CUDA device: float32 unless `of_rows` made it.
 #[derive(Debug)]
 pub struct Borrowed<'a> {
-    pointer: *mut f32,
+    pointer: *mut u8,
+    kind: Kind,
     rows: usize,
     width: usize,
     device: Device,
     _owner: PhantomData<&'a ()>,
 }
 
-// SAFETY: the pointer is only dereferenced through `as_rows` and `as_buffer`, under the rules above;
+// SAFETY: the pointer is only dereferenced through `read` and `write`, under the rules above;
 // plain memory has no thread of its own, and CUDA memory is only named, never dereferenced, here.
 unsafe impl Send for Borrowed<'_> {}
 
@@ -38,11 +40,27 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// `TypeError` for another kind of object, dtype or device, `ValueError` for another layout.
     pub fn new(tensor: &'a Bound<'_, PyAny>) -> PyResult<Self> {
-        let py = tensor.py();
-        let float32 = py.import(intern!(py, "torch"))?.getattr(intern!(py, "float32"))?;
-        if !tensor.getattr(intern!(py, "dtype"))?.is(&float32) {
+        let borrowed = Self::of_rows(tensor)?;
+        if borrowed.kind != Kind::Float {
             return Err(PyTypeError::new_err("expected a float32 tensor"));
         }
+        Ok(borrowed)
+    }
+
+    /// Borrows a contiguous two-dimensional float32, bfloat16 or float16 tensor, to be read.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn of_rows(tensor: &'a Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = tensor.py();
+        let torch = py.import(intern!(py, "torch"))?;
+        let dtype = tensor.getattr(intern!(py, "dtype"))?;
+        let kinds =
+            [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
+        let known = |(name, _): &(&str, Kind)| torch.getattr(*name).is_ok_and(|d| d.is(&dtype));
+        let Some((_, kind)) = kinds.into_iter().find(known) else {
+            return Err(PyTypeError::new_err("expected a float32, bfloat16 or float16 tensor"));
+        };
         let place = tensor.getattr(intern!(py, "device"))?;
         let device = match place.getattr(intern!(py, "type"))?.extract::<String>()?.as_str() {
             "cpu" => Device::Cpu,
@@ -62,7 +80,7 @@ impl<'a> Borrowed<'a> {
         if pointer == 0 && rows * width > 0 {
             return Err(PyTypeError::new_err("expected a tensor with memory of its own"));
         }
-        Ok(Self { pointer: pointer as *mut f32, rows, width, device, _owner: PhantomData })
+        Ok(Self { pointer: pointer as *mut u8, kind, rows, width, device, _owner: PhantomData })
     }
 
     /// Rows of the matrix.
@@ -85,13 +103,28 @@ impl<'a> Borrowed<'a> {
         self.rows * self.width
     }
 
+    /// The numbers, to be read.
+    fn read<T>(&self, kind: Kind) -> &'a [T] {
+        assert!(self.kind == kind, "another dtype than was borrowed");
+        // SAFETY: a live contiguous tensor of that dtype on the CPU holds this many numbers, aligned;
+        // 'a keeps it, and it is not written while a sketch reads it. Callers name the dtype of T.
+        unsafe { std::slice::from_raw_parts(self.pointer.cast::<T>().cast_const(), self.numbers()) }
+    }
+
+    /// The numbers, to be written.
+    fn write(self) -> &'a mut [f32] {
+        assert!(self.kind == Kind::Float, "another dtype than was borrowed");
+        // SAFETY: as above; `self` is taken whole, and a sketch borrows each of its private buffers
+        // once a call.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.numbers()) }
+    }
+
     fn tensor(&self) -> Result<Tensor> {
         let shape = [self.rows as i64, self.width as i64];
         // SAFETY: pointer, shape and dtype come from one live contiguous tensor, and 'a keeps its
         // storage; on CUDA from_blob checks that the pointer belongs to the device.
-        let tensor = unsafe {
-            Tensor::f_from_blob(self.pointer.cast(), &shape, &[], Kind::Float, self.device)
-        };
+        let tensor =
+            unsafe { Tensor::f_from_blob(self.pointer, &shape, &[], self.kind, self.device) };
         Ok(tensor?)
     }
 }
@@ -121,18 +154,16 @@ impl OnTensors for Host {
     }
 
     fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<HostRows<'a>> {
-        // SAFETY: a live contiguous float32 tensor on the CPU holds this many numbers, aligned;
-        // 'a keeps it, and it is not written while a sketch reads it.
-        let data =
-            unsafe { std::slice::from_raw_parts(tensor.pointer.cast_const(), tensor.numbers()) };
-        Ok(HostRows::new(data, tensor.width))
+        let values = match tensor.kind {
+            Kind::BFloat16 => Values::Brain(tensor.read(Kind::BFloat16)),
+            Kind::Half => Values::Half(tensor.read(Kind::Half)),
+            _ => Values::Single(tensor.read(Kind::Float)),
+        };
+        Ok(HostRows::new(values, tensor.width))
     }
 
     fn as_buffer<'a>(tensor: Borrowed<'a>) -> Result<HostBuffer<'a>> {
-        // SAFETY: as above; `tensor` is taken whole, and a sketch borrows each of its private
-        // buffers once a call.
-        let data = unsafe { std::slice::from_raw_parts_mut(tensor.pointer, tensor.numbers()) };
-        Ok(HostBuffer { data, width: tensor.width })
+        Ok(HostBuffer { width: tensor.width, data: tensor.write() })
     }
 }
 
@@ -141,8 +172,8 @@ impl OnTensors for Torch {
         Ok(Self)
     }
 
-    fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<Tensor> {
-        tensor.tensor()
+    fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<TorchRows> {
+        Ok(TorchRows::new(tensor.tensor()?))
     }
 
     fn as_buffer<'a>(tensor: Borrowed<'a>) -> Result<Tensor> {
@@ -150,16 +181,8 @@ impl OnTensors for Torch {
     }
 }
 
-/// A row-major float32 matrix (n, width) on the CPU as a slice to read and one to write.
-pub fn read_and_write<'a>(
-    read: &'a Borrowed<'_>,
-    write: &'a mut Borrowed<'_>,
-) -> (&'a [f32], &'a mut [f32]) {
-    // SAFETY: as in `as_rows` and `as_buffer`; the caller made `write` for this call.
-    unsafe {
-        (
-            std::slice::from_raw_parts(read.pointer.cast_const(), read.numbers()),
-            std::slice::from_raw_parts_mut(write.pointer, write.numbers()),
-        )
-    }
+/// A float32 matrix on the CPU as a slice to read and one to write; the caller made `write` for this
+/// call.
+pub fn read_and_write<'a>(read: &Borrowed<'a>, write: Borrowed<'a>) -> (&'a [f32], &'a mut [f32]) {
+    (read.read(Kind::Float), write.write())
 }

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use super::sketch::FrequentDirections;
 use super::{detached, threads};
 use crate::error::Result;
+use crate::rows::Factors;
 use crate::sketch::{Buffers, Spectrum, State};
 use crate::tensor::{Borrowed, OnTensors};
 
@@ -49,7 +50,7 @@ impl FrequentDirections {
         ids: &[i32],
     ) -> PyResult<()> {
         let threads = threads(py)?;
-        let (rows, owners) = (Borrowed::new(rows)?, self.owners(py));
+        let (rows, owners) = (Borrowed::of_rows(rows)?, self.owners(py));
         let borrowed = owners.borrow()?;
         let state = &mut self.state;
         detached(py, move || {
@@ -103,16 +104,18 @@ impl FrequentDirections {
         &self,
         py: Python<'_>,
         rows: &Bound<'_, PyAny>,
+        factors: Option<Factors>,
         sketch: &Bound<'_, PyAny>,
         column_scale: &[f64],
         out: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let threads = threads(py)?;
         let (rows, sketch, out) =
-            (Borrowed::new(rows)?, Borrowed::new(sketch)?, Borrowed::new(out)?);
+            (Borrowed::of_rows(rows)?, Borrowed::new(sketch)?, Borrowed::new(out)?);
         detached(py, move || {
             let (products, mut out) = (P::with_threads(threads)?, P::as_buffer(out)?);
-            products.project(&P::as_rows(&rows)?, &P::as_rows(&sketch)?, column_scale, &mut out)
+            let rows = products.multiplied(P::as_rows(&rows)?, factors)?;
+            products.project(&rows, &P::as_rows(&sketch)?, column_scale, &mut out)
         })
     }
 

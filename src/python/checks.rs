@@ -47,14 +47,14 @@ pub(super) fn at_least_one(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usi
 }
 
 impl FrequentDirections {
-    /// Rows as they were given, checked, as a contiguous float32 tensor without a graph.
-    pub(super) fn float32_rows<'py>(
+    /// Rows as they were given, checked, as a contiguous tensor without a graph: float32, or the half
+    /// floats that the host path widens piece by piece.
+    pub(super) fn checked_rows<'py>(
         &self,
         rows: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = rows.py();
         dense_floats(rows)?;
-        let float32 = py.import(intern!(py, "torch"))?.getattr(intern!(py, "float32"))?;
         let shape: Vec<usize> = rows.getattr(intern!(py, "shape"))?.extract()?;
         if shape.len() != 2 || shape[1] != self.dim {
             return Err(PyValueError::new_err(format!(
@@ -63,7 +63,13 @@ impl FrequentDirections {
                 dim = self.dim
             )));
         }
-        if shape[0] == 0 {
+        self.readable(rows)
+    }
+
+    /// A matrix of any width, checked otherwise, as `checked_rows` returns it.
+    pub(super) fn readable<'py>(&self, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = rows.py();
+        if rows.len()? == 0 {
             return Err(PyValueError::new_err("expected at least one row, got an empty batch"));
         }
         let device = rows.getattr(intern!(py, "device"))?;
@@ -74,8 +80,13 @@ impl FrequentDirections {
                 self.device.bind(py)
             )));
         }
+        let torch = py.import(intern!(py, "torch"))?;
+        let given = rows.getattr(intern!(py, "dtype"))?;
+        let is = |name: &str| torch.getattr(name).is_ok_and(|dtype| dtype.is(&given));
+        let is_read = self.is_on_host() && (is("bfloat16") || is("float16"));
+        let dtype = if is_read { given } else { torch.getattr(intern!(py, "float32"))? };
         rows.call_method0(intern!(py, "detach"))?
-            .call_method1(intern!(py, "to"), (float32,))?
+            .call_method1(intern!(py, "to"), (dtype,))?
             .call_method0(intern!(py, "resolve_neg"))? // the sign may be pending, not in memory
             .call_method0(intern!(py, "contiguous"))
     }

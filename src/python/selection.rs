@@ -200,7 +200,7 @@ impl CountSketch {
         rows: &Bound<'_, PyAny>,
         out: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (rows, mut out) = (Borrowed::new(rows)?, Borrowed::new(out)?);
+        let (rows, out) = (Borrowed::new(rows)?, Borrowed::new(out)?);
         let shapes = (rows.shape(), out.shape());
         if shapes != ((out.shape().0, self.dim), (rows.shape().0, self.out_dim)) {
             return Err(PyValueError::new_err(format!(
@@ -212,7 +212,7 @@ impl CountSketch {
             return Err(PyTypeError::new_err("expected rows and out on the CPU"));
         }
         on_threads(py, move || {
-            let (rows, out) = read_and_write(&rows, &mut out);
+            let (rows, out) = read_and_write(&rows, out);
             self.map.apply(rows, out);
             Ok(())
         })

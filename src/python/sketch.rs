@@ -11,6 +11,7 @@ use super::precision::FullPrecision;
 use super::tensors::{empty, zeros};
 use crate::device::Torch;
 use crate::host::Host;
+use crate::rows::Factors;
 use crate::sketch::{block_rows, column_scale, Spectrum, State};
 
 /// Where the long products run.
@@ -112,14 +113,22 @@ impl FrequentDirections {
         rows: &Bound<'_, PyAny>,
         class_ids: Option<PyReadonlyArray1<'_, i32>>,
     ) -> PyResult<()> {
-        let rows = self.float32_rows(rows)?;
-        let ids = match &class_ids {
-            Some(ids) => ids.as_slice()?,
-            None => &[],
-        };
-        self.make_room_for(py, ids, &rows)?;
-        self.view = None;
-        on_path!(self, py, update_on(&rows, ids))
+        let rows = self.checked_rows(rows)?;
+        self.take_in(py, &rows, None, class_ids)
+    }
+
+    /// Add rows `delta ⊗ [hidden, 1]` (with bias, else `delta ⊗ hidden`), none of which is formed.
+    #[pyo3(signature = (delta, hidden, class_ids=None, *, bias=true))]
+    fn update_outer(
+        &mut self,
+        py: Python<'_>,
+        delta: &Bound<'_, PyAny>,
+        hidden: &Bound<'_, PyAny>,
+        class_ids: Option<PyReadonlyArray1<'_, i32>>,
+        bias: bool,
+    ) -> PyResult<()> {
+        let (stored, factors) = self.checked_factors(delta, hidden, bias)?;
+        self.take_in(py, &stored, Some(factors), class_ids)
     }
 
     /// Carry the consensus of each class along with the stream, in one of the two bases.
@@ -214,22 +223,22 @@ impl FrequentDirections {
         rows: &Bound<'py, PyAny>,
         basis: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let orthonormal = match basis {
-            "weighted" => false,
-            "orthonormal" => true,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "expected basis \"weighted\" or \"orthonormal\", got {other:?}"
-                )))
-            }
-        };
-        let rows = self.float32_rows(rows)?;
-        let (sketch, spectrum) = self.whole_stream(py)?;
-        let scale = column_scale(&spectrum.singular_values, orthonormal);
-        let out = empty(py, rows.len()?, scale.len(), self.device.bind(py))?;
-        let sketch = sketch.bind(py);
-        on_path!(self, py, project_on(&rows, sketch, &scale, &out))?;
-        Ok(out)
+        let rows = self.checked_rows(rows)?;
+        self.coordinates_of(py, &rows, None, basis)
+    }
+
+    /// Return sketched gradients (n, sketch_size) of rows `delta ⊗ [hidden, 1]`.
+    #[pyo3(signature = (delta, hidden, *, basis="weighted", bias=true))]
+    fn project_outer<'py>(
+        &mut self,
+        py: Python<'py>,
+        delta: &Bound<'py, PyAny>,
+        hidden: &Bound<'py, PyAny>,
+        basis: &str,
+        bias: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (stored, factors) = self.checked_factors(delta, hidden, bias)?;
+        self.coordinates_of(py, &stored, Some(factors), basis)
     }
 
     /// Return the lengths of the sketch's rows, float64 (sketch_size,), descending.
@@ -264,7 +273,7 @@ impl FrequentDirections {
     /// Rows b between two shrinks.
     #[getter]
     fn block_rows(&self) -> usize {
-        block_rows(self.sketch_size())
+        self.state.block
     }
 
     /// Columns d.
@@ -297,8 +306,8 @@ impl FrequentDirections {
     fn load_state_dict(&mut self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
         // Everything is read and checked before anything is replaced.
         let read = self.read_state(py, state)?;
-        let size = self.sketch_size();
-        let pending = empty(py, block_rows(size), self.dim, self.device.bind(py))?;
+        let width = self.stored_width(read.state.factors);
+        let pending = empty(py, read.state.block, width, self.device.bind(py))?;
         pending
             .call_method1("narrow", (0, 0, read.state.pending))?
             .call_method1("copy_", (read.pending,))?;
@@ -319,6 +328,64 @@ impl FrequentDirections {
 }
 
 impl FrequentDirections {
+    pub(super) fn is_on_host(&self) -> bool {
+        self.path == Path::Host
+    }
+
+    /// Numbers kept of a row that waits.
+    pub(super) fn stored_width(&self, factors: Option<Factors>) -> usize {
+        factors.map_or(self.dim, |factors| {
+            self.dim / factors.outputs - usize::from(factors.has_bias) + factors.outputs
+        })
+    }
+
+    /// Adds rows, or the factors of rows, to the stream.
+    fn take_in(
+        &mut self,
+        py: Python<'_>,
+        stored: &Bound<'_, PyAny>,
+        factors: Option<Factors>,
+        class_ids: Option<PyReadonlyArray1<'_, i32>>,
+    ) -> PyResult<()> {
+        let ids = match &class_ids {
+            Some(ids) => ids.as_slice()?,
+            None => &[],
+        };
+        self.make_room_for(py, ids, stored)?;
+        self.view = None;
+        if self.state.factors != factors {
+            on_path!(self, py, flush_on())?; // rows and factors cannot wait together
+            let width = self.stored_width(factors);
+            self.pending = empty(py, self.state.block, width, self.device.bind(py))?.unbind();
+            self.state.factors = factors;
+        }
+        on_path!(self, py, update_on(stored, ids))
+    }
+
+    fn coordinates_of<'py>(
+        &mut self,
+        py: Python<'py>,
+        stored: &Bound<'py, PyAny>,
+        factors: Option<Factors>,
+        basis: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let orthonormal = match basis {
+            "weighted" => false,
+            "orthonormal" => true,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "expected basis \"weighted\" or \"orthonormal\", got {other:?}"
+                )))
+            }
+        };
+        let (sketch, spectrum) = self.whole_stream(py)?;
+        let scale = column_scale(&spectrum.singular_values, orthonormal);
+        let out = empty(py, stored.len()?, scale.len(), self.device.bind(py))?;
+        let sketch = sketch.bind(py);
+        on_path!(self, py, project_on(stored, factors, sketch, &scale, &out))?;
+        Ok(out)
+    }
+
     /// A (l, d) tensor of the whole stream, waiting rows included, and its spectrum.
     fn whole_stream(&mut self, py: Python<'_>) -> PyResult<(Py<PyAny>, Spectrum)> {
         if self.state.pending == 0 {

@@ -7,7 +7,8 @@ use pyo3::types::{PyDict, PyList};
 
 use super::checks::dense_floats;
 use super::sketch::FrequentDirections;
-use crate::sketch::{block_rows, State};
+use crate::rows::Factors;
+use crate::sketch::State;
 
 /// A state that has been checked against the sketch that is to take it.
 pub(super) struct ReadState<'py> {
@@ -42,6 +43,8 @@ impl FrequentDirections {
         }
         state.set_item("consensus", carried)?;
         state.set_item("pending_ids", self.state.pending_ids.clone())?;
+        let factors = self.state.factors.map(|factors| (factors.outputs, factors.has_bias));
+        state.set_item("factors", factors)?;
         Ok(state)
     }
 
@@ -58,9 +61,13 @@ impl FrequentDirections {
             })
         };
         let size = self.sketch_size();
-        let sketch = self.loaded(py, &item("sketch")?, Some(size))?;
-        let waiting = self.loaded(py, &item("pending")?, None)?;
+        let sketch = self.loaded(py, &item("sketch")?, Some(size), self.dim)?;
         let mut new = State::new(size);
+        let factors = number::<Option<(usize, bool)>>(&item("factors")?)?;
+        new.factors = factors
+            .map(|(outputs, has_bias)| self.possible(Factors { outputs, has_bias }))
+            .transpose()?;
+        let waiting = self.loaded(py, &item("pending")?, None, self.stored_width(new.factors))?;
         new.spectrum.singular_values = number(&item("singular_values")?)?;
         new.spectrum.shrinkage = number(&item("shrinkage")?)?;
         new.squared_norm = number(&item("squared_norm")?)?;
@@ -70,7 +77,7 @@ impl FrequentDirections {
         new.pending_ids = number(&item("pending_ids")?)?;
         let (mut sums, mut classes) = (Vec::new(), usize::MAX);
         for (orthonormal, tensor) in number::<Vec<(bool, Bound<'_, PyAny>)>>(&item("consensus")?)? {
-            let loaded = self.loaded(py, &tensor, None)?;
+            let loaded = self.loaded(py, &tensor, None, self.dim)?;
             classes = classes.min(loaded.len()?);
             new.carried.push(orthonormal);
             sums.push(loaded.unbind());
@@ -78,7 +85,7 @@ impl FrequentDirections {
         let numbers = new.spectrum.singular_values.iter();
         let ids = if new.carried.is_empty() { 0 } else { new.pending };
         if new.spectrum.singular_values.len() != size
-            || new.pending >= block_rows(size)
+            || new.pending >= new.block
             || new.pending_ids.len() != ids
             || new
                 .pending_ids
@@ -105,14 +112,14 @@ impl FrequentDirections {
         py: Python<'py>,
         tensor: &Bound<'py, PyAny>,
         rows: Option<usize>,
+        width: usize,
     ) -> PyResult<Bound<'py, PyAny>> {
         dense_floats(tensor)?;
         let shape: Vec<usize> = tensor.getattr(intern!(py, "shape"))?.extract()?;
-        if shape.len() != 2 || shape[1] != self.dim || rows.is_some_and(|rows| rows != shape[0]) {
+        if shape.len() != 2 || shape[1] != width || rows.is_some_and(|rows| rows != shape[0]) {
             let wanted = rows.map_or("n".to_owned(), |rows| rows.to_string());
             return Err(PyValueError::new_err(format!(
-                "expected a state tensor of shape ({wanted}, {}), got {shape:?}",
-                self.dim
+                "expected a state tensor of shape ({wanted}, {width}), got {shape:?}"
             )));
         }
         let torch = py.import(intern!(py, "torch"))?;

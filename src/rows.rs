@@ -1,0 +1,233 @@
+//! Rows of gradients in host memory, as they were given: read in place, widened piece by piece.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// Numbers of a row-major matrix, as the caller keeps them.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// float32.
+    Single(&'a [f32]),
+    /// bfloat16.
+    Brain(&'a [bf16]),
+    /// float16.
+    Half(&'a [f16]),
+}
+
+impl<'a> Values<'a> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Single(values) => values.len(),
+            Self::Brain(values) => values.len(),
+            Self::Half(values) => values.len(),
+        }
+    }
+
+    fn range(&self, range: Range<usize>) -> Values<'a> {
+        match self {
+            Self::Single(values) => Values::Single(&values[range]),
+            Self::Brain(values) => Values::Brain(&values[range]),
+            Self::Half(values) => Values::Half(&values[range]),
+        }
+    }
+
+    fn widen_into(self, out: &mut [f32]) {
+        match self {
+            Self::Single(values) => out.copy_from_slice(values),
+            Self::Brain(values) => values.convert_to_f32_slice(out),
+            Self::Half(values) => values.convert_to_f32_slice(out),
+        }
+    }
+}
+
+/// How a row is made of factors: `g = [δ ⊗ h, δ]`, stored as `[δ, h]`; without the last part where
+/// a layer has no bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Factors {
+    /// Length C of δ.
+    pub outputs: usize,
+    /// Whether δ itself follows the products.
+    pub has_bias: bool,
+}
+
+impl Factors {
+    /// Length of the row whose factors are `stored` numbers.
+    pub fn row_width(&self, stored: usize) -> usize {
+        self.outputs * (stored - self.outputs + usize::from(self.has_bias))
+    }
+}
+
+/// A row-major matrix in host memory, read only: gradients, or the factors of gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRows<'a> {
+    values: Values<'a>,
+    stored: usize, // numbers kept of a row
+    factors: Option<Factors>,
+}
+
+impl<'a> HostRows<'a> {
+    /// `values` holds whole rows of `width` numbers.
+    pub fn new(values: Values<'a>, width: usize) -> Self {
+        debug_assert_eq!(values.len() % width, 0);
+        Self { values, stored: width, factors: None }
+    }
+
+    /// The rows whose factors these are.
+    pub fn multiplied(self, factors: Option<Factors>) -> Self {
+        Self { factors, ..self }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.values.len() / self.stored
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.values.len() == 0
+    }
+
+    /// Numbers in a row.
+    pub fn width(&self) -> usize {
+        self.factors.map_or(self.stored, |factors| factors.row_width(self.stored))
+    }
+
+    /// Some of the rows.
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        let values = self.values.range(rows.start * self.stored..rows.end * self.stored);
+        Self { values, ..*self }
+    }
+
+    /// What is kept of all rows, as float32.
+    pub fn write_stored(&self, out: &mut [f32]) {
+        self.values.widen_into(out);
+    }
+
+    /// Some columns of one row, as float32.
+    pub fn write(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+        let start = row * self.stored;
+        match self.factors {
+            None => {
+                let range = start + columns.start..start + columns.end;
+                self.values.range(range).widen_into(out);
+            }
+            Some(factors) => {
+                let kept = self.values.range(start..start + self.stored);
+                write_products(kept, factors, columns, out);
+            }
+        }
+    }
+
+    /// Some columns of one row, read in place where they are float32, else written to `scratch`.
+    pub fn columns<'s>(
+        &'s self,
+        row: usize,
+        columns: Range<usize>,
+        scratch: &'s mut [f32],
+    ) -> &'s [f32] {
+        if let (Values::Single(values), None) = (self.values, self.factors) {
+            let start = row * self.stored;
+            return &values[start + columns.start..start + columns.end];
+        }
+        let scratch = &mut scratch[..columns.len()];
+        self.write(row, columns, scratch);
+        scratch
+    }
+
+    /// `‖g_i‖²` of one row, in float64, where the square of a finite float32 never overflows.
+    pub fn squared_norm(&self, row: usize) -> f64 {
+        let values = self.values.range(row * self.stored..(row + 1) * self.stored);
+        let Some(factors) = self.factors else { return squares(values, 0..self.stored) };
+        let of_inputs = squares(values, factors.outputs..self.stored);
+        let bias = if factors.has_bias { 1.0 } else { 0.0 };
+        squares(values, 0..factors.outputs) * (of_inputs + bias)
+    }
+}
+
+/// Columns of `[δ ⊗ h, δ]`: those of one δ_c stand together.
+fn write_products(kept: Values<'_>, factors: Factors, columns: Range<usize>, out: &mut [f32]) {
+    let Values::Single(kept) = kept else {
+        debug_assert!(false, "factors are kept as float32");
+        return;
+    };
+    let (delta, inputs) = kept.split_at(factors.outputs);
+    let products = delta.len() * inputs.len();
+    let mut at = columns.start;
+    let mut out = out;
+    while at < columns.end && at < products {
+        let (class, input) = (at / inputs.len(), at % inputs.len());
+        let count = (inputs.len() - input).min(columns.end - at);
+        let (part, rest) = out.split_at_mut(count);
+        for (out, value) in part.iter_mut().zip(&inputs[input..input + count]) {
+            *out = delta[class] * value;
+        }
+        (out, at) = (rest, at + count);
+    }
+    if at < columns.end {
+        out.copy_from_slice(&delta[at - products..columns.end - products]);
+    }
+}
+
+fn squares(values: Values<'_>, range: Range<usize>) -> f64 {
+    let arch = pulp::Arch::new();
+    let Values::Single(values) = values else {
+        let mut piece = [0.0f32; 512];
+        return range
+            .clone()
+            .step_by(piece.len())
+            .map(|start| {
+                let count = piece.len().min(range.end - start);
+                values.range(start..start + count).widen_into(&mut piece[..count]);
+                arch.dispatch(|| sum_of_squares(&piece[..count]))
+            })
+            .sum();
+    };
+    arch.dispatch(|| sum_of_squares(&values[range]))
+}
+
+#[inline(always)]
+fn sum_of_squares(row: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 32];
+    let mut pieces = row.chunks_exact(32);
+    for piece in &mut pieces {
+        for (lane, value) in lanes.iter_mut().zip(piece) {
+            *lane += f64::from(*value) * f64::from(*value);
+        }
+    }
+    let rest: f64 = pieces.remainder().iter().map(|value| f64::from(*value).powi(2)).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_floats_are_widened_and_factors_multiplied() {
+        let brain = [bf16::from_f32(1.5), bf16::from_f32(-2.0), bf16::from_f32(0.25)];
+        let rows = HostRows::new(Values::Brain(&brain), 3);
+        let mut out = [0.0; 2];
+        rows.write(0, 1..3, &mut out);
+        assert_eq!((out, rows.squared_norm(0)), ([-2.0, 0.25], 1.5 * 1.5 + 4.0 + 0.0625));
+
+        let kept = [0.0, 0.0, 0.0, 0.0, 0.0, 2.0, -1.0, 10.0, 20.0, 30.0]; // two rows of [δ, h]
+        for has_bias in [true, false] {
+            let factors = Factors { outputs: 2, has_bias };
+            let rows = HostRows::new(Values::Single(&kept), 5).multiplied(Some(factors));
+            let mut wanted = vec![20.0, 40.0, 60.0, -10.0, -20.0, -30.0];
+            wanted.extend(if has_bias { vec![2.0, -1.0] } else { vec![] });
+            assert_eq!((rows.len(), rows.width()), (2, wanted.len()));
+            for start in 0..wanted.len() {
+                for end in start..=wanted.len() {
+                    let mut out = vec![f32::NAN; end - start];
+                    rows.write(1, start..end, &mut out);
+                    assert_eq!(out, wanted[start..end]);
+                }
+            }
+            let norm: f32 = wanted.iter().map(|value| value * value).sum();
+            assert_eq!(rows.squared_norm(1), f64::from(norm));
+        }
+    }
+}
