@@ -19,7 +19,7 @@ use crate::sketch::Products;
 
 /// Columns in one float32 sum: a chunk of 640 rows, and a panel of it, stay in a core's second cache.
 const DEPTH: usize = 1024;
-/// Numbers from one row of a chunk to the next: no power of two, whose rows would share cache lines.
+/// Numbers from one gathered row to the next: no power of two, whose rows would share cache lines.
 const STRIDE: usize = DEPTH + 16;
 /// Partial sums are held for at most so many segments of columns, of at least `LEAST_CHUNKS` chunks
 /// each; fixed, so that their order is too.
@@ -165,24 +165,17 @@ impl Products for Host {
         // [S; G] Gᵀ, row-major (l + b, b): panels are columns of Gᵀ.
         let sums = self.sum_over_columns(rows.width(), (old + new) * new, |columns, work, sums| {
             let depth = columns.len();
-            let Work { stacked, panels, part } = work;
-            stacked.clear();
-            append(stacked, sketch, &columns);
-            append(stacked, rows, &columns);
-            let of = |rows: Range<usize>| Left {
-                data: &stacked[rows.start * STRIDE..],
-                stride: STRIDE,
-                rows: rows.len(),
-            };
+            let Work { gathered: [of_old, of_new], panels, part } = work;
+            let old_rows = left_of(sketch, &columns, of_old);
+            let new_rows = left_of(rows, &columns, of_new);
             panels.resize(depth * width(), 0.0);
-            part.resize((old + new) * width(), 0.0);
+            part.resize(old.max(new) * width(), 0.0);
             for start in (0..new).step_by(width()) {
-                transpose(of(old + start..old + new.min(start + width())), depth, panels);
+                transpose(new_rows.range(start..new.min(start + width())), depth, panels);
                 // Above this panel's first row, the lower half is not asked for.
-                for wanted in [0..old, old + start..old + new] {
-                    let part = &mut part[..wanted.len() * width()];
-                    multiply(of(wanted.clone()), depth, panels, part);
-                    add(&mut sums[wanted.start * new..wanted.end * new], new, start, part);
+                for (left, at) in [(old_rows, 0), (new_rows.range(start..new), old + start)] {
+                    multiply(left, depth, panels, part);
+                    add(&mut sums[at * new..][..left.rows * new], new, start, part);
                 }
             }
         });
@@ -241,18 +234,14 @@ impl Products for Host {
         let sums =
             self.sum_over_columns(rows.width(), rows.len() * basis.len(), |columns, work, sums| {
                 let depth = columns.len();
-                let Work { stacked, panels, part } = work;
-                stacked.clear();
-                append(stacked, tall, &columns);
-                append(stacked, flat, &columns);
-                let (left, right) = stacked.split_at(tall.len() * STRIDE);
-                let left = Left { data: left, stride: STRIDE, rows: tall.len() };
+                let Work { gathered: [of_tall, of_flat], panels, part } = work;
+                let left = left_of(tall, &columns, of_tall);
+                let right = left_of(flat, &columns, of_flat);
                 panels.resize(depth * width(), 0.0);
                 part.resize(tall.len() * width(), 0.0);
                 for start in (0..flat.len()).step_by(width()) {
-                    let rows = width().min(flat.len() - start);
-                    let right = Left { data: &right[start * STRIDE..], stride: STRIDE, rows };
-                    transpose(right, depth, panels);
+                    let end = flat.len().min(start + width());
+                    transpose(right.range(start..end), depth, panels);
                     multiply(left, depth, panels, part);
                     add(sums, flat.len(), start, part);
                 }
@@ -270,7 +259,7 @@ impl Products for Host {
 /// Memory that one thread works in, kept from chunk to chunk.
 #[derive(Default)]
 struct Work {
-    stacked: Vec<f32>, // rows of a chunk, STRIDE apart
+    gathered: [Vec<f32>; 2], // rows of a chunk that cannot be read in place, STRIDE apart
     panels: Vec<f32>,
     part: Vec<f32>,
 }
@@ -282,13 +271,20 @@ impl Work {
     }
 }
 
-/// Adds some columns of all rows to a chunk.
-fn append(stacked: &mut Vec<f32>, rows: &HostRows<'_>, columns: &Range<usize>) {
-    for row in 0..rows.len() {
-        let start = stacked.len();
-        stacked.resize(start + STRIDE, 0.0);
-        rows.write(row, columns.clone(), &mut stacked[start..start + columns.len()]);
+/// Some columns of all rows: where they lie, or gathered.
+fn left_of<'a>(
+    rows: &HostRows<'a>,
+    columns: &Range<usize>,
+    gathered: &'a mut Vec<f32>,
+) -> Left<'a> {
+    if let Some((data, stride)) = rows.in_place() {
+        return Left { data: &data[columns.start..], stride, rows: rows.len() };
     }
+    gathered.resize(rows.len() * STRIDE, 0.0);
+    for (row, place) in gathered.chunks_mut(STRIDE).enumerate() {
+        rows.write(row, columns.clone(), &mut place[..columns.len()]);
+    }
+    Left { data: gathered, stride: STRIDE, rows: rows.len() }
 }
 
 /// A float32 matrix, row by row.

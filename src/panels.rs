@@ -6,6 +6,8 @@
 //! chain of fused multiply-adds along the depth, whatever shares the call: results do not depend on
 //! how rows are batched.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
 /// Registers across a panel: 8 x 3 sums, 3 numbers of the panel and one of the left fill 28 of 32.
@@ -36,6 +38,13 @@ pub struct Left<'a> {
     pub stride: usize,
     /// How many rows m.
     pub rows: usize,
+}
+
+impl Left<'_> {
+    /// Some of the rows.
+    pub fn range(self, rows: Range<usize>) -> Self {
+        Self { data: &self.data[rows.start * self.stride..], stride: self.stride, rows: rows.len() }
+    }
 }
 
 /// `out ← left panel`: out (rows, width) is row-major, panel (depth, width).

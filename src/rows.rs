@@ -136,6 +136,15 @@ impl<'a> HostRows<'a> {
         scratch
     }
 
+    /// All rows as they lie in memory, where they are float32: the first number, and the numbers from
+    /// one row to the next.
+    pub fn in_place(&self) -> Option<(&'a [f32], usize)> {
+        match (self.values, self.factors) {
+            (Values::Single(values), None) => Some((values, self.stored)),
+            _ => None,
+        }
+    }
+
     /// `‖g_i‖²` of one row, in float64, where the square of a finite float32 never overflows.
     pub fn squared_norm(&self, row: usize) -> f64 {
         let values = self.values.range(row * self.stored..(row + 1) * self.stored);
