@@ -15,6 +15,7 @@ import stream_table
 from drift_table import drift_section
 from record import RESULTS
 from shards_table import shards_section
+from sketch_table import sketch_section
 
 PROJECT = Path(__file__).parent.parent
 HEAD = """\
@@ -35,13 +36,6 @@ SUBSET = """\
 `python benchmarks/subset.py`: a small CNN, warmed up for an epoch to select, then a fresh one
 trained on each set. Test accuracy in %, mean ± standard deviation over seeds. *Random* is
 class-balanced and has the same number of examples. Differences are paired by seed.
-"""
-SKETCH = """\
-## Sketch: rows a second
-
-`python benchmarks/sketch.py`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
-interleaved rounds. `host` and `torch` are ours; `gram` is the same algorithm in plain torch;
-`svd` and `numpy` decompose the 2l buffer. A ratio below 1 means that plain torch was faster.
 """
 CONSENSUS = """\
 ## Streaming consensus against the exact one
@@ -97,7 +91,7 @@ def results_page() -> str:
     parts = [HEAD.format(gpu=GPU if is_gpu else NO_GPU), *quality_tables.sections()]
     parts += [*quality_tables.variants_section(), *trim_section(), *drift_section()]
     parts += [SUBSET, subset_table("results")]
-    parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
+    parts += [*gradient_sections(), *compression_section(), *sketch_section(), consensus_section()]
     parts += [*stream_table.stream_section(), *shards_section()]
     return "\n".join(parts)
 
@@ -285,29 +279,6 @@ def mean(metric: dict[str, Any], digits: int) -> str:
     deviation = metric["spread"]
     around = "" if deviation is None else f" ± {deviation:.{digits}f}"
     return f"{metric['mean']:.{digits}f}{around}"
-
-
-def sketch_section() -> str:
-    """Return update throughput by contender."""
-    record = read(RESULTS / "sketch_cpu.json")
-    names = ["host", "torch", "gram", "svd", "numpy"]
-    lines = [
-        SKETCH.format(rounds=record["settings"]["rounds"], **record),
-        f"| l | d | {' | '.join(names)} | host / gram | host / svd | GFLOP/s of host |",
-        "|---" * (len(names) + 5) + "|",
-    ]
-    for cell in record["results"]:
-        rates = cell["rows_a_second"]
-        cells = [
-            str(cell["sketch_size"]),
-            f"{cell['dim']:,}",
-            *(f"{rates[name]:,.0f}" for name in names),
-            f"{rates['host'] / rates['gram']:.1f}",
-            f"{rates['host'] / rates['svd']:.0f}",
-            f"{cell['our_gflops']:.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def consensus_section() -> str:

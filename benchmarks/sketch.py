@@ -2,23 +2,31 @@
 
 Side by side in one run, rounds interleaved, medians of the rounds:
 
-    host       sage_torch, faer on the tensor's own memory
+    host       sage_torch, the kernel of `src/panels.rs` on the tensor's own memory
     torch      sage_torch, the path that CUDA uses, here on the CPU (on the GPU with --device cuda)
     gram       the same algorithm in plain torch: Gram of a 2l buffer, float64 eigh, rotation
+    scipy      the same in SciPy: half of the Gram (ssyrk), the l + 1 eigenpairs that are needed
     svd        the textbook form: torch.linalg.svd of a 2l buffer
-    numpy      the same through NumPy's SVD in float32 (its own threads held to as many)
+    numpy      the same through NumPy's SVD in float32
+    public     what the public NumPy code of Liberty's group does: float64, one row at a time
+
+Beside them, measured by `benchmarks/rates.rs` in the same run: faer's matrix product on one thread,
+the eigenproblem's share, `project` against one product, and other numbers of rows between shrinks.
 
     python benchmarks/sketch.py
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import scipy.linalg
 import torch
 import typer
 from record import RESULTS, environment, spread, write
@@ -28,10 +36,12 @@ from torch import Tensor
 from sage_torch import FrequentDirections
 
 Sizes = list[tuple[int, int]]
-SIZES: Sizes = [(64, 8_192), (64, 51_200), (256, 8_192)]
-# Timed rows in units of l: 3 l are two shrinks of ours, three of the others. A row of an SVD costs
-# tens of times what a row of ours does, so one shrink is enough to time it.
-TIMED = {"host": 12, "torch": 12, "gram": 12, "svd": 1, "numpy": 1}
+SIZES: Sizes = [(size, dim) for size in (64, 256) for dim in (8_192, 51_200, 500_000)]
+# Timed rows in units of l: 12 l are eight shrinks of ours, twelve of the others. A row of an SVD
+# costs tens of times what a row of ours does, so one shrink is enough to time it.
+TIMED = {"host": 12, "torch": 12, "gram": 12, "scipy": 12, "svd": 1, "numpy": 1, "public": 1}
+# A float64 SVD of 512 x 500,000 takes minutes and 10 GB: left out of that cell.
+LONGEST = {"public": 64 * 500_000, "numpy": 64 * 500_000}
 
 
 class GramSketch:
@@ -83,6 +93,42 @@ class NumpySketch(GramSketch):
         return torch.from_numpy(kept[:, None] * right[: self.size])
 
 
+class ScipySketch(GramSketch):
+    """The Gram form in SciPy: one triangle, and no eigenpair that is not needed."""
+
+    def shrunk(self) -> Tensor:
+        """Return the sketch (l, dim) of the full buffer."""
+        rows = self.buffer.numpy()
+        gram = scipy.linalg.blas.ssyrk(1.0, rows.T, trans=1, lower=1).astype(np.float64)
+        wanted = (self.size - 1, 2 * self.size - 1)
+        values, vectors = scipy.linalg.eigh(gram, subset_by_index=wanted, overwrite_a=True)
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        kept = np.maximum(values[: self.size] - values[self.size], 0)
+        scale = np.sqrt(kept / np.maximum(values[: self.size], 1e-300))
+        return torch.from_numpy((vectors[:, : self.size] * scale).T.astype(np.float32) @ rows)
+
+
+class PublicSketch:
+    """One row at a time into a float64 buffer of 2l rows; the l-th singular value is subtracted."""
+
+    def __init__(self, sketch_size: int, dim: int) -> None:
+        self.size = sketch_size
+        self.buffer = np.zeros((2 * sketch_size, dim))
+        self.filled = 0
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows (n, dim)."""
+        for row in rows.numpy():
+            if self.filled == 2 * self.size:
+                _, values, right = np.linalg.svd(self.buffer, full_matrices=False)
+                kept = np.sqrt(values[: self.size] ** 2 - values[self.size - 1] ** 2)
+                self.buffer[: self.size] = kept[:, None] * right[: self.size]
+                self.buffer[self.size :] = 0
+                self.filled = self.size
+            self.buffer[self.filled] = row
+            self.filled += 1
+
+
 def makers(sketch_size: int, dim: int, device: str) -> dict[str, Callable[[], Any]]:
     """Return a constructor for each contender."""
     ours = FrequentDirections
@@ -93,8 +139,14 @@ def makers(sketch_size: int, dim: int, device: str) -> dict[str, Callable[[], An
     }
     if device == "cpu":
         contenders["host"] = lambda: ours(sketch_size, dim)
+        contenders["scipy"] = lambda: ScipySketch(sketch_size, dim, device)
         contenders["numpy"] = lambda: NumpySketch(sketch_size, dim, device)
-    return contenders
+        contenders["public"] = lambda: PublicSketch(sketch_size, dim)
+    return {
+        name: make
+        for name, make in contenders.items()
+        if sketch_size * dim <= LONGEST.get(name, sketch_size * dim)
+    }
 
 
 def seconds_a_row(make: Callable[[], Any], rows: Tensor, sketch_size: int, units: int) -> float:
@@ -126,6 +178,20 @@ def gemm_rate(dim: int, sketch_size: int, device: str) -> float:
     return 4 * sketch_size**2 * dim / sorted(timings)[3] / 1e9
 
 
+def rates(sketch_size: int, dim: int, rounds: int) -> dict[str, Any]:
+    """Return what `benchmarks/rates.rs` measures, on one thread."""
+    arguments = ["--example", "rates", "--", str(sketch_size), str(dim), str(rounds)]
+    asked = subprocess.run(
+        ["cargo", "run", "--release", "--quiet", "--no-default-features", *arguments],
+        cwd=RESULTS.parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured: dict[str, Any] = json.loads(asked.stdout)
+    return measured
+
+
 def _wait(tensor: Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize()
@@ -150,21 +216,26 @@ def main(
         rows = (torch.randn(count, dim, generator=generator) * decay).to(device)
         contenders = makers(sketch_size, dim, device)
         timings: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
+        of_cell = rounds if dim < 500_000 else min(rounds, 3)
+        for _ in range(of_cell):
             for name, make in contenders.items():
                 timings[name].append(seconds_a_row(make, rows, sketch_size, TIMED[name]))
-        ours = sorted(timings["host" if device == "cpu" else "torch"])[rounds // 2]
+        ours = sorted(timings["host" if device == "cpu" else "torch"])[of_cell // 2]
+        block = FrequentDirections(sketch_size, 1).block_rows
+        operations = (4 * sketch_size + block + 2 * sketch_size**2 / block) * dim
         cell = {
             "sketch_size": sketch_size,
             "dim": dim,
             "seconds_a_row": {name: spread(values) for name, values in timings.items()},
             "rows_a_second": {
-                name: 1 / sorted(values)[rounds // 2] for name, values in timings.items()
+                name: 1 / sorted(values)[of_cell // 2] for name, values in timings.items()
             },
             "torch_gemm_gflops": gemm_rate(dim, sketch_size, device),
-            # (4l + b + 2l^2/b) d multiply-adds a row at b = 1.5 l.
-            "our_gflops": 2 * 6.833 * sketch_size * dim / ours / 1e9,
+            "our_gflops": operations / ours / 1e9,
         }
+        if device == "cpu":
+            cell["rates"] = rates(sketch_size, dim, of_cell)
+            cell["eigenproblem_share"] = cell["rates"]["eigenproblem_seconds"] / (block * ours)
         cells.append(cell)
         typer.echo(
             f"l={sketch_size:<4} d={dim:<8}"

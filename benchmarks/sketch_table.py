@@ -1,0 +1,87 @@
+"""The section of RESULTS.md on the speed of the sketch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from record import RESULTS
+
+HEAD = """\
+## Sketch: rows a second
+
+`python benchmarks/sketch.py`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
+interleaved rounds (3 at d = 500,000). `host` and `torch` are ours; `gram` is the same algorithm in
+plain torch; `scipy` the same in SciPy (half the Gram matrix, no eigenpair too many); `svd` and
+`numpy` decompose the 2l buffer in float32; `public` is what the public NumPy code does (float64, row
+by row). A ratio below 1 means that the other was faster.
+"""
+PARTS = """\
+Where the time goes, on one thread, measured in the same run by `benchmarks/rates.rs`. *GFLOP/s*
+counts `(4l + b + 2l²/b) d` operations a row, all else (norms, eigenproblem) within the time; *GEMM*
+is faer's float32 matrix product of 1,024 x 1,024, *shaped* its product of (b, d) with (d, l).
+*Project* is the time of `project` over that of one such product of 256 rows. *b* is the number of
+rows between two shrinks: 1.5 l ships.
+"""
+NAMES = ("host", "torch", "gram", "scipy", "svd", "numpy", "public")
+
+
+def sketch_section() -> list[str]:
+    """Return update throughput by contender, and where ours goes."""
+    record: dict[str, Any] = json.loads((RESULTS / "sketch_cpu.json").read_text())
+    return [
+        HEAD.format(rounds=record["settings"]["rounds"], **record),
+        _throughput(record["results"]),
+        PARTS,
+        _parts(record["results"]),
+    ]
+
+
+def _throughput(cells: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| l | d | {' | '.join(NAMES)} | host / gram | host / scipy | host / svd |",
+        "|---" * (len(NAMES) + 5) + "|",
+    ]
+    for cell in cells:
+        rates = cell["rows_a_second"]
+        shown = [
+            str(cell["sketch_size"]),
+            f"{cell['dim']:,}",
+            *(
+                f"{rates[name]:,.{0 if rates[name] >= 10 else 1}f}" if name in rates else "-"
+                for name in NAMES
+            ),
+            *(
+                f"{rates['host'] / rates[name]:.{0 if name == 'svd' else 2}f}"
+                for name in ("gram", "scipy", "svd")
+            ),
+        ]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _parts(cells: list[dict[str, Any]]) -> str:
+    blocks = list(cells[0]["rates"]["seconds_a_row_by_block"])
+    lines = [
+        "| l | d | GFLOP/s | GEMM | shaped | host / GEMM | eigenproblem | project / GEMM | "
+        + " | ".join(f"b = {ratio} l" for ratio in blocks)
+        + " |",
+        "|---" * (8 + len(blocks)) + "|",
+    ]
+    for cell in cells:
+        rates = cell["rates"]
+        of_blocks = rates["seconds_a_row_by_block"]
+        least = min(of_blocks.values())
+        shown = [
+            str(cell["sketch_size"]),
+            f"{cell['dim']:,}",
+            f"{cell['our_gflops']:.0f}",
+            f"{rates['gemm_gflops']:.0f}",
+            f"{rates['shaped_gflops']:.0f}",
+            f"{cell['our_gflops'] / rates['gemm_gflops']:.0%}",
+            f"{cell['eigenproblem_share']:.0%}",
+            f"{rates['project_seconds'] / rates['project_gemm_seconds']:.2f}",
+            *(f"{of_blocks[ratio] / least:.2f}" for ratio in blocks),
+        ]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
