@@ -13,8 +13,8 @@ HEAD = """\
 `python benchmarks/sketch.py`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
 interleaved rounds (3 at d = 500,000). `host` and `torch` are ours; `gram` is the same algorithm in
 plain torch; `scipy` the same in SciPy (half the Gram matrix, no eigenpair too many); `svd` and
-`numpy` decompose the 2l buffer in float32; `public` is what the public NumPy code does (float64, row
-by row). A ratio below 1 means that the other was faster.
+`numpy` decompose the 2l buffer in float32; `public` is what the public NumPy code does (float64,
+row by row). A ratio below 1 means that the other was faster.
 """
 PARTS = """\
 Where the time goes, on one thread, measured in the same run by `benchmarks/rates.rs`. *GFLOP/s*
