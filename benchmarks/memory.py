@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from peak_memory import restarted_peak, resident_peak
+from peak_memory import resident_peak, restarted_peak
 from record import RESULTS, environment, write
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -67,6 +67,7 @@ class Words(nn.Module):
         self.embedding, self.head = nn.Embedding(words, 128), nn.Linear(128, CLASSES)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits."""
         return self.head(self.embedding(inputs).mean(1))
 
 
