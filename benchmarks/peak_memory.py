@@ -68,22 +68,22 @@ def increase(model: str, contender: str, device: str, threads: int, seed: int) -
         torch.cuda.synchronize()
         after = torch.cuda.max_memory_allocated()
     else:
-        before = _restarted_peak()
+        before = restarted_peak()
         kept = run(batch)
-        after = _peak()
+        after = resident_peak()
     del kept
     return after - before
 
 
-def _restarted_peak() -> int:
+def restarted_peak() -> int:
     """Return resident memory now, after making it the peak where the system allows that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return resident_peak()
 
 
-def _peak() -> int:
+def resident_peak() -> int:
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -13,7 +13,9 @@ from typing import Any
 import quality_tables
 import stream_table
 from drift_table import drift_section
+from memory_table import memory_sections
 from record import RESULTS
+from selection_table import selection_sections
 from shards_table import shards_section
 from sketch_table import sketch_section
 
@@ -93,6 +95,7 @@ def results_page() -> str:
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), *sketch_section(), consensus_section()]
     parts += [*stream_table.stream_section(), *shards_section()]
+    parts += [*selection_sections(), *memory_sections()]
     return "\n".join(parts)
 
 

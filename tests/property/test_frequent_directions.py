@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import allowance
 from torch import Tensor
 
 from sage_torch import FrequentDirections
 
 Floats = npt.NDArray[np.float64]
-UNIT = 2.0**-24  # half the distance between neighbouring float32 numbers around 1
 KINDS = [
     *("random", "low rank", "decaying", "duplicates", "zero rows", "constant"),
     *("bad row scales", "bad column scales", "tiny", "huge"),
@@ -90,17 +90,6 @@ def streams(
     kind, rng = draw(st.sampled_from(kinds)), np.random.default_rng(draw(st.integers(0, 2**32)))
     n, d = draw(st.integers(least_rows, 70)), draw(st.integers(least_dim, 24))
     return Stream(kind, draw(st.integers(1, 9)), make_rows(kind, rng, n, d))
-
-
-def allowance(largest: float, sketch_size: int, block: int, shrinks: int) -> float:
-    """What float32 may add to an error in ||Sx||^2: `2 u (2 + sqrt(l + b)) lambda_1` a shrink.
-
-    A shrink computes `R [S; G]` in float32. R is rounded (a factor 1 + u on each entry), the sum
-    of l + b products is rounded after each (a random walk: u sqrt(l + b)), the result is stored (u
-    again). A relative error e of S is 2 e of its square. Storing S alone, perfectly computed,
-    costs 2 u = 1.2e-7 on a constant row, so no float32 sketch can promise less.
-    """
-    return shrinks * 2 * UNIT * (2 + (sketch_size + block) ** 0.5) * largest
 
 
 def rounding_of(stream: Stream, shrinks: int | None = None) -> float:
