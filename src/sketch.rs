@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use faer::Mat;
 
+use crate::coordinates::Coordinates;
 use crate::error::{Error, Result};
 use crate::shrink::{shrink, ShrinkMap};
 
@@ -86,6 +87,8 @@ pub struct State {
     pub pending_ids: Vec<i32>,
     /// For each consensus carried along: whether it is the one of the orthonormal basis.
     pub carried: Vec<bool>,
+    /// Coordinates of every shrunk row, where they are carried along.
+    pub coordinates: Option<Coordinates>,
     /// `‖A‖_F²` of all rows.
     pub squared_norm: f64,
     /// Rows given so far, those of merged sketches included.
@@ -109,6 +112,7 @@ impl State {
             pending: 0,
             pending_ids: Vec::new(),
             carried: Vec::new(),
+            coordinates: None,
             squared_norm: 0.0,
             rows_seen: 0,
             weight: 0.0,
@@ -142,7 +146,9 @@ impl State {
             let part = products.slice(rows, next..next + taken)?;
             if taken == block {
                 // Read in place: a whole block needs no copy.
-                self.fold(products, &mut buffers.sketch, &part, taken)?.carry(
+                let folded = self.fold(products, &mut buffers.sketch, &part, taken)?;
+                folded.carry_coordinates(&mut self.coordinates);
+                folded.carry(
                     products,
                     &part,
                     ids_of(next..next + taken),
@@ -173,7 +179,9 @@ impl State {
     pub fn flush<P: Products>(&mut self, products: &P, buffers: &mut Buffers<'_, P>) -> Result<()> {
         if self.pending > 0 {
             let waiting = products.read(&buffers.pending, 0..self.pending)?;
-            self.fold(products, &mut buffers.sketch, &waiting, self.pending)?.carry(
+            let folded = self.fold(products, &mut buffers.sketch, &waiting, self.pending)?;
+            folded.carry_coordinates(&mut self.coordinates);
+            folded.carry(
                 products,
                 &waiting,
                 &self.pending_ids,
@@ -200,7 +208,7 @@ impl State {
     ) -> Result<Spectrum> {
         let size = self.sketch_size();
         products.copy(&products.read(&buffers.sketch, 0..size)?, out, 0)?;
-        let mut copy = self.clone();
+        let mut copy = Self { spectrum: self.spectrum.clone(), ..Self::new(size) };
         if self.pending > 0 {
             let waiting = products.read(&buffers.pending, 0..self.pending)?;
             copy.fold(products, out, &waiting, self.pending)?;
@@ -223,7 +231,11 @@ impl State {
         other_shrinkage: f64,
     ) -> Result<()> {
         self.flush(products, buffers)?;
-        self.fold(products, &mut buffers.sketch, rows, count)?;
+        let folded = self.fold(products, &mut buffers.sketch, rows, count)?;
+        if let (Some(ours), Some(theirs)) = (&mut self.coordinates, &other.coordinates) {
+            let size = folded.rotation.nrows();
+            ours.join(folded.change_of(0..size), theirs, &folded.change_of(size..size + count));
+        }
         self.spectrum.shrinkage += other_shrinkage;
         self.squared_norm += other.squared_norm;
         self.rows_seen += other.rows_seen;
@@ -277,6 +289,31 @@ struct Folded {
 }
 
 impl Folded {
+    /// `S [S; G]ᵀ` (l, m) of some of the columns, S the new sketch: coordinates of the rows there.
+    fn sketched(&self, columns: Range<usize>) -> Mat<f64> {
+        &self.rotation * self.gram.subcols(columns.start, columns.len())
+    }
+
+    /// `T = S [S; G]ᵀ Σ⁻²` of the orthogonal rows of an old sketch among `[S; G]`, Σ their lengths:
+    /// what moves its coordinates to the new one. 0 on a missing row.
+    fn change_of(&self, rows: Range<usize>) -> Mat<f64> {
+        let mut change = self.sketched(rows.clone());
+        for (j, row) in rows.enumerate() {
+            let squared = self.gram[(row, row)];
+            let scale = if squared > 0.0 { 1.0 / squared } else { 0.0 };
+            change.col_mut(j).iter_mut().for_each(|value| *value *= scale);
+        }
+        change
+    }
+
+    /// Moves the coordinates that are carried along, and takes in those of the new rows.
+    fn carry_coordinates(&self, carried: &mut Option<Coordinates>) {
+        if let Some(carried) = carried {
+            let size = self.rotation.nrows();
+            carried.take_in(self.change_of(0..size), &self.sketched(size..self.gram.ncols()));
+        }
+    }
+
     /// Adds the rows, weighted, to the sums of their classes.
     ///
     /// The exact consensus adds `S g_i / ‖S g_i‖` under the final S. It is linear but for the
@@ -298,7 +335,7 @@ impl Folded {
         }
         let size = self.rotation.nrows();
         let count = self.gram.ncols() - size;
-        let sketched = &self.rotation * self.gram.subcols(size, count); // S [S; G] Gᵀ = (l, b)
+        let sketched = self.sketched(size..size + count); // (l, b)
         let mut classes: Vec<usize> = class_ids.iter().map(|id| *id as usize).collect();
         classes.sort_unstable();
         classes.dedup();
