@@ -13,6 +13,7 @@ from typing import Any
 import quality_tables
 import stream_table
 from drift_table import drift_section
+from modes_table import modes_section
 from record import RESULTS
 from shards_table import shards_section
 
@@ -98,6 +99,7 @@ def results_page() -> str:
     parts += [*quality_tables.variants_section(), *trim_section(), *drift_section()]
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
+    parts += modes_section()
     parts += [*stream_table.stream_section(), *shards_section()]
     return "\n".join(parts)
 

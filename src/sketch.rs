@@ -233,8 +233,8 @@ impl State {
         self.flush(products, buffers)?;
         let folded = self.fold(products, &mut buffers.sketch, rows, count)?;
         if let (Some(ours), Some(theirs)) = (&mut self.coordinates, &other.coordinates) {
-            let size = folded.rotation.nrows();
-            ours.join(folded.change_of(0..size), theirs, &folded.change_of(size..size + count));
+            let of_theirs = folded.change_of(folded.before.len(), &other.spectrum.singular_values);
+            ours.join(folded.change_of(0, &folded.before), theirs, &of_theirs);
         }
         self.spectrum.shrinkage += other_shrinkage;
         self.squared_norm += other.squared_norm;
@@ -275,9 +275,9 @@ impl State {
         }
         let ShrinkMap { rotation, singular_values, shrinkage } = shrink(&gram, size)?;
         products.rotate(&rotation, rows, sketch)?;
-        self.spectrum.singular_values = singular_values.clone();
+        let before = std::mem::replace(&mut self.spectrum.singular_values, singular_values.clone());
         self.spectrum.shrinkage += shrinkage;
-        Ok(Folded { gram, rotation, singular_values })
+        Ok(Folded { gram, rotation, singular_values, before })
     }
 }
 
@@ -286,6 +286,7 @@ struct Folded {
     gram: Mat<f64>,
     rotation: Mat<f64>,
     singular_values: Vec<f64>,
+    before: Vec<f64>, // singular values of the sketch that was
 }
 
 impl Folded {
@@ -294,13 +295,14 @@ impl Folded {
         &self.rotation * self.gram.subcols(columns.start, columns.len())
     }
 
-    /// `T = S [S; G]ᵀ Σ⁻²` of the orthogonal rows of an old sketch among `[S; G]`, Σ their lengths:
-    /// what moves its coordinates to the new one. 0 on a missing row.
-    fn change_of(&self, rows: Range<usize>) -> Mat<f64> {
-        let mut change = self.sketched(rows.clone());
-        for (j, row) in rows.enumerate() {
-            let squared = self.gram[(row, row)];
-            let scale = if squared > 0.0 { 1.0 / squared } else { 0.0 };
+    /// `T = S [S; G]ᵀ Σ⁻²` of the orthogonal rows of an old sketch, from row `start` of `[S; G]` on,
+    /// Σ their lengths: what moves its coordinates to the new one. 0 on a missing row.
+    fn change_of(&self, start: usize, lengths: &[f64]) -> Mat<f64> {
+        let mut change = self.sketched(start..start + lengths.len());
+        for (j, length) in lengths.iter().enumerate() {
+            // The lengths that the last shrink gave them: measured again, those of rounding alone
+            // could come out far too short to divide by.
+            let scale = if *length > 0.0 { length.powi(-2) } else { 0.0 };
             change.col_mut(j).iter_mut().for_each(|value| *value *= scale);
         }
         change
@@ -309,8 +311,8 @@ impl Folded {
     /// Moves the coordinates that are carried along, and takes in those of the new rows.
     fn carry_coordinates(&self, carried: &mut Option<Coordinates>) {
         if let Some(carried) = carried {
-            let size = self.rotation.nrows();
-            carried.take_in(self.change_of(0..size), &self.sketched(size..self.gram.ncols()));
+            let new = self.before.len()..self.gram.ncols();
+            carried.take_in(self.change_of(0, &self.before), &self.sketched(new));
         }
     }
 
