@@ -10,16 +10,15 @@ from record import RESULTS
 TEXT = """\
 ## Modes: fewer passes, less memory, and how near the scores come
 
-`python benchmarks/modes.py --data-root DIR`: {examples:,} training images, a small CNN after its
-first epochs, {gradients} gradients, {cpu}, one thread; means over {seeds} seeds. *Gradients*: an
-example. *Bytes*: held of an example, beside score, margin, class and label. *Seconds*: of the whole
-selection, over those of the exact mode. *Spearman* and *top quarter*: of the scores against the
-exact mode's, over all and within each class. *Trim*: of the examples with a negative margin in
-either mode, how many have one in both; in brackets the share of all that this mode drops. *Kept*:
-shared by the subsets of `rule="{rule}"`, keep = {keep}.
+`python benchmarks/modes.py --data-root DIR`: {examples:,} training images, {flipped:.0%} of the
+labels flipped, a small CNN after its first epochs, {gradients} gradients, {cpu}, one thread; means
+over {seeds} seeds. *Gradients*: an example. *Bytes*: held of an example, beside score, margin, class
+and label. *Seconds*: of the whole selection, over those of the exact mode. *Spearman* and *top
+quarter*: of the scores against the exact mode's, over all and *within* each class. *Trim*: of the
+examples with a negative margin in either mode, how many have one in both; in brackets the share of
+all that this mode drops. *Kept*: shared by the subsets of `rule="{rule}"`, keep = {keep}.
 
-| data, flipped | l | mode | gradients | bytes | seconds | Spearman | top quarter | of a class | trim \
-| kept |
+| data | l | mode | gradients | bytes | seconds | Spearman | top quarter | within | trim | kept |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
@@ -32,9 +31,9 @@ def modes_section() -> list[str]:
     settings, runs = record["settings"], record["results"]
     about = settings | {"seeds": len(settings["seeds"])}
     lines = [TEXT.format(**about, cpu=record["cpu"])]
-    kinds = dict.fromkeys((run["data"], run["noise"], run["sketch_size"]) for run in runs)
+    kinds = dict.fromkeys((run["data"], run["sketch_size"]) for run in runs)
     for kind in kinds:
-        of_kind = [run for run in runs if (run["data"], run["noise"], run["sketch_size"]) == kind]
+        of_kind = [run for run in runs if (run["data"], run["sketch_size"]) == kind]
         exact = [run for run in of_kind if run["mode"] == "exact"]
         for mode in dict.fromkeys(run["mode"] for run in of_kind):
             lines.append(_row(kind, mode, [run for run in of_kind if run["mode"] == mode], exact))
@@ -42,16 +41,16 @@ def modes_section() -> list[str]:
 
 
 def _row(
-    kind: tuple[str, float, int],
+    kind: tuple[str, int],
     mode: str,
     runs: list[dict[str, Any]],
     exact: list[dict[str, Any]],
 ) -> str:
-    data, noise, size = kind
+    data, size = kind
     trims = [run["trim_overlap"] for run in runs if run["trim_overlap"] is not None]
     trimmed = f"({100 * _mean(runs, 'trimmed'):.1f} %)"
     cells = [
-        f"{data}, {noise:.0%}",
+        data,
         str(size),
         mode.replace("_", " "),
         f"{_mean(runs, 'gradients_an_example'):.0f}",
