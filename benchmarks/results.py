@@ -14,6 +14,7 @@ import quality_tables
 import stream_table
 from drift_table import drift_section
 from memory_table import memory_sections
+from modes_table import modes_section
 from record import RESULTS
 from selection_table import selection_sections
 from shards_table import shards_section
@@ -94,6 +95,7 @@ def results_page() -> str:
     parts += [*quality_tables.variants_section(), *trim_section(), *drift_section()]
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), *sketch_section(), consensus_section()]
+    parts += modes_section()
     parts += [*stream_table.stream_section(), *shards_section()]
     parts += [*selection_sections(), *memory_sections()]
     return "\n".join(parts)

@@ -16,7 +16,7 @@ from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, 
 Rule = Literal["herding", "facility_location", "agreement", "stratified", "weighted", "random"]
 Basis = Literal["weighted", "orthonormal"]
 Quotas = Literal["proportional", "equal"]
-ConsensusMode = Literal["auto", "exact", "streaming"]
+ConsensusMode = Literal["auto", "exact", "streaming", "one_pass"]
 Draw = Literal["fixed", "rotate", "random"]
 STREAMED = ("herding", "facility_location")  # compare examples with each other, block by block
 Collate = Callable[[list[Any]], Any]
@@ -89,7 +89,7 @@ class Options:
         _one_of("quotas", self.quotas, "proportional", "equal")
         check_choice(self.gradients, self.params)
         _check_params(self.params)
-        _one_of("consensus", self.consensus, "auto", "exact", "streaming")
+        _one_of("consensus", self.consensus, *get_args(ConsensusMode))
         if self.class_balanced != "auto" and not isinstance(self.class_balanced, bool):
             raise ValueError(
                 f'expected class_balanced "auto", True or False, got {self.class_balanced!r}'

@@ -30,28 +30,31 @@ class Sketched:
     classes: ClassBook
     # (C, l) consensus of the streaming mode by basis; empty in the exact mode.
     directions: dict[Basis, NDArray[np.float64]]
+    coordinates: NDArray[np.float32] | None  # (N, l) weighted, of the one-pass mode
 
 
 def sketch_pass(task: Task) -> Sketched:
     """Pass 1: stream the gradients of all examples into one sketch.
 
     Args:
-        task: `options.sketch_size`, `class_balanced`, `basis`; in the streaming mode a consensus is
-            carried along with the sketch.
+        task: `options.sketch_size`, `class_balanced`, `basis`; carried along with the sketch are a
+            consensus in the streaming mode, every example's coordinates in the one-pass mode.
 
     Returns:
-        Sketch, classes, and the consensus when it was carried along.
+        Sketch, classes, and what was carried along.
 
     Raises:
         SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
 
     Cost:
         One gradient an example and about 7 l d multiply-adds for the sketch; memory 4 l d bytes
-        and 4 bytes an example (and C d numbers when streaming), log2(shards) times the sketch.
+        and 4 bytes an example (and C d numbers when streaming), log2(shards) times the sketch. In
+        one pass 4 l bytes an example besides, and those of one shard twice while they are sorted.
     """
     classes = ClassBook(task.examples.total, task.options.class_balanced)
     tree: MergeTree[_Part] = MergeTree(task.shards, task.ranks, _merged)
-    with task.examples.progress("SAGE pass 1 of 2: sketch", task.own) as bar:
+    title = "SAGE pass 1 of 1" if task.is_one_pass else "SAGE pass 1 of 2: sketch"
+    with task.examples.progress(title, task.own) as bar:
 
         def sketched(shard: Shard) -> _core.FrequentDirections:
             return _sketch_shard(task, shard, classes, bar.update)
@@ -68,7 +71,8 @@ def sketch_pass(task: Task) -> Sketched:
         )
         for basis in task.bases
     }
-    return Sketched(sketch, classes, directions)
+    coordinates = _in_place(task, sketch.take_coordinates()) if task.is_one_pass else None
+    return Sketched(sketch, classes, directions, coordinates)
 
 
 def _sketch_shard(
@@ -112,6 +116,8 @@ def _new_sketch(task: Task, dim: int, device: torch.device) -> _core.FrequentDir
     sketch = _core.FrequentDirections(task.options.sketch_size, dim, device=device)
     for basis in task.bases:
         sketch.carry_consensus(orthonormal=basis == "orthonormal")
+    if task.is_one_pass:
+        sketch.carry_coordinates()
     return sketch
 
 
@@ -203,6 +209,14 @@ def _joined(task: Task, tree: MergeTree[_Part], classes: ClassBook) -> _core.Fre
         return whole
 
     return ranks.together(checked)
+
+
+def _in_place(task: Task, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rows (N, l), given as they were read, in the order of the data set."""
+    for shard in task.shards:  # merged as neighbours: one after the other
+        part = coordinates[shard.places]
+        part[task.examples.indices(shard, 0, len(shard)) - shard.start] = part.copy()
+    return coordinates
 
 
 def label_pass(task: Task) -> ClassBook:

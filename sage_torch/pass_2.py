@@ -1,10 +1,12 @@
 """Pass 2: `-> sketched gradients -> consensus -> agreement, margin`.
 
-Each shard is scored by itself; sums of the consensus are added in the shards' order.
+Each shard is scored by itself; sums of the consensus are added in the shards' order. In the
+one-pass mode pass 1 has brought the sketched gradients along, and nothing is read again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +29,7 @@ class Scored:
     agreement: NDArray[np.float32]  # (N,) in the weighted basis: what strata and draws read
     margins: NDArray[np.float32]  # (N,) in the weighted basis: what the trim reads
     coordinates: NDArray[np.float32] | None  # (N, l) orthonormal; None when streaming
-    consensus_cosine: float
+    consensus_cosine: float  # NaN where the exact consensus is not known
 
 
 def score_pass(task: Task, sketched: Sketched) -> Scored:
@@ -39,7 +41,7 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
     Cost:
         One gradient an example and l d multiply-adds; memory 4 l bytes an example, on every rank.
     """
-    classes, sketch, own = sketched.classes, sketched.sketch, task.own_places
+    sketch, own = sketched.sketch, task.own_places
 
     def sketched_gradients() -> NDArray[np.float32]:
         coordinates = np.empty((own.stop - own.start, sketch.sketch_size), np.float32)
@@ -51,6 +53,28 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
         return coordinates
 
     coordinates = _of_all_ranks(task, task.ranks.together(sketched_gradients))
+    return _scored(task, sketched, coordinates, 1.0)
+
+
+def carried_score(task: Task, sketched: Sketched) -> Scored:
+    """Score the sketched gradients that pass 1 has carried along; no example is read.
+
+    Those taken in early have been through later shrinks and are shorter than they would be under
+    the final sketch. So the consensus is not the exact one, and how near it is, is not known: its
+    cosine is NaN.
+
+    Cost:
+        4 l bytes an example, on every rank.
+    """
+    assert sketched.coordinates is not None  # the one-pass mode's
+    return _scored(task, sketched, sketched.coordinates, math.nan)
+
+
+def _scored(
+    task: Task, sketched: Sketched, coordinates: NDArray[np.float32], cosine: float
+) -> Scored:
+    """Return what all weighted coordinates (N, l) come to; they become orthonormal in place."""
+    classes, sketch = sketched.classes, sketched.sketch
     class_ids = classes.of(slice(None))
     directions = _exact_consensus(coordinates, class_ids, classes.count)
     agreement = _core.agreement(coordinates, class_ids, directions)
@@ -60,7 +84,7 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
     if task.options.basis == "orthonormal":
         directions = _exact_consensus(coordinates, class_ids, classes.count)
         scores = _core.agreement(coordinates, class_ids, directions)
-    return Scored(scores, agreement, margins, coordinates, 1.0)
+    return Scored(scores, agreement, margins, coordinates, cosine)
 
 
 def streaming_score_pass(

@@ -38,7 +38,7 @@ from sage_torch.options import (
     count_examples,
 )
 from sage_torch.pass_1 import label_pass, sketch_pass
-from sage_torch.pass_2 import score_pass, streaming_score_pass
+from sage_torch.pass_2 import carried_score, score_pass, streaming_score_pass
 from sage_torch.rules import Chosen, choose, choose_at_random, streams_for
 from sage_torch.selection import Certificate, Selection
 from sage_torch.shards import cut
@@ -127,8 +127,12 @@ def select_subset(
             consensus carried along in pass 1, in memory that grows with N by scores, margins,
             labels and indices only: at keep=0.25 by about 24 bytes an example with herding and
             facility location, 26 to 33 with the other rules, 45 with a draw. `"auto"` is exact
-            while its numbers fit `memory_budget`.
-        memory_budget: Bytes for gradients held at once, and for exact scoring.
+            while its numbers fit `memory_budget`. `"one_pass"` asks for one gradient an example
+            instead of two: every example's N x l numbers are carried along with the sketch, so that
+            scores are those under a sketch that grew meanwhile (benchmarks/RESULTS.md says how near
+            they come); `certificate.consensus_cosine` is NaN, as the exact consensus is not known.
+            `"exact"` and `"one_pass"` hold 4 l bytes an example whatever `memory_budget` is.
+        memory_budget: Bytes for gradients held at once, and for exact scoring with `"auto"`.
         loss: `loss(model, batch) -> (n,)`, one loss per example; None for the cross-entropy of
             integer class or token targets, and for what Hugging Face models train on.
         score_dataset: The same examples without augmentation, read instead of `dataset`.
@@ -171,8 +175,9 @@ def select_subset(
             and the chunk size was halved; a damaged snapshot is ignored.
 
     Cost:
-        Two gradients an example, and about 9 l d multiply-adds. With `checkpoint`, on disk until it
-        is finished: 4 l bytes an example and 10 l d bytes a shard (and C d numbers when streaming).
+        Two gradients an example (one in one pass), and about 9 l d multiply-adds. With
+        `checkpoint`, on disk until it is finished: 4 l bytes an example and 10 l d bytes a shard
+        (and C d numbers when streaming).
 
     Reference:
         Jha and Ahmadi-Asl, "SAGE: Streaming Agreement-Driven Gradient Sketches for Representative
@@ -273,6 +278,8 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
     if task.is_streaming:
         streams = task.ranks.together(lambda: streams_for(task, sketched.classes, quotas))
         scored = streaming_score_pass(task, sketched, streams)
+    elif task.is_one_pass:
+        scored = carried_score(task, sketched)
     else:
         scored = score_pass(task, sketched)
     scored_at = time.perf_counter()
@@ -297,7 +304,7 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
         | {
             "gradients": getattr(task.gradients, "describe", lambda: repr(task.gradients))(),
             "gradients_because": reason_of(model, options.gradients, options.params),
-            "consensus": "streaming" if task.is_streaming else "exact",
+            "consensus": task.mode,
             "parameters": parameters,
             "dim": sketched.sketch.dim,
             "model": type(model).__name__,

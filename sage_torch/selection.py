@@ -33,7 +33,8 @@ class Certificate:
         energy_kept: `|S|_F^2 / |A|_F^2`: at least this share of the energy lies in the sketch.
         energy_kept_at_most: `(|S|_F^2 + l Delta) / |A|_F^2`, at most 1: and no more than this.
         consensus_cosine: Smallest cosine over classes between the consensus that scored the
-            examples and the exact one; 1 unless the consensus was streaming.
+            examples and the exact one: 1 in the exact mode, below it when streaming, NaN in one
+            pass, where the exact one is not known.
 
     Reference:
         Ghashami, Liberty, Phillips and Woodruff, SIAM J. Comput. 2016, Thm 1.1.

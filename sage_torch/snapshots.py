@@ -1,7 +1,8 @@
 """Snapshots: what a killed selection goes on from.
 
-Of pass 1, a shard's sketch, its classes so far and its place in the shard; of pass 2, the sketched
-gradients so far, in segments: all that follows from those is computed again, in the same order.
+Of pass 1, a shard's sketch and what it carries along, its classes so far and its place in the
+shard; of pass 2, the sketched gradients so far, in segments: all that follows from those is
+computed again, in the same order.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sage_torch.shards import Shard
 _LOG = logging.getLogger("sage_torch")
 _LONGEST_SEGMENT = 2**26  # bytes of sketched gradients that wait to be written
 _FINGERPRINT, _RESULT = "fingerprint.json", "selection.npz"
+_OF_COORDINATES = ("rows", "starts", "changes")
 _NUMBERS = ("shrinkage", "squared_norm", "rows_seen", "weight")
 
 
@@ -198,9 +200,13 @@ class Snapshots:
         arrays["pending_ids"] = np.asarray(state["pending_ids"], np.int32)
         for place, (_, sums) in enumerate(state["consensus"]):
             arrays[f"sums_{place}"] = _numpy(sums)
+        carried = state.get("coordinates")  # of the one-pass mode
+        if carried is not None:
+            arrays |= {f"coordinates_{name}": _numpy(carried[name]) for name in _OF_COORDINATES}
         meta = {name: state[name] for name in _NUMBERS}
         meta |= {"done": done, "factors": state["factors"]}
         meta |= {"bases": [orthonormal for orthonormal, _ in state["consensus"]]}
+        meta["open_moves"] = None if carried is None else carried["open"]
         self._write(self._of(shard, "sketch"), meta, arrays)
 
     def rows(self, shard: Shard, width: int) -> Iterator[NDArray[np.float32]]:
@@ -273,8 +279,8 @@ class Snapshots:
         )
 
 
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.cpu().numpy()
+def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
     return array
 
 
@@ -289,4 +295,7 @@ def _state(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, A
         (bool(orthonormal), torch.from_numpy(arrays[f"sums_{place}"]))
         for place, orthonormal in enumerate(meta["bases"])
     ]
+    if meta.get("open_moves") is not None:
+        of_each = {n: torch.from_numpy(arrays[f"coordinates_{n}"]) for n in _OF_COORDINATES}
+        state["coordinates"] = of_each | {"open": meta["open_moves"]}
     return state

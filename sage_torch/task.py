@@ -57,6 +57,18 @@ class Task:
         return places_of(self.own)
 
     @property
+    def is_one_pass(self) -> bool:
+        """Whether pass 1 carries every example's coordinates along, so that no pass 2 is needed."""
+        return self.computer is not None and self.options.consensus == "one_pass"
+
+    @property
+    def mode(self) -> str:
+        """The mode in a word."""
+        if self.is_one_pass:
+            return "one_pass"
+        return "streaming" if self.is_streaming else "exact"
+
+    @property
     def bases(self) -> list[Basis]:
         """The bases whose consensus pass 1 carries along; none in the exact mode."""
         if not self.is_streaming:

@@ -2,7 +2,8 @@
 //!
 //! The data flow, left to right; a file uses only files to its left:
 //!
-//! `rows of gradients -> count_sketch -> (panels, pool -> host | device products) -> shrink -> sketch
+//! `rows of gradients -> count_sketch -> (rows, panels, pool -> host | device products) -> shrink
+//!  -> coordinates -> sketch
 //!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
 //!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> python`
 //!
@@ -14,6 +15,7 @@
 pub mod block_stream;
 pub mod blocks;
 pub mod consensus;
+pub mod coordinates;
 pub mod count_sketch;
 pub mod draw;
 pub mod error;

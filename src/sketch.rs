@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use faer::Mat;
 
+use crate::coordinates::Coordinates;
 use crate::error::{Error, Result};
 use crate::rows::Factors;
 use crate::shrink::{shrink, ShrinkMap};
@@ -99,6 +100,8 @@ pub struct State {
     pub pending_ids: Vec<i32>,
     /// For each consensus carried along: whether it is the one of the orthonormal basis.
     pub carried: Vec<bool>,
+    /// Coordinates of every shrunk row, where they are carried along.
+    pub coordinates: Option<Coordinates>,
     /// `‖A‖_F²` of all rows.
     pub squared_norm: f64,
     /// Rows given so far, those of merged sketches included.
@@ -124,6 +127,7 @@ impl State {
             pending: 0,
             pending_ids: Vec::new(),
             carried: Vec::new(),
+            coordinates: None,
             squared_norm: 0.0,
             rows_seen: 0,
             weight: 0.0,
@@ -159,7 +163,9 @@ impl State {
             if taken == block {
                 // Read in place: a whole block needs no copy.
                 let part = products.multiplied(part, self.factors)?;
-                self.fold(products, &mut buffers.sketch, &part, taken)?.carry(
+                let folded = self.fold(products, &mut buffers.sketch, &part, taken)?;
+                folded.carry_coordinates(&mut self.coordinates);
+                folded.carry(
                     products,
                     &part,
                     ids_of(next..next + taken),
@@ -191,7 +197,9 @@ impl State {
         if self.pending > 0 {
             let waiting = products.read(&buffers.pending, 0..self.pending)?;
             let waiting = products.multiplied(waiting, self.factors)?;
-            self.fold(products, &mut buffers.sketch, &waiting, self.pending)?.carry(
+            let folded = self.fold(products, &mut buffers.sketch, &waiting, self.pending)?;
+            folded.carry_coordinates(&mut self.coordinates);
+            folded.carry(
                 products,
                 &waiting,
                 &self.pending_ids,
@@ -218,7 +226,7 @@ impl State {
     ) -> Result<Spectrum> {
         let size = self.sketch_size();
         products.copy(&products.read(&buffers.sketch, 0..size)?, out, 0)?;
-        let mut copy = self.clone();
+        let mut copy = Self { spectrum: self.spectrum.clone(), ..Self::new(size) };
         if self.pending > 0 {
             let waiting = products.read(&buffers.pending, 0..self.pending)?;
             let waiting = products.multiplied(waiting, self.factors)?;
@@ -242,7 +250,11 @@ impl State {
         other_shrinkage: f64,
     ) -> Result<()> {
         self.flush(products, buffers)?;
-        self.fold(products, &mut buffers.sketch, rows, count)?;
+        let folded = self.fold(products, &mut buffers.sketch, rows, count)?;
+        if let (Some(ours), Some(theirs)) = (&mut self.coordinates, &other.coordinates) {
+            let of_theirs = folded.change_of(folded.before.len(), &other.spectrum.singular_values);
+            ours.join(folded.change_of(0, &folded.before), theirs, &of_theirs);
+        }
         self.spectrum.shrinkage += other_shrinkage;
         self.squared_norm += other.squared_norm;
         self.rows_seen += other.rows_seen;
@@ -282,9 +294,9 @@ impl State {
         }
         let ShrinkMap { rotation, singular_values, shrinkage } = shrink(&gram, size)?;
         products.rotate(&rotation, rows, sketch)?;
-        self.spectrum.singular_values = singular_values.clone();
+        let before = std::mem::replace(&mut self.spectrum.singular_values, singular_values.clone());
         self.spectrum.shrinkage += shrinkage;
-        Ok(Folded { gram, rotation, singular_values })
+        Ok(Folded { gram, rotation, singular_values, before })
     }
 }
 
@@ -293,9 +305,36 @@ struct Folded {
     gram: Mat<f64>,
     rotation: Mat<f64>,
     singular_values: Vec<f64>,
+    before: Vec<f64>, // singular values of the sketch that was
 }
 
 impl Folded {
+    /// `S [S; G]ᵀ` (l, m) of some of the columns, S the new sketch: coordinates of the rows there.
+    fn sketched(&self, columns: Range<usize>) -> Mat<f64> {
+        &self.rotation * self.gram.subcols(columns.start, columns.len())
+    }
+
+    /// `T = S [S; G]ᵀ Σ⁻²` of the orthogonal rows of an old sketch, from row `start` of `[S; G]` on,
+    /// Σ their lengths: what moves its coordinates to the new one. 0 on a missing row.
+    fn change_of(&self, start: usize, lengths: &[f64]) -> Mat<f64> {
+        let mut change = self.sketched(start..start + lengths.len());
+        for (j, length) in lengths.iter().enumerate() {
+            // The lengths that the last shrink gave them: measured again, those of rounding alone
+            // could come out far too short to divide by.
+            let scale = if *length > 0.0 { length.powi(-2) } else { 0.0 };
+            change.col_mut(j).iter_mut().for_each(|value| *value *= scale);
+        }
+        change
+    }
+
+    /// Moves the coordinates that are carried along, and takes in those of the new rows.
+    fn carry_coordinates(&self, carried: &mut Option<Coordinates>) {
+        if let Some(carried) = carried {
+            let new = self.before.len()..self.gram.ncols();
+            carried.take_in(self.change_of(0, &self.before), &self.sketched(new));
+        }
+    }
+
     /// Adds the rows, weighted, to the sums of their classes.
     ///
     /// The exact consensus adds `S g_i / ‖S g_i‖` under the final S. It is linear but for the
@@ -317,7 +356,7 @@ impl Folded {
         }
         let size = self.rotation.nrows();
         let count = self.gram.ncols() - size;
-        let sketched = &self.rotation * self.gram.subcols(size, count); // S [S; G] Gᵀ = (l, b)
+        let sketched = self.sketched(size..size + count); // (l, b)
         let mut classes: Vec<usize> = class_ids.iter().map(|id| *id as usize).collect();
         classes.sort_unstable();
         classes.dedup();

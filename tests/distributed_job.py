@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ SHARDS, KEEP = 8, 0.2
 CASES: dict[str, dict[str, Any]] = {
     "herding": {},
     "streaming": {"consensus": "streaming", "basis": "orthonormal", "weights": True},
+    "one pass": {"consensus": "one_pass", "basis": "orthonormal", "draw": "rotate"},
     "facility location": {"rule": "facility_location", "weights": True},
     "rotate": {"draw": "rotate"},
     "rotate, streaming": {"draw": "rotate", "consensus": "streaming"},
@@ -99,7 +101,7 @@ def selections(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
             selection.margins,
             selection.labels,
             selection.weights,
-            selection.certificate,
+            None if selection.certificate is None else asdict(selection.certificate),
         )
     return found
 

@@ -97,7 +97,7 @@ def select(
         typer.Option(help="Parameter names or patterns; MODULE:NAME for a predicate. Repeatable."),
     ] = None,
     compress: Annotated[Any, _option("auto, a number of coordinates, or none.")] = None,
-    consensus: Annotated[Any, _option("auto, exact or streaming.")] = None,
+    consensus: Annotated[Any, _option("auto, exact, streaming or one_pass.")] = None,
     memory_budget: Annotated[Any, _option("Bytes for gradients at once.", "BYTES")] = None,
     loss: Annotated[str | None, _place("loss(model, batch) -> (n,).")] = None,
     score_dataset: Annotated[str | None, _place("The examples without augmentation.")] = None,

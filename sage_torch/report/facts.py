@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -108,7 +109,12 @@ def certificate_words(certificate: Certificate | None) -> list[str]:
         "to the rounding of 32-bit numbers.",
     ]
     cosine = certificate.consensus_cosine
-    if cosine >= 1:
+    if math.isnan(cosine):
+        words.append(
+            "Examples were scored by coordinates carried along in one pass; the exact consensus is "
+            "not known."
+        )
+    elif cosine >= 1:
         words.append("Examples were scored against the exact consensus of their class.")
     else:
         words.append(

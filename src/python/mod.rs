@@ -2,6 +2,7 @@
 
 mod calls;
 mod checks;
+mod coordinates;
 mod outer;
 mod precision;
 mod rules;

@@ -1,6 +1,6 @@
 //! `FrequentDirections` as Python sees it: buffers are torch tensors, state is plain numbers.
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -9,6 +9,7 @@ use pyo3::types::PyDict;
 use super::checks::at_least_one;
 use super::precision::FullPrecision;
 use super::tensors::{empty, zeros};
+use crate::coordinates::Coordinates;
 use crate::device::Torch;
 use crate::host::Host;
 use crate::rows::Factors;
@@ -161,6 +162,27 @@ impl FrequentDirections {
         self.project(py, sums.bind(py), if orthonormal { "orthonormal" } else { "weighted" })
     }
 
+    /// Carry every row's weighted coordinates along with the stream.
+    fn carry_coordinates(&mut self) -> PyResult<()> {
+        if self.state.rows_seen > 0 {
+            return Err(PyValueError::new_err(
+                "expected an empty sketch: coordinates are carried along from the first row",
+            ));
+        }
+        self.state.coordinates = Some(Coordinates::new(self.sketch_size()));
+        Ok(())
+    }
+
+    /// Return the carried coordinates (rows_seen, l), and carry none from here on.
+    fn take_coordinates<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        if self.state.coordinates.is_none() {
+            return Err(PyValueError::new_err("expected carry_coordinates() before the first row"));
+        }
+        self.view = None;
+        on_path!(self, py, flush_on())?;
+        self.settled_coordinates(py)
+    }
+
     /// Add another sketch's stream to this one; bounds and shrinkages add up.
     fn merge(&mut self, py: Python<'_>, other: &Bound<'_, PyAny>) -> PyResult<()> {
         let other = other.cast::<Self>().map_err(|_| {
@@ -182,8 +204,15 @@ impl FrequentDirections {
                 "expected both sketches to carry the same consensus along, or none",
             ));
         }
-        if !other.state.carried.is_empty() {
-            on_path!(other, py, flush_on())?; // the sums know shrunk rows only
+        if self.state.coordinates.is_some() != other.state.coordinates.is_some() {
+            return Err(PyValueError::new_err(
+                "expected both sketches to carry coordinates along, or none",
+            ));
+        }
+        if !other.state.carried.is_empty() || other.state.coordinates.is_some() {
+            // Sums and coordinates know shrunk rows only.
+            other.view = None;
+            on_path!(other, py, flush_on())?;
         }
         let (rows, spectrum) = other.whole_stream(py)?;
         let rows = rows.bind(py).call_method1(intern!(py, "to"), (self.device.bind(py),))?;
@@ -198,6 +227,12 @@ impl FrequentDirections {
             return Err(PyValueError::new_err(format!(
                 "expected a factor in (0, 1], got {factor}"
             )));
+        }
+        if self.state.coordinates.is_some() {
+            return Err(PyValueError::new_err(
+                "expected a sketch that carries no coordinates along: those of forgotten rows \
+                 would have two weights",
+            ));
         }
         self.view = None;
         on_path!(self, py, flush_on())?;

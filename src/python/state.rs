@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::checks::dense_floats;
+use super::coordinates::{read_coordinates, write_coordinates};
 use super::sketch::FrequentDirections;
 use crate::rows::Factors;
 use crate::sketch::State;
@@ -45,6 +46,10 @@ impl FrequentDirections {
         state.set_item("pending_ids", self.state.pending_ids.clone())?;
         let factors = self.state.factors.map(|factors| (factors.outputs, factors.has_bias));
         state.set_item("factors", factors)?;
+        if let Some(coordinates) = &self.state.coordinates {
+            state
+                .set_item("coordinates", write_coordinates(py, coordinates, self.sketch_size())?)?;
+        }
         Ok(state)
     }
 
@@ -82,6 +87,11 @@ impl FrequentDirections {
             new.carried.push(orthonormal);
             sums.push(loaded.unbind());
         }
+        new.coordinates = match state.get_item("coordinates")? {
+            Some(kept) => Some(read_coordinates(py, &kept, size)?),
+            None => None,
+        };
+        let taken_in = new.rows_seen.saturating_sub(new.pending as u64);
         let numbers = new.spectrum.singular_values.iter();
         let ids = if new.carried.is_empty() { 0 } else { new.pending };
         if new.spectrum.singular_values.len() != size
@@ -91,6 +101,7 @@ impl FrequentDirections {
                 .pending_ids
                 .iter()
                 .any(|id| usize::try_from(*id).map_or(true, |id| id >= classes))
+            || new.coordinates.as_ref().is_some_and(|kept| kept.count() as u64 != taken_in)
             || !numbers
                 .chain([&new.spectrum.shrinkage, &new.squared_norm, &new.weight])
                 .all(|value| value.is_finite() && *value >= 0.0)

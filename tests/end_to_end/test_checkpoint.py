@@ -35,6 +35,7 @@ MODES: dict[str, dict[str, Any]] = {
     "exact": {},
     "streaming": {"consensus": "streaming", "basis": "orthonormal", "weights": True},
     "shards": {"shards": 3, "draw": "rotate"},
+    "one pass": {"consensus": "one_pass", "shards": 3},
     "streamed shards": {"shards": 3, "consensus": "streaming", "draw": "rotate"},
 }
 modes = pytest.mark.parametrize("mode", MODES)

@@ -109,7 +109,7 @@ def test_the_subset_is_that_of_one_process(
     if weights is not None and not differing:
         np.testing.assert_allclose(of_first[4], weights, rtol=1e-5)
     if certificate is not None:
-        assert of_first[5].shrinkage == pytest.approx(certificate.shrinkage, rel=1e-6)
+        assert of_first[5]["shrinkage"] == pytest.approx(certificate["shrinkage"], rel=1e-6)
 
 
 def test_one_failing_rank_fails_all(together: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from sage_torch import Selection, select_subset
 MODES: dict[str, dict[str, Any]] = {
     "herding": {},
     "streaming": {"consensus": "streaming"},
+    "one pass": {"consensus": "one_pass"},
     "facility location": {"rule": "facility_location"},
     "stratified": {"rule": "stratified"},
     "weighted": {"rule": "weighted"},
@@ -97,6 +98,7 @@ def test_scores_are_nearly_those_of_one_shard(mode: str, order: str) -> None:
         ("herding", "streaming"),
         ("facility_location", "streaming"),
         ("stratified", "exact"),
+        ("weighted", "one_pass"),
     ],
 )
 def test_weights_count_every_untrimmed_example(rule: str, consensus: str, order: str) -> None:
@@ -111,7 +113,7 @@ def test_weights_count_every_untrimmed_example(rule: str, consensus: str, order:
         assert selection.settings["trimmed"] > 0
 
 
-@pytest.mark.parametrize("consensus", ["exact", "streaming"])
+@pytest.mark.parametrize("consensus", ["exact", "streaming", "one_pass"])
 def test_a_turn_shows_every_untrimmed_example(consensus: str) -> None:
     data = examples(noise=0.1)
     selection = select(data, shards=8, draw="rotate", consensus=consensus)
@@ -140,7 +142,7 @@ def test_unlabelled_examples() -> None:
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         return model(batch[0]).square().mean(dim=1)
 
-    for consensus in ("exact", "streaming"):
+    for consensus in ("exact", "streaming", "one_pass"):
         selection = select(TensorDataset(inputs), shards=3, loss=loss, consensus=consensus)
         assert len(selection) == 100
         assert selection.labels is None

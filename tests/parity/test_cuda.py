@@ -135,7 +135,7 @@ def trained() -> tuple[nn.Module, TensorDataset]:
     return model, TensorDataset(inputs, targets)
 
 
-@pytest.mark.parametrize("consensus", ["exact", "streaming"])
+@pytest.mark.parametrize("consensus", ["exact", "streaming", "one_pass"])
 @pytest.mark.parametrize("gradients", ["functional", "projected", "last_layer"])
 def test_selection_agrees_with_the_cpu(consensus: str, gradients: str) -> None:
     model, data = trained()

@@ -161,7 +161,11 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
         ),
         ({"basis": "v"}, ValueError, 'basis.*"weighted", "orthonormal"'),
         ({"quotas": "same"}, ValueError, 'quotas.*"proportional", "equal"'),
-        ({"consensus": "stream"}, ValueError, 'consensus.*"auto", "exact", "streaming"'),
+        (
+            {"consensus": "stream"},
+            ValueError,
+            'consensus.*"streaming", "one_pass"',
+        ),
         ({"class_balanced": "yes"}, ValueError, "class_balanced"),
         ({"class_balanced": 1}, ValueError, "class_balanced"),
         ({"trim": "positive"}, ValueError, "trim"),

@@ -358,6 +358,8 @@ def test_the_certificate_in_words(selection: Selection) -> None:
     assert "holds 100.0% of the energy" in words
     assert "lost nothing" in words
     assert "exact consensus" in words
+    one_pass = dataclasses.replace(certificate, consensus_cosine=float("nan"))
+    assert "in one pass; the exact consensus is not known" in " ".join(certificate_words(one_pass))
 
 
 def test_the_call_makes_the_selection_again(selection: Selection) -> None:
@@ -366,6 +368,7 @@ def test_the_call_makes_the_selection_again(selection: Selection) -> None:
         {"rule": "agreement", "gradients": "last_layer", "trim": None, "seed": 3},
         {"gradients": "projected", "consensus": "streaming", "sketch_size": 8, "weights": True},
         {"class_balanced": False, "params": ["weight"], "shards": 2, "batch_size": 7},
+        {"consensus": "one_pass", "rule": "weighted"},
     ):
         made: Any = select_subset(model, data, 30, progress=False, **options)
         call = command_words(made.settings)
