@@ -5,7 +5,7 @@
 //! `rows of gradients -> count_sketch -> (rows, panels, pool -> host | device products) -> shrink
 //!  -> coordinates -> sketch
 //!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
-//!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> python`
+//!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> scoring -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
 //! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.
@@ -27,6 +27,7 @@ pub mod panels;
 pub mod pool;
 pub mod quotas;
 pub mod rows;
+pub mod scoring;
 pub mod shrink;
 pub mod sketch;
 pub mod strata;

@@ -6,6 +6,7 @@ mod coordinates;
 mod outer;
 mod precision;
 mod rules;
+mod scoring;
 mod selection;
 mod sketch;
 mod state;
@@ -59,6 +60,7 @@ fn threads(py: Python<'_>) -> PyResult<usize> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SageError", module.py().get_type::<SageError>())?;
     module.add_class::<sketch::FrequentDirections>()?;
+    module.add_class::<scoring::Scorer>()?;
     selection::register(module)?;
     rules::register(module)
 }

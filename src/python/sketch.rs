@@ -252,7 +252,7 @@ impl FrequentDirections {
 
     /// Return sketched gradients (n, sketch_size): `S g` (weighted) or `V g` (orthonormal).
     #[pyo3(signature = (rows, *, basis="weighted"))]
-    fn project<'py>(
+    pub(super) fn project<'py>(
         &mut self,
         py: Python<'py>,
         rows: &Bound<'py, PyAny>,
@@ -274,6 +274,15 @@ impl FrequentDirections {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (stored, factors) = self.checked_factors(delta, hidden, bias)?;
         self.coordinates_of(py, &stored, Some(factors), basis)
+    }
+
+    /// Return sketched gradients `S g` (n, sketch_size) on the host, all of them finite.
+    fn sketched<'py>(
+        &mut self,
+        py: Python<'py>,
+        rows: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        self.sketched_on_host(py, rows)
     }
 
     /// Return the lengths of the sketch's rows, float64 (sketch_size,), descending.
