@@ -3,7 +3,7 @@
 //! The data flow, left to right; a file uses only files to its left:
 //!
 //! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> sketch
-//!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
+//!  -> consensus -> quotas, top_k, draw, reservoir -> trim -> strata, weighted
 //!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
@@ -22,6 +22,7 @@ pub mod herding;
 pub mod host;
 pub mod kernel;
 pub mod quotas;
+pub mod reservoir;
 pub mod shrink;
 pub mod sketch;
 pub mod strata;

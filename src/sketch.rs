@@ -240,6 +240,24 @@ impl State {
         self.weight *= factor;
     }
 
+    /// Goes on with a sketch of `sketch_size` rows, the new ones 0: the caller lengthens the buffers.
+    /// Rows that wait go on waiting. `‖Ax‖² − ‖Sx‖² ≤ Δ` holds as before; each shrink from now on
+    /// adds `λ_{l+1}` of the larger l.
+    ///
+    /// # Errors
+    /// `Shape` when the sketch has more rows than that already.
+    pub fn grow(&mut self, sketch_size: usize) -> Result<()> {
+        if sketch_size < self.sketch_size() {
+            return Err(Error::Shape(format!(
+                "expected a sketch_size of at least {} (a sketch does not shrink), got \
+                 {sketch_size}",
+                self.sketch_size()
+            )));
+        }
+        self.spectrum.singular_values.resize(sketch_size, 0.0);
+        Ok(())
+    }
+
     /// `S ← shrink([S; G])`. Nothing has changed when it fails before the rotation.
     fn fold<P: Products>(
         &mut self,

@@ -200,6 +200,20 @@ impl FrequentDirections {
         Ok(())
     }
 
+    /// Go on with more rows: S, the waiting rows, bound and consensus stay.
+    fn grow(&mut self, py: Python<'_>, sketch_size: &Bound<'_, PyAny>) -> PyResult<()> {
+        let size = at_least_one("sketch_size", sketch_size)?;
+        let mut grown = self.state.clone();
+        grown.grow(size)?;
+        self.view = None;
+        // One after the other, so that at no time all four are held; a longer buffer of waiting
+        // rows does no harm should there be no memory for the rest.
+        self.pending = self.longer(py, &self.pending, block_rows(size), grown.pending)?;
+        self.sketch = self.longer(py, &self.sketch, size, self.sketch_size())?;
+        self.state = grown;
+        Ok(())
+    }
+
     /// Return a copy of S (sketch_size, dim) of the whole stream so far; reading changes nothing.
     fn matrix<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let (rows, _) = self.whole_stream(py)?;
@@ -319,6 +333,20 @@ impl FrequentDirections {
 }
 
 impl FrequentDirections {
+    /// A tensor (`rows`, d) of 0 that begins with the first `kept` rows of another.
+    fn longer(
+        &self,
+        py: Python<'_>,
+        from: &Py<PyAny>,
+        rows: usize,
+        kept: usize,
+    ) -> PyResult<Py<PyAny>> {
+        let longer = zeros(py, rows, self.dim, self.device.bind(py))?;
+        let first = from.bind(py).call_method1("narrow", (0, 0, kept))?;
+        longer.call_method1("narrow", (0, 0, kept))?.call_method1("copy_", (first,))?;
+        Ok(longer.unbind())
+    }
+
     /// A (l, d) tensor of the whole stream, waiting rows included, and its spectrum.
     fn whole_stream(&mut self, py: Python<'_>) -> PyResult<(Py<PyAny>, Spectrum)> {
         if self.state.pending == 0 {
