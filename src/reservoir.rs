@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(reservoir.finish().unwrap(), GOLDEN);
     }
 
-    const GOLDEN: [i64; 4] = [0, 0, 0, 0];
+    const GOLDEN: [i64; 4] = [4294967306, 4294967319, 1000000000053, 1000000000097];
 
     #[test]
     fn wrong_weights_and_too_few_are_refused() {
