@@ -74,7 +74,7 @@ def measured(
     """Return one line for each size."""
     task = cut(problem(condition, seed, data_root), clusters, seed)
     training = Training(task, network(condition, task, seed), max(1, len(task) // 64), seed)
-    training.epoch(np.arange(len(task)))  # accuracy is never asked for
+    training.epoch(np.arange(len(task)))
     training.model.eval()
     order = _core.Permutation(len(task), seed, 2**32).take(0, len(task))
     rows = gradient_rows(training.model, task, order, seed)

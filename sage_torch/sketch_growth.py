@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sage_torch import _core
 from sage_torch.classes import ClassBook
-from sage_torch.options import FIRST_ROWS
 from sage_torch.shards import Shard
 from sage_torch.task import Task, naming_the_example
 
@@ -45,7 +44,7 @@ class Growth:
     @property
     def first_rows(self) -> int:
         """Rows to begin with."""
-        return FIRST_ROWS if self._size is None else self._size
+        return self._task.options.first_rows if self._size is None else self._size
 
     def is_settled(self, sketch: _core.FrequentDirections) -> bool:
         """Return whether a sketch has the size that it will keep."""
