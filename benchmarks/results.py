@@ -13,8 +13,10 @@ from typing import Any
 import quality_tables
 import stream_table
 from drift_table import drift_section
+from indices_table import indices_section
 from record import RESULTS
 from shards_table import shards_section
+from sketch_size_table import sketch_size_section
 
 PROJECT = Path(__file__).parent.parent
 HEAD = """\
@@ -98,7 +100,8 @@ def results_page() -> str:
     parts += [*quality_tables.variants_section(), *trim_section(), *drift_section()]
     parts += [SUBSET, subset_table("results")]
     parts += [*gradient_sections(), *compression_section(), sketch_section(), consensus_section()]
-    parts += [*stream_table.stream_section(), *shards_section()]
+    parts += [*sketch_size_section()]
+    parts += [*stream_table.stream_section(), *shards_section(), *indices_section()]
     return "\n".join(parts)
 
 
