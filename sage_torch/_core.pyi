@@ -15,6 +15,7 @@ __all__ = [
     "Permutation",
     "SageError",
     "Scorer",
+    "WeightedReservoir",
     "agreement",
     "class_quotas",
     "facility_location",
@@ -204,6 +205,19 @@ class FrequentDirections:
 
         Cost:
             One shrink, and l d multiplications.
+        """
+
+    def grow(self, sketch_size: int) -> None:
+        """Go on with `sketch_size` rows, at least those there are; new ones are 0.
+
+        Rows so far, waiting ones, the bound, the energy and a consensus that is carried along stay
+        as they are. What has been shrunk away does not come back; from now on less is.
+
+        Raises:
+            ValueError: The sketch is larger already. It is then as it was.
+
+        Cost:
+            A copy of the sketch: at the peak less memory than reading the larger one takes.
         """
 
     def matrix(self) -> Tensor:
@@ -493,6 +507,51 @@ class Permutation:
         """
 
     def __len__(self) -> int: ...
+
+@final
+class WeightedReservoir:
+    """Weighted draws without replacement from a stream of weights, in memory for those drawn.
+
+    Of examples that come with weights w, `size` are drawn one after another, each with probability
+    in proportion to w among those left; `weighted_subset` draws the same way. The result depends on
+    seed, indices and weights alone, not on how or in what order the stream is cut.
+
+    Args:
+        size: How many to draw.
+        seed: Names the draws; their values never change.
+
+    Cost:
+        A hash an example, a logarithm for about size ln(N / size) of them, 16 bytes a draw.
+
+    Reference:
+        Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing
+        Letters 2006.
+
+    Example:
+        >>> import numpy as np
+        >>> from sage_torch import _core
+        >>> reservoir = _core.WeightedReservoir(3, seed=0)
+        >>> for start in range(0, 1_000_000, 1_000):
+        ...     reservoir.add(np.ones(1_000, np.float32), start)
+        >>> reservoir.finish().shape
+        (3,)
+    """
+
+    def __new__(cls, size: int, seed: int = 0) -> WeightedReservoir: ...
+    def add(self, weights: NDArray[np.float32], start: int) -> None:
+        """Add the examples `start`, `start + 1`, ... with their weights (n,); none may come twice.
+
+        Raises:
+            ValueError: A weight is negative or not finite, or an index is 2**63 or more; nothing
+                was added.
+        """
+
+    def finish(self) -> NDArray[np.int64]:
+        """Return the examples drawn so far, ascending; those of weight 0 where no other is left.
+
+        Raises:
+            ValueError: There were fewer than `size`.
+        """
 
 @final
 class CountSketch:

@@ -20,6 +20,7 @@ ConsensusMode = Literal["auto", "exact", "streaming", "one_pass"]
 Draw = Literal["fixed", "rotate", "random"]
 STREAMED = ("herding", "facility_location")  # compare examples with each other, block by block
 Collate = Callable[[list[Any]], Any]
+FIRST_ROWS = 64  # of a sketch that chooses its size (see sketch_growth.py)
 
 
 class SelectionOptions(TypedDict, total=False):
@@ -32,7 +33,7 @@ class SelectionOptions(TypedDict, total=False):
     basis: Basis
     class_balanced: Literal["auto"] | bool
     quotas: Quotas
-    sketch_size: int
+    sketch_size: int | Literal["auto"]
     gradients: GradientChoice
     params: ParameterChoice | None
     compress: Literal["auto"] | int | None
@@ -62,7 +63,7 @@ class Options:
     basis: Basis = "weighted"
     class_balanced: Literal["auto"] | bool = "auto"
     quotas: Quotas = "proportional"
-    sketch_size: int = 64
+    sketch_size: int | Literal["auto"] = 64
     gradients: GradientChoice = "auto"
     params: ParameterChoice | None = None
     compress: Literal["auto"] | int | None = "auto"
@@ -103,14 +104,16 @@ class Options:
             )
         if self.compress not in ("auto", None):
             _at_least(1, "compress", self.compress, '"auto", None or a number of coordinates')
-        _at_least(1, "sketch_size", self.sketch_size)
+        if self.sketch_size != "auto":
+            _at_least(1, "sketch_size", self.sketch_size, '"auto" or a whole number')
+            object.__setattr__(self, "sketch_size", int(self.sketch_size))
         _at_least(1, "memory_budget", self.memory_budget, "a number of bytes")
         _at_least(1, "batch_size", self.batch_size)
         _at_least(0, "num_workers", self.num_workers)
         _at_least(0, "seed", self.seed)
         if self.seed >= 2**63:
             raise ValueError(f"expected a seed below 2**63, got {self.seed}")
-        for name in ("sketch_size", "memory_budget", "batch_size", "num_workers", "seed"):
+        for name in ("memory_budget", "batch_size", "num_workers", "seed"):
             object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's integers, too
         for name in ("loss", "collate_fn"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
@@ -165,13 +168,18 @@ class Options:
                 'it), or rule="herding" or "facility_location"'
             )
 
+    @property
+    def first_rows(self) -> int:
+        """Rows that a sketch begins with."""
+        return FIRST_ROWS if self.sketch_size == "auto" else self.sketch_size
+
     def is_streaming(self, total: int) -> bool:
         """Return whether a data set of `total` examples is scored in streaming mode.
 
         Raises:
             ValueError: It is, and weights are asked for of a rule that would need all coordinates.
         """
-        needed = 4 * total * self.sketch_size
+        needed = 4 * total * self.first_rows
         is_streaming = self.consensus == "streaming" or (
             self.consensus == "auto" and needed > self.memory_budget
         )

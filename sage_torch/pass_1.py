@@ -5,7 +5,7 @@ Each shard is sketched by itself, and the sketches are merged in one fixed tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from sage_torch.classes import ClassBook
 from sage_torch.gradients import rows_of
 from sage_torch.options import Basis
 from sage_torch.shards import MergeTree, Shard
+from sage_torch.sketch_growth import Growth
 from sage_torch.task import Task, naming_the_example
 
 
@@ -55,9 +56,13 @@ def sketch_pass(task: Task) -> Sketched:
     tree: MergeTree[_Part] = MergeTree(task.shards, task.ranks, _merged)
     title = "SAGE pass 1 of 1" if task.is_one_pass else "SAGE pass 1 of 2: sketch"
     with task.examples.progress(title, task.own) as bar:
+        size, opened = _settled(task, classes, bar.update)
 
         def sketched(shard: Shard) -> _core.FrequentDirections:
-            return _sketch_shard(task, shard, classes, bar.update)
+            is_open = opened is not None and shard is task.shards[0]
+            reading = opened if is_open else _sketching(task, shard, classes, bar.update, size)
+            *_, sketch = reading  # type: ignore[misc]
+            return sketch
 
         task.ranks.together(lambda: tree.build(sketched))
     _share_classes(task, classes)
@@ -75,30 +80,67 @@ def sketch_pass(task: Task) -> Sketched:
     return Sketched(sketch, classes, directions, coordinates)
 
 
-def _sketch_shard(
-    task: Task, shard: Shard, classes: ClassBook, advance: Callable[[int], object]
-) -> _core.FrequentDirections:
+def _settled(
+    task: Task, classes: ClassBook, advance: Callable[[int], object]
+) -> tuple[int, Iterator[_core.FrequentDirections] | None]:
+    """Return how many rows all sketches get, and the reading of the first shard where it is open.
+
+    Only `sketch_size="auto"` asks the first part of the first shard; other ranks wait for it.
+    """
+    if task.options.sketch_size != "auto":
+        return task.options.sketch_size, None
+
+    def ask() -> tuple[int, Iterator[_core.FrequentDirections] | None]:
+        if task.ranks.rank != 0:
+            return 0, None
+        reading = _sketching(task, task.shards[0], classes, advance, None)
+        return next(reading).sketch_size, reading
+
+    size, reading = task.ranks.together(ask)
+    return task.ranks.broadcast(size), reading
+
+
+def _sketching(
+    task: Task,
+    shard: Shard,
+    classes: ClassBook,
+    advance: Callable[[int], object],
+    size: int | None,
+) -> Iterator[_core.FrequentDirections]:
+    """Yield a shard's sketch once its size is settled, and once more when the shard has been read.
+
+    Args:
+        task: What is read, and how.
+        shard: Which examples.
+        classes: Their classes are noted there.
+        advance: Hears how many examples have been read.
+        size: Rows of the sketch; None where this shard decides.
+    """
     sketch: _core.FrequentDirections | None = None
     done = 0
+    growth = Growth(task, shard, classes, size)
 
     def resume(state: dict[str, Any], of_classes: dict[str, NDArray[Any]]) -> None:
         nonlocal sketch
+        growth.check(len(state["sketch"]))
         indices = task.examples.indices(shard, 0, len(of_classes["ids"]))
         sketch = _sketch_of(task, state, classes.adopt(indices, of_classes))  # all or nothing
 
     if task.snapshots is not None:
         done = task.snapshots.sketch(shard, resume)
         advance(done)
-    if done == len(shard):
-        assert sketch is not None
-        return sketch
-    for indices, batch, labels in task.examples.batches(shard, begin=done):
+    is_settled = False
+    if sketch is not None and growth.is_settled(sketch):
+        is_settled = True
+        yield sketch
+    batches = task.examples.batches(shard, begin=done) if done < len(shard) else ()
+    for indices, batch, labels in batches:
         class_ids = classes.add(indices, labels)
         with naming_the_example(indices):
             rows = rows_of(task.gradients, batch)
-            if sketch is None:
-                sketch = _new_sketch(task, rows.shape[1], rows.device)
-            sketch.update(rows, class_ids if task.is_streaming else None)
+        if sketch is None:
+            sketch = _new_sketch(task, rows.shape[1], rows.device, growth.first_rows)
+        growth.update(sketch, rows, class_ids if task.is_streaming else None, indices)
         done += len(indices)
         advance(len(indices))
         if task.snapshots is not None:
@@ -108,12 +150,15 @@ def _sketch_shard(
                 sketch,
                 lambda done=done: classes.part(task.examples.indices(shard, 0, done)),  # type: ignore[misc]
             )
+        if not is_settled and growth.is_settled(sketch):
+            is_settled = True
+            yield sketch
     assert sketch is not None  # no shard is empty
-    return sketch
+    yield sketch
 
 
-def _new_sketch(task: Task, dim: int, device: torch.device) -> _core.FrequentDirections:
-    sketch = _core.FrequentDirections(task.options.sketch_size, dim, device=device)
+def _new_sketch(task: Task, dim: int, device: torch.device, size: int) -> _core.FrequentDirections:
+    sketch = _core.FrequentDirections(size, dim, device=device)
     for basis in task.bases:
         sketch.carry_consensus(orthonormal=basis == "orthonormal")
     if task.is_one_pass:
@@ -142,7 +187,8 @@ def _sketch_of(
         raise ValueError(f"expected class ids in [0, {len(positions)}) of the waiting rows")
     waiting = [int(positions[id_there]) for id_there in waiting]
     device = torch.device("cpu") if task.device is None else task.device
-    sketch = _new_sketch(task, state["sketch"].shape[1], device)
+    size, dim = state["sketch"].shape
+    sketch = _new_sketch(task, dim, device, size)
     sketch.load_state_dict(state | {"consensus": moved, "pending_ids": waiting})
     return sketch
 

@@ -61,14 +61,15 @@ def quotas_of_shards(
 
 
 def streams_for(
-    task: Task, classes: ClassBook, quotas: NDArray[np.int64]
+    task: Task, classes: ClassBook, quotas: NDArray[np.int64], width: int
 ) -> list[_core.BlockStream | None]:
     """Return what gets the batches of each own shard in a streaming pass 2.
 
     Args:
-        task: `options.rule`, `draw`, `trim`, `weights`, `sketch_size`.
+        task: `options.rule`, `draw`, `trim`, `weights`.
         classes: The class of every example.
         quotas: int64 (C,), how many of each to keep.
+        width: Rows l of the sketch.
 
     Returns:
         One a shard; None for rules that read scores only.
@@ -82,7 +83,7 @@ def streams_for(
         _core.BlockStream(
             classes.sizes(shard.places),
             of_shards[shard.number],
-            width=options.sketch_size,
+            width=width,
             trim=options.trim,
             rule="herding" if options.rule == "herding" else "facility_location",
             whole_order=is_order,

@@ -60,7 +60,7 @@ def select_subset(
     basis: Basis = "weighted",
     class_balanced: Literal["auto"] | bool = "auto",
     quotas: Quotas = "proportional",
-    sketch_size: int = 64,
+    sketch_size: int | Literal["auto"] = 64,
     gradients: GradientChoice = "auto",
     params: ParameterChoice | None = None,
     compress: Literal["auto"] | int | None = "auto",
@@ -115,7 +115,10 @@ def select_subset(
         class_balanced: Consensus and quotas by class: `"auto"` where targets are integer classes.
         quotas: `"proportional"` to the classes' sizes, or `"equal"` for long tails; what a short
             class cannot give goes to the others.
-        sketch_size: Rows l of the sketch.
+        sketch_size: Rows l of the sketch. `"auto"` begins with 64 and doubles them, up to 512 and
+            within `memory_budget`, as long as the sketch has lost over a quarter of the energy of
+            the first 8 l examples (of the first shard); `settings["sketch_rows"]` says what came
+            of it.
         gradients: `"auto"` (`"functional"` up to 8,192 parameters, else `"projected"`),
             `"functional"` (exact), `"projected"` (the whole network, cheaper than a training step),
             `"last_layer"` or a computer of your own (see `sage_torch.gradients`).
@@ -276,7 +279,8 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
     middle = time.perf_counter()
     streams: list[_core.BlockStream | None] = []
     if task.is_streaming:
-        streams = task.ranks.together(lambda: streams_for(task, sketched.classes, quotas))
+        width = sketched.sketch.sketch_size
+        streams = task.ranks.together(lambda: streams_for(task, sketched.classes, quotas, width))
         scored = streaming_score_pass(task, sketched, streams)
     elif task.is_one_pass:
         scored = carried_score(task, sketched)
@@ -307,6 +311,7 @@ def _sage_selection(model: nn.Module, task: Task, k: int) -> Selection:
             "consensus": task.mode,
             "parameters": parameters,
             "dim": sketched.sketch.dim,
+            "sketch_rows": sketched.sketch.sketch_size,
             "model": type(model).__name__,
         },
     )

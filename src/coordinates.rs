@@ -132,6 +132,17 @@ impl Coordinates {
         self.rows
     }
 
+    /// The same in a sketch that has grown to `width` rows, the new ones 0.
+    pub fn widened(mut self, width: usize) -> Self {
+        self.settle();
+        let mut wide = Self::new(width);
+        wide.rows = vec![0.0; self.count() * width];
+        for (row, old) in wide.rows.chunks_mut(width).zip(self.rows.chunks(self.width)) {
+            row[..self.width].copy_from_slice(old);
+        }
+        wide
+    }
+
     fn push(&mut self, change: Mat<f64>) {
         let start = self.count();
         if start > 0 {

@@ -3,8 +3,8 @@
 //! The data flow, left to right; a file uses only files to its left:
 //!
 //! `rows of gradients -> count_sketch -> (rows, panels, pool -> host | device products) -> shrink
-//!  -> coordinates -> sketch
-//!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
+//!  -> coordinates -> folded -> sketch
+//!  -> consensus -> quotas, top_k, draw, reservoir -> trim -> strata, weighted
 //!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> scoring -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
@@ -20,12 +20,14 @@ pub mod count_sketch;
 pub mod draw;
 pub mod error;
 pub mod facility_location;
+pub mod folded;
 pub mod herding;
 pub mod host;
 pub mod kernel;
 pub mod panels;
 pub mod pool;
 pub mod quotas;
+pub mod reservoir;
 pub mod rows;
 pub mod scoring;
 pub mod shrink;

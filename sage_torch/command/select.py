@@ -88,7 +88,7 @@ def select(
     basis: Annotated[Any, _option("weighted or orthonormal.")] = None,
     class_balanced: Annotated[Any, _option("auto, true or false.")] = None,
     quotas: Annotated[Any, _option("proportional or equal.")] = None,
-    sketch_size: Annotated[Any, _option("Rows of the sketch.", "COUNT")] = None,
+    sketch_size: Annotated[Any, _option("Rows of the sketch, or auto.", "COUNT")] = None,
     gradients: Annotated[
         Any, _option("auto, functional, projected, last_layer, or MODULE:NAME.")
     ] = None,

@@ -122,6 +122,11 @@ class SageStream(IterableDataset[Any]):
     ) -> None:
         _check(model, stream, keep, rule)
         _check_count("warm_up", warm_up, 0)
+        if isinstance(sketch_size, str):
+            raise ValueError(
+                f"expected sketch_size to be a number of rows, got {sketch_size!r}: a stream is "
+                "scored from early on with one sketch; only selections choose its size"
+            )
         if half_life not in ("auto", None):
             _check_count("half_life", half_life, 1)
         self._options = Options(

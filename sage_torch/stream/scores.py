@@ -190,7 +190,7 @@ class OnlineScores:
     def _new_sketch(self, dim: int) -> _core.FrequentDirections:
         device = device_of(self._model)
         sketch = _core.FrequentDirections(
-            self._options.sketch_size, dim, device=device if device.type == "cuda" else None
+            self._options.first_rows, dim, device=device if device.type == "cuda" else None
         )
         sketch.carry_consensus(orthonormal=False)
         return sketch

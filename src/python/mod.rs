@@ -1,5 +1,6 @@
 //! All pyo3 glue: extract, call, convert. No arithmetic.
 
+mod buffers;
 mod calls;
 mod checks;
 mod coordinates;

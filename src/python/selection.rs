@@ -12,13 +12,14 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::quotas::Division;
 use crate::tensor::{read_and_write, Borrowed};
-use crate::{consensus, count_sketch, draw, quotas, top_k};
+use crate::{consensus, count_sketch, draw, quotas, reservoir, top_k};
 
 pub(super) type Indices<'py> = Bound<'py, PyArray1<i64>>;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Consensus>()?;
     module.add_class::<Permutation>()?;
+    module.add_class::<WeightedReservoir>()?;
     module.add_class::<CountSketch>()?;
     module.add_function(wrap_pyfunction!(agreement, module)?)?;
     module.add_function(wrap_pyfunction!(margin, module)?)?;
@@ -176,6 +177,33 @@ impl Permutation {
 
     fn __len__(&self) -> usize {
         self.1 as usize
+    }
+}
+
+#[pyclass(module = "sage_torch")]
+struct WeightedReservoir(reservoir::WeightedReservoir);
+
+#[pymethods]
+impl WeightedReservoir {
+    #[new]
+    #[pyo3(signature = (size, seed=0))]
+    fn new(size: usize, seed: u64) -> Self {
+        Self(reservoir::WeightedReservoir::new(size, seed))
+    }
+
+    fn add(
+        &mut self,
+        py: Python<'_>,
+        weights: PyReadonlyArray1<'_, f32>,
+        start: u64,
+    ) -> PyResult<()> {
+        let (weights, reservoir) = (weights.as_slice()?, &mut self.0);
+        detached(py, move || reservoir.add(weights, start))
+    }
+
+    fn finish<'py>(&self, py: Python<'py>) -> PyResult<Indices<'py>> {
+        let reservoir = &self.0;
+        Ok(detached(py, move || reservoir.finish())?.into_pyarray(py))
     }
 }
 

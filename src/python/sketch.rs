@@ -12,12 +12,11 @@ use super::tensors::{empty, zeros};
 use crate::coordinates::Coordinates;
 use crate::device::Torch;
 use crate::host::Host;
-use crate::rows::Factors;
-use crate::sketch::{block_rows, column_scale, Spectrum, State};
+use crate::sketch::{block_rows, Spectrum, State};
 
 /// Where the long products run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Path {
+pub(super) enum Path {
     Host,
     Torch,
 }
@@ -31,12 +30,12 @@ enum Path {
 pub struct FrequentDirections {
     pub(super) state: State,
     pub(super) dim: usize,
-    path: Path,
+    pub(super) path: Path,
     pub(super) device: Py<PyAny>,
-    pub(super) sketch: Py<PyAny>,        // (l, d)
-    pub(super) pending: Py<PyAny>,       // (b, d)
-    pub(super) sums: Vec<Py<PyAny>>,     // (C, d) for each consensus carried along
-    view: Option<(Py<PyAny>, Spectrum)>, // the whole stream, as last read
+    pub(super) sketch: Py<PyAny>,                   // (l, d)
+    pub(super) pending: Py<PyAny>,                  // (b, d)
+    pub(super) sums: Vec<Py<PyAny>>,                // (C, d) for each consensus carried along
+    pub(super) view: Option<(Py<PyAny>, Spectrum)>, // the whole stream, as last read
 }
 
 /// Calls a method that is generic over the products, for this sketch's path.
@@ -53,6 +52,7 @@ macro_rules! on_path {
         }
     };
 }
+pub(super) use on_path;
 
 #[pymethods]
 impl FrequentDirections {
@@ -244,6 +244,20 @@ impl FrequentDirections {
         Ok(())
     }
 
+    /// Go on with more rows: S, the waiting rows, bound and consensus stay.
+    fn grow(&mut self, py: Python<'_>, sketch_size: &Bound<'_, PyAny>) -> PyResult<()> {
+        let size = at_least_one("sketch_size", sketch_size)?;
+        let mut grown = self.state.clone();
+        grown.grow(size)?;
+        self.view = None;
+        // One after the other, so that at no time all four are held; a longer buffer of waiting
+        // rows does no harm should there be no memory for the rest.
+        self.pending = self.longer(py, &self.pending, grown.block, grown.pending)?;
+        self.sketch = self.longer(py, &self.sketch, size, self.sketch_size())?;
+        self.state = grown;
+        Ok(())
+    }
+
     /// Return a copy of S (sketch_size, dim) of the whole stream so far; reading changes nothing.
     fn matrix<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let (rows, _) = self.whole_stream(py)?;
@@ -368,81 +382,5 @@ impl FrequentDirections {
             self.device.bind(py).to_string(),
             self.state.rows_seen
         )
-    }
-}
-
-impl FrequentDirections {
-    pub(super) fn is_on_host(&self) -> bool {
-        self.path == Path::Host
-    }
-
-    /// Numbers kept of a row that waits.
-    pub(super) fn stored_width(&self, factors: Option<Factors>) -> usize {
-        factors.map_or(self.dim, |factors| {
-            self.dim / factors.outputs - usize::from(factors.has_bias) + factors.outputs
-        })
-    }
-
-    /// Adds rows, or the factors of rows, to the stream.
-    fn take_in(
-        &mut self,
-        py: Python<'_>,
-        stored: &Bound<'_, PyAny>,
-        factors: Option<Factors>,
-        class_ids: Option<PyReadonlyArray1<'_, i32>>,
-    ) -> PyResult<()> {
-        let ids = match &class_ids {
-            Some(ids) => ids.as_slice()?,
-            None => &[],
-        };
-        self.make_room_for(py, ids, stored)?;
-        self.view = None;
-        if self.state.factors != factors {
-            on_path!(self, py, flush_on())?; // rows and factors cannot wait together
-            let width = self.stored_width(factors);
-            self.pending = empty(py, self.state.block, width, self.device.bind(py))?.unbind();
-            self.state.factors = factors;
-        }
-        on_path!(self, py, update_on(stored, ids))
-    }
-
-    fn coordinates_of<'py>(
-        &mut self,
-        py: Python<'py>,
-        stored: &Bound<'py, PyAny>,
-        factors: Option<Factors>,
-        basis: &str,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let orthonormal = match basis {
-            "weighted" => false,
-            "orthonormal" => true,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "expected basis \"weighted\" or \"orthonormal\", got {other:?}"
-                )))
-            }
-        };
-        let (sketch, spectrum) = self.whole_stream(py)?;
-        let scale = column_scale(&spectrum.singular_values, orthonormal);
-        let out = empty(py, stored.len()?, scale.len(), self.device.bind(py))?;
-        let sketch = sketch.bind(py);
-        on_path!(self, py, project_on(stored, factors, sketch, &scale, &out))?;
-        Ok(out)
-    }
-
-    /// A (l, d) tensor of the whole stream, waiting rows included, and its spectrum.
-    fn whole_stream(&mut self, py: Python<'_>) -> PyResult<(Py<PyAny>, Spectrum)> {
-        if self.state.pending == 0 {
-            return Ok((self.sketch.clone_ref(py), self.state.spectrum.clone()));
-        }
-        if self.view.is_none() {
-            let out = empty(py, self.sketch_size(), self.dim, self.device.bind(py))?;
-            let spectrum = on_path!(self, py, read_on(&out))?;
-            self.view = Some((out.unbind(), spectrum));
-        }
-        match &self.view {
-            Some((rows, spectrum)) => Ok((rows.clone_ref(py), spectrum.clone())),
-            None => Err(PyValueError::new_err("the sketch was not read")),
-        }
     }
 }

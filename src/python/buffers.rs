@@ -1,0 +1,105 @@
+//! A sketch's tensors: what waits, what is read of the whole stream, how they grow.
+
+use numpy::PyReadonlyArray1;
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::precision::FullPrecision;
+use super::sketch::{on_path, FrequentDirections, Path};
+use super::tensors::{empty, zeros};
+use crate::device::Torch;
+use crate::host::Host;
+use crate::rows::Factors;
+use crate::sketch::{column_scale, Spectrum};
+
+impl FrequentDirections {
+    pub(super) fn is_on_host(&self) -> bool {
+        self.path == Path::Host
+    }
+
+    /// Numbers kept of a row that waits.
+    pub(super) fn stored_width(&self, factors: Option<Factors>) -> usize {
+        factors.map_or(self.dim, |factors| {
+            self.dim / factors.outputs - usize::from(factors.has_bias) + factors.outputs
+        })
+    }
+
+    /// Adds rows, or the factors of rows, to the stream.
+    pub(super) fn take_in(
+        &mut self,
+        py: Python<'_>,
+        stored: &Bound<'_, PyAny>,
+        factors: Option<Factors>,
+        class_ids: Option<PyReadonlyArray1<'_, i32>>,
+    ) -> PyResult<()> {
+        let ids = match &class_ids {
+            Some(ids) => ids.as_slice()?,
+            None => &[],
+        };
+        self.make_room_for(py, ids, stored)?;
+        self.view = None;
+        if self.state.factors != factors {
+            on_path!(self, py, flush_on())?; // rows and factors cannot wait together
+            let width = self.stored_width(factors);
+            self.pending = empty(py, self.state.block, width, self.device.bind(py))?.unbind();
+            self.state.factors = factors;
+        }
+        on_path!(self, py, update_on(stored, ids))
+    }
+
+    pub(super) fn coordinates_of<'py>(
+        &mut self,
+        py: Python<'py>,
+        stored: &Bound<'py, PyAny>,
+        factors: Option<Factors>,
+        basis: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let orthonormal = match basis {
+            "weighted" => false,
+            "orthonormal" => true,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "expected basis \"weighted\" or \"orthonormal\", got {other:?}"
+                )))
+            }
+        };
+        let (sketch, spectrum) = self.whole_stream(py)?;
+        let scale = column_scale(&spectrum.singular_values, orthonormal);
+        let out = empty(py, stored.len()?, scale.len(), self.device.bind(py))?;
+        let sketch = sketch.bind(py);
+        on_path!(self, py, project_on(stored, factors, sketch, &scale, &out))?;
+        Ok(out)
+    }
+
+    /// A tensor (`rows`, d) of 0 that begins with the first `kept` rows of another.
+    pub(super) fn longer(
+        &self,
+        py: Python<'_>,
+        from: &Py<PyAny>,
+        rows: usize,
+        kept: usize,
+    ) -> PyResult<Py<PyAny>> {
+        let first = from.bind(py).call_method1("narrow", (0, 0, kept))?;
+        let (_, width): (usize, usize) = first.getattr(intern!(py, "shape"))?.extract()?;
+        let longer = zeros(py, rows, width, self.device.bind(py))?;
+        longer.call_method1("narrow", (0, 0, kept))?.call_method1("copy_", (first,))?;
+        Ok(longer.unbind())
+    }
+
+    /// A (l, d) tensor of the whole stream, waiting rows included, and its spectrum.
+    pub(super) fn whole_stream(&mut self, py: Python<'_>) -> PyResult<(Py<PyAny>, Spectrum)> {
+        if self.state.pending == 0 {
+            return Ok((self.sketch.clone_ref(py), self.state.spectrum.clone()));
+        }
+        if self.view.is_none() {
+            let out = empty(py, self.sketch_size(), self.dim, self.device.bind(py))?;
+            let spectrum = on_path!(self, py, read_on(&out))?;
+            self.view = Some((out.unbind(), spectrum));
+        }
+        match &self.view {
+            Some((rows, spectrum)) => Ok((rows.clone_ref(py), spectrum.clone())),
+            None => Err(PyValueError::new_err("the sketch was not read")),
+        }
+    }
+}
