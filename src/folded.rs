@@ -18,7 +18,7 @@ pub struct Folded {
     /// Of the new sketch (l).
     pub singular_values: Vec<f64>,
     /// Singular values of the old sketch (l).
-    pub before: Vec<f64>, // singular values of the sketch that was
+    pub before: Vec<f64>,
 }
 
 impl Folded {

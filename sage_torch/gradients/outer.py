@@ -1,0 +1,79 @@
+"""Gradients that need not be formed: those of a linear layer, given by their two factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sage_torch import _core
+from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.last_layer import LastLayerGradients
+
+
+class OuterRows(NamedTuple):
+    """Rows `[delta_i ⊗ hidden_i, delta_i]`; the last part where the layer has a bias.
+
+    The arguments of `FrequentDirections.update_outer` and `project_outer`.
+    """
+
+    delta: Tensor  # (n, C) float32
+    hidden: Tensor  # (n, H) float32
+    bias: bool
+
+
+Rows = Tensor | OuterRows
+
+
+def rows_or_factors(gradients: object, batch: Batch, rows: Callable[[], Tensor]) -> Rows:
+    """Return the gradients of a batch, as factors where those say it all.
+
+    Args:
+        gradients: A gradient computer.
+        batch: n examples on the model's device.
+        rows: Returns the gradients themselves (n, D).
+
+    Raises:
+        TypeError, ValueError, SageError: As the computer.
+    """
+    if not isinstance(gradients, LastLayerGradients):
+        return rows()
+    found = gradients.factors(batch)
+    if found is None:  # tokens: a sum of products is none
+        return rows()
+    delta, hidden, bias = found
+    if delta.device.type not in ("cpu", "cuda"):
+        delta, hidden = delta.cpu(), hidden.cpu()
+    return OuterRows(delta, hidden, bias)
+
+
+def size(rows: Rows) -> tuple[int, torch.device]:
+    """Return how long the rows are, and where they are."""
+    if isinstance(rows, OuterRows):
+        return rows.delta.shape[1] * (rows.hidden.shape[1] + rows.bias), rows.delta.device
+    return rows.shape[1], rows.device
+
+
+def part_of(rows: Rows, part: slice) -> Rows:
+    """Return some of the rows."""
+    if isinstance(rows, OuterRows):
+        return OuterRows(rows.delta[part], rows.hidden[part], rows.bias)
+    return rows[part]
+
+
+def add_to(
+    sketch: _core.FrequentDirections, rows: Rows, class_ids: NDArray[np.int32] | None
+) -> None:
+    """Add rows to a sketch, whichever way they are given.
+
+    Raises:
+        ValueError, TypeError, SageError: As the sketch's `update`.
+    """
+    if isinstance(rows, OuterRows):
+        sketch.update_outer(rows.delta, rows.hidden, class_ids, bias=rows.bias)
+    else:
+        sketch.update(rows, class_ids)
