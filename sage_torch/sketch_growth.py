@@ -3,7 +3,7 @@
 Agreement needs far fewer rows than energy does: measured, that of 64 rows ranks examples nearly as
 that of 512 does (Spearman 0.97 and above), whether those 64 keep a third of the energy or nearly
 all of it (benchmarks/sketch_size.py). So growth begins there, and the target is a compromise: most
-of the energy, at a size whose cost is still small beside that of the gradients.
+of the energy, and no threshold that the data show.
 """
 
 from __future__ import annotations
