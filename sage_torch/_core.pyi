@@ -521,7 +521,7 @@ class WeightedReservoir:
         seed: Names the draws; their values never change.
 
     Cost:
-        A hash an example, a logarithm for about size ln(N / size) of them, 16 bytes a draw.
+        A hash an example, a logarithm for few of them where size << N, 32 bytes a draw.
 
     Reference:
         Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing

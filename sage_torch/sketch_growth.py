@@ -1,9 +1,9 @@
 """`sketch_size="auto"`: a sketch that gets more rows while too much of the energy is lost.
 
-Agreement needs far fewer rows than energy does: measured, that of 64 rows ranks examples as that
-of 512 does (Spearman 0.97 and above) whether those 64 keep half of the energy or nearly all of it
-(benchmarks/sketch_size.py). So growth begins there, and ends where the rows say of most gradients
-what they are made of.
+Agreement needs far fewer rows than energy does: measured, that of 64 rows ranks examples nearly as
+that of 512 does (Spearman 0.97 and above), whether those 64 keep a third of the energy or nearly
+all of it (benchmarks/sketch_size.py). So growth begins there, and the target is a compromise: most
+of the energy, and no threshold that the data show.
 """
 
 from __future__ import annotations

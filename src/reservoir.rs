@@ -5,7 +5,6 @@
 //! and index, so that neither the order nor the cuts of the stream matter.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 
 use crate::draw::{keys, mix};
 use crate::error::{Error, Result};
@@ -16,16 +15,18 @@ const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 /// More than the logarithm and the division below can be wrong by, relatively.
 const ROUNDING: f64 = 1.0 + 1e-12;
 
-/// The k examples of largest key so far; of equal keys the lower indices.
+/// The k examples of largest key so far, of equal keys the lower indices, and up to k more: a cut
+/// now and then costs O(1) an example, where a heap would cost O(log k).
 #[derive(Debug)]
 pub struct WeightedReservoir {
     size: usize,
     of_seed: u64,
-    kept: BinaryHeap<Kept>,
+    kept: Vec<Kept>,
+    bound: f64, // the least key at the last cut: a smaller one is not drawn
 }
 
 /// The greatest is the first to go.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Kept {
     key: f64,
     index: u64,
@@ -35,7 +36,7 @@ impl WeightedReservoir {
     /// An empty reservoir for `size` draws.
     pub fn new(size: usize, seed: u64) -> Self {
         let [of_seed] = keys(seed, STREAM);
-        Self { size, of_seed, kept: BinaryHeap::new() }
+        Self { size, of_seed, kept: Vec::new(), bound: f64::NEG_INFINITY }
     }
 
     /// Adds the examples `start`, `start + 1`, … with their weights; no index may come twice.
@@ -65,16 +66,15 @@ impl WeightedReservoir {
     /// Adds one example of a weight of at least 0.
     pub fn offer(&mut self, index: u64, weight: f64) {
         let uniform = uniform(self.of_seed, index);
-        if self.kept.len() < self.size {
-            self.kept.push(Kept { key: ln(uniform) / weight, index });
-        } else if let Some(mut last) = self.kept.peek_mut() {
-            // ln(u) <= u - 1, nearly equal where it matters: most keys need no logarithm to lose.
-            if 1.0 - uniform > -last.key * weight * ROUNDING {
-                return;
-            }
-            let new = Kept { key: ln(uniform) / weight, index };
-            if new < *last {
-                *last = new;
+        // ln(u) <= u - 1, nearly equal where it matters: most keys need no logarithm to lose.
+        if 1.0 - uniform > -self.bound * weight * ROUNDING {
+            return;
+        }
+        let key = ln(uniform) / weight;
+        if key >= self.bound {
+            self.kept.push(Kept { key, index });
+            if self.kept.len() / 2 >= self.size {
+                self.cut();
             }
         }
     }
@@ -83,7 +83,8 @@ impl WeightedReservoir {
     ///
     /// # Errors
     /// `Shape` when there were fewer.
-    pub fn finish(&self) -> Result<Vec<i64>> {
+    pub fn finish(&mut self) -> Result<Vec<i64>> {
+        self.cut();
         if self.kept.len() < self.size {
             return Err(Error::Shape(format!(
                 "expected at least {} examples to draw from, got {}",
@@ -94,6 +95,13 @@ impl WeightedReservoir {
         let mut drawn: Vec<i64> = self.kept.iter().map(|one| one.index as i64).collect();
         drawn.sort_unstable();
         Ok(drawn)
+    }
+
+    fn cut(&mut self) {
+        if self.kept.len() > self.size && self.size > 0 {
+            self.bound = self.kept.select_nth_unstable(self.size - 1).1.key;
+        }
+        self.kept.truncate(self.size);
     }
 }
 

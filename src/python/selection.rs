@@ -201,8 +201,8 @@ impl WeightedReservoir {
         detached(py, move || reservoir.add(weights, start))
     }
 
-    fn finish<'py>(&self, py: Python<'py>) -> PyResult<Indices<'py>> {
-        let reservoir = &self.0;
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Indices<'py>> {
+        let reservoir = &mut self.0;
         Ok(detached(py, move || reservoir.finish())?.into_pyarray(py))
     }
 }
