@@ -14,6 +14,7 @@ __all__ = [
     "FrequentDirections",
     "Permutation",
     "SageError",
+    "Scorer",
     "agreement",
     "class_quotas",
     "facility_location",
@@ -202,6 +203,17 @@ class FrequentDirections:
             l d multiply-adds a row.
         """
 
+    def sketched(self, rows: Tensor) -> NDArray[np.float32]:
+        """Return `S g` (n, sketch_size) on the host, all finite: `project`, as pass 2 keeps it.
+
+        Args:
+            rows: As in `update`.
+
+        Raises:
+            ValueError, TypeError: As `update`.
+            SageError: A coordinate is not finite (attribute `row`).
+        """
+
     def singular_values(self) -> NDArray[np.float64]:
         """Return the lengths of the sketch's rows, float64 (sketch_size,), descending."""
 
@@ -341,6 +353,75 @@ class BlockStream:
     @property
     def trimmed(self) -> int:
         """How many examples the trim has dropped so far."""
+
+@final
+class Scorer:
+    """Scores batches of gradients as they come, with the consensus of pass 1.
+
+    In one call a batch is projected, scored, added to the exact consensus of its classes and given
+    to the rule that compares examples. Of the rows, only coordinates (n, l) leave the device.
+
+    Args:
+        singular_values: float64 (l,), of the sketch that pass 1 made.
+        weighted: Directions (C, l) in the weighted basis, and a float32 (n,) that the agreement of
+            the examples `first` to `first + n` is written to.
+        orthonormal: The same in the orthonormal basis, or None where it is not asked for.
+        margins: float32 (n,) that margins in the weighted basis are written to.
+        first: The first of those examples.
+
+    Raises:
+        ValueError: Sizes disagree.
+    """
+
+    def __new__(
+        cls,
+        singular_values: NDArray[np.float64],
+        weighted: tuple[NDArray[np.float64], NDArray[np.float32]],
+        orthonormal: tuple[NDArray[np.float64], NDArray[np.float32]] | None,
+        margins: NDArray[np.float32],
+        *,
+        first: int,
+    ) -> Scorer: ...
+    def score(
+        self,
+        sketch: FrequentDirections,
+        rows: Tensor,
+        class_ids: NDArray[np.int32],
+        indices: NDArray[np.int64],
+        stream: BlockStream | None = None,
+    ) -> NDArray[np.float32]:
+        """Score the gradients (n, dim) of some examples; return their weighted coordinates (n, l).
+
+        Args:
+            sketch: That of pass 1.
+            rows: As in `FrequentDirections.update`.
+            class_ids: int32 (n,) in [0, C).
+            indices: int64 (n,), which examples.
+            stream: Is given their orthonormal coordinates and margins.
+
+        Raises:
+            ValueError, TypeError: As `FrequentDirections.update` and `BlockStream.add`.
+            SageError: A coordinate is not finite (attribute `row`).
+
+        Cost:
+            l d + C l multiply-adds a row, on `torch.get_num_threads()` threads.
+        """
+
+    def score_sketched(
+        self,
+        coordinates: NDArray[np.float32],
+        class_ids: NDArray[np.int32],
+        indices: NDArray[np.int64],
+        stream: BlockStream | None = None,
+    ) -> None:
+        """Do the same with weighted coordinates (n, l) that are known already."""
+
+    def exact_sums(self, *, orthonormal: bool) -> NDArray[np.float64]:
+        """Return `sum z_i/|z_i|` (C, l) over all that was scored, in one of the bases.
+
+        Raises:
+            ValueError: That basis is not scored.
+        """
 
 @final
 class Permutation:

@@ -7,11 +7,12 @@ one-pass mode pass 1 has brought the sketched gradients along, and nothing is re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sage_torch import _core
 from sage_torch.gradients import rows_of
@@ -19,6 +20,16 @@ from sage_torch.options import Basis
 from sage_torch.pass_1 import Sketched
 from sage_torch.shards import Shard
 from sage_torch.task import Task, naming_the_example
+
+_TITLE = "SAGE pass 2 of 2: score"
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Which examples a batch holds."""
+
+    indices: NDArray[np.int64]  # (n,)
+    class_ids: NDArray[np.int32]  # (n,)
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,18 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
 
     def sketched_gradients() -> NDArray[np.float32]:
         coordinates = np.empty((own.stop - own.start, sketch.sketch_size), np.float32)
-        with task.examples.progress("SAGE pass 2 of 2: score", task.own) as bar:
+
+        def keep(part: NDArray[np.float32], batch: _Batch) -> None:
+            coordinates[batch.indices - own.start] = part
+
+        def project(rows: Tensor, batch: _Batch) -> NDArray[np.float32]:
+            part = sketch.sketched(rows)
+            keep(part, batch)
+            return part
+
+        with task.examples.progress(_TITLE, task.own) as bar:
             for shard in task.own:
-                for indices, _, part in _sketched_gradients(task, sketched, shard):
-                    coordinates[indices - own.start] = part
-                    bar.update(len(indices))
+                _read_again(task, sketched, shard, project, keep, bar.update)
         return coordinates
 
     coordinates = _of_all_ranks(task, task.ranks.together(sketched_gradients))
@@ -104,45 +122,53 @@ def streaming_score_pass(
     Cost:
         As the exact pass, but memory for scores and margins only: 4 bytes an example each.
     """
-    classes, sketch, directions = sketched.classes, sketched.sketch, sketched.directions
-    own, width = task.own_places, sketch.sketch_size
+    own, directions = task.own_places, sketched.directions
     scores: dict[Basis, NDArray[np.float32]] = {
         basis: np.empty(own.stop - own.start, np.float32) for basis in directions
     }
     margins = np.empty(own.stop - own.start, np.float32)
-    # The exact consensus is known when the pass is over: how far was the carried one from it?
-    exact: dict[Basis, list[_core.Consensus]] = {
-        basis: [_core.Consensus(classes.count, width) for _ in task.own] for basis in directions
-    }
-    to_orthonormal = _to_orthonormal(sketch)
+    values = sketched.sketch.singular_values()
 
-    def score(place: int, shard: Shard, advance: Callable[[int], object]) -> None:
-        for indices, class_ids, weighted in _sketched_gradients(task, sketched, shard):
-            here = indices - own.start
-            coordinates: dict[Basis, NDArray[np.float32]] = {
-                "weighted": weighted,
-                "orthonormal": weighted * to_orthonormal,
-            }
-            for basis, of_class in directions.items():
-                exact[basis][place].add(coordinates[basis], class_ids)
-                scores[basis][here] = _core.agreement(coordinates[basis], class_ids, of_class)
-            margins[here] = _core.margin(weighted, class_ids, directions["weighted"])
-            stream = streams[place]
-            if stream is not None:
-                stream.add(coordinates["orthonormal"], margins[here], class_ids, indices)
-            advance(len(indices))
+    def of_shard(basis: Basis, shard: Shard) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        return directions[basis], scores[basis][_within(own, shard)]
+
+    scorers = [
+        _core.Scorer(
+            values,
+            of_shard("weighted", shard),
+            of_shard("orthonormal", shard) if "orthonormal" in directions else None,
+            margins[_within(own, shard)],
+            first=shard.start,
+        )
+        for shard in task.own
+    ]
+
+    def score_shard(
+        shard: Shard,
+        scorer: _core.Scorer,
+        stream: _core.BlockStream | None,
+        advance: Callable[[int], object],
+    ) -> None:
+        def score(rows: Tensor, batch: _Batch) -> NDArray[np.float32]:
+            return scorer.score(sketched.sketch, rows, batch.class_ids, batch.indices, stream)
+
+        def score_sketched(part: NDArray[np.float32], batch: _Batch) -> None:
+            scorer.score_sketched(part, batch.class_ids, batch.indices, stream)
+
+        _read_again(task, sketched, shard, score, score_sketched, advance)
 
     def score_all() -> None:
-        with task.examples.progress("SAGE pass 2 of 2: score", task.own) as bar:
-            for place, shard in enumerate(task.own):
-                score(place, shard, bar.update)
+        with task.examples.progress(_TITLE, task.own) as bar:
+            for shard, scorer, stream in zip(task.own, scorers, streams, strict=True):
+                score_shard(shard, scorer, stream, bar.update)
 
     task.ranks.together(score_all)
+    # The exact consensus is known now: how far was the carried one from it?
     cosine = min(
-        _smallest_cosine(directions[basis], _of_all_shards(task, parts).directions())
-        for basis, parts in exact.items()
+        _smallest_cosine(of_class, _exact_directions(task, scorers, basis))
+        for basis, of_class in directions.items()
     )
-    by_basis = {basis: _of_all_ranks(task, values) for basis, values in scores.items()}
+    by_basis = {basis: _of_all_ranks(task, of_own) for basis, of_own in scores.items()}
     return Scored(
         by_basis[task.options.basis],
         by_basis["weighted"],
@@ -152,40 +178,58 @@ def streaming_score_pass(
     )
 
 
-def _sketched_gradients(
-    task: Task, sketched: Sketched, shard: Shard
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
-    """Yield `(indices (n,), class ids (n,), weighted coordinates (n, l))` batch by batch."""
+def _read_again(
+    task: Task,
+    sketched: Sketched,
+    shard: Shard,
+    take: Callable[[Tensor, _Batch], NDArray[np.float32]],
+    take_sketched: Callable[[NDArray[np.float32], _Batch], None],
+    advance: Callable[[int], object],
+) -> None:
+    """Give a shard's gradients to `take`, batch by batch.
+
+    Args:
+        task: What is read, and its snapshots.
+        sketched: What pass 1 left behind.
+        shard: Which examples.
+        take: Takes gradients (n, d); returns their weighted coordinates (n, l), all finite.
+        take_sketched: Takes such coordinates where a snapshot has them.
+        advance: Is told how many examples have been taken.
+    """
     done = 0
     if task.snapshots is not None:
-        for rows in task.snapshots.rows(shard, sketched.sketch.sketch_size):
-            indices = task.examples.indices(shard, done, len(rows))
-            yield indices, sketched.classes.of(indices), rows
-            done += len(rows)
+        for part in task.snapshots.rows(shard, sketched.sketch.sketch_size):
+            indices = task.examples.indices(shard, done, len(part))
+            take_sketched(part, _Batch(indices, sketched.classes.of(indices)))
+            done += len(part)
+            advance(len(part))
     if done == len(shard):
         return
     for indices, batch, labels in task.examples.batches(shard, begin=done):
         class_ids = sketched.classes.check(indices, labels)
         with naming_the_example(indices):
-            coordinates = sketched.sketch.project(rows_of(task.gradients, batch)).cpu().numpy()
-            bad = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
-            if len(bad):
-                error = _core.SageError("its sketched gradient has a NaN or an infinite entry")
-                error.row = int(bad[0])
-                raise error
+            part = take(rows_of(task.gradients, batch), _Batch(indices, class_ids))
         done += len(indices)
         if task.snapshots is not None:
-            task.snapshots.save_rows(shard, done, coordinates)
-        yield indices, class_ids, coordinates
+            task.snapshots.save_rows(shard, done, part)
+        advance(len(indices))
 
 
-def _of_all_shards(task: Task, own: Sequence[_core.Consensus]) -> _core.Consensus:
-    """Return the sum over all shards, in their order on every rank."""
-    sums = [part for of_rank in task.ranks.gather([c.sums() for c in own]) for part in of_rank]
+def _within(own: slice, shard: Shard) -> slice:
+    """Return where a shard's examples stand among this rank's."""
+    return slice(shard.start - own.start, shard.stop - own.start)
+
+
+def _exact_directions(
+    task: Task, scorers: Sequence[_core.Scorer], basis: Basis
+) -> NDArray[np.float64]:
+    """Return the exact consensus: sums over all shards, in their order on every rank."""
+    own = [scorer.exact_sums(orthonormal=basis == "orthonormal") for scorer in scorers]
+    sums = [part for of_rank in task.ranks.gather(own) for part in of_rank]
     whole = _core.Consensus(*sums[0].shape)
     for part in sums:
         whole.add_sums(part)
-    return whole
+    return whole.directions()
 
 
 def _of_all_ranks(task: Task, own: NDArray[np.float32]) -> NDArray[np.float32]:

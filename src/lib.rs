@@ -4,7 +4,7 @@
 //!
 //! `rows of gradients -> count_sketch -> (host | device products) -> shrink -> coordinates -> sketch
 //!  -> consensus -> quotas, top_k, draw -> trim -> strata, weighted
-//!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> python`
+//!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> scoring -> python`
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
 //! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.
@@ -23,6 +23,7 @@ pub mod herding;
 pub mod host;
 pub mod kernel;
 pub mod quotas;
+pub mod scoring;
 pub mod shrink;
 pub mod sketch;
 pub mod strata;

@@ -85,7 +85,7 @@ fn array<'py, T: numpy::Element>(
         let on_host = tensor
             .call_method1(intern!(py, "to"), ("cpu",))?
             .call_method0(intern!(py, "contiguous"))?;
-        Ok(on_host.call_method0(intern!(py, "numpy"))?.extract()?)
+        on_host.call_method0(intern!(py, "numpy"))?.extract()
     };
     let array = read().map_err(|_| wrong(name))?;
     if array.ndim() != shape.len() + 1 || array.shape()[1..] != *shape {

@@ -5,6 +5,7 @@ mod checks;
 mod coordinates;
 mod precision;
 mod rules;
+mod scoring;
 mod selection;
 mod sketch;
 mod state;
@@ -58,6 +59,7 @@ fn threads(py: Python<'_>) -> PyResult<usize> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SageError", module.py().get_type::<SageError>())?;
     module.add_class::<sketch::FrequentDirections>()?;
+    module.add_class::<scoring::Scorer>()?;
     selection::register(module)?;
     rules::register(module)
 }

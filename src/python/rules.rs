@@ -190,8 +190,8 @@ fn examples<'a>(
 }
 
 #[pyclass(module = "sage_torch")]
-struct BlockStream {
-    stream: block_stream::BlockStream,
+pub(super) struct BlockStream {
+    pub(super) stream: block_stream::BlockStream,
     width: usize,
     is_whole_order: bool,
 }

@@ -243,7 +243,7 @@ impl FrequentDirections {
 
     /// Return sketched gradients (n, sketch_size): `S g` (weighted) or `V g` (orthonormal).
     #[pyo3(signature = (rows, *, basis="weighted"))]
-    fn project<'py>(
+    pub(super) fn project<'py>(
         &mut self,
         py: Python<'py>,
         rows: &Bound<'py, PyAny>,
@@ -265,6 +265,15 @@ impl FrequentDirections {
         let sketch = sketch.bind(py);
         on_path!(self, py, project_on(&rows, sketch, &scale, &out))?;
         Ok(out)
+    }
+
+    /// Return sketched gradients `S g` (n, sketch_size) on the host, all of them finite.
+    fn sketched<'py>(
+        &mut self,
+        py: Python<'py>,
+        rows: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        self.sketched_on_host(py, rows)
     }
 
     /// Return the lengths of the sketch's rows, float64 (sketch_size,), descending.
