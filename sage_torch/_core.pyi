@@ -268,11 +268,11 @@ class FrequentDirections:
             ValueError, TypeError: As `update_outer`, or an unknown basis.
         """
 
-    def sketched(self, rows: Tensor) -> NDArray[np.float32]:
+    def sketched(self, rows: Tensor | tuple[Tensor, Tensor, bool]) -> NDArray[np.float32]:
         """Return `S g` (n, sketch_size) on the host, all finite: `project`, as pass 2 keeps it.
 
         Args:
-            rows: As in `update`.
+            rows: As in `update`, or the delta, hidden and bias of `update_outer`.
 
         Raises:
             ValueError, TypeError: As `update`.
@@ -450,7 +450,7 @@ class Scorer:
     def score(
         self,
         sketch: FrequentDirections,
-        rows: Tensor,
+        rows: Tensor | tuple[Tensor, Tensor, bool],
         class_ids: NDArray[np.int32],
         indices: NDArray[np.int64],
         stream: BlockStream | None = None,
@@ -459,7 +459,7 @@ class Scorer:
 
         Args:
             sketch: That of pass 1.
-            rows: As in `FrequentDirections.update`.
+            rows: As in `FrequentDirections.sketched`.
             class_ids: int32 (n,) in [0, C).
             indices: int64 (n,), which examples.
             stream: Is given their orthonormal coordinates and margins.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sage_torch import _core
 from sage_torch._core import SageError
 from sage_torch.classes import ClassBook
-from sage_torch.gradients import rows_of
+from sage_torch.gradients.outer import given_by, size_of
 from sage_torch.options import Basis
 from sage_torch.shards import MergeTree, Shard
 from sage_torch.sketch_growth import Growth
@@ -137,9 +137,9 @@ def _sketching(
     for indices, batch, labels in batches:
         class_ids = classes.add(indices, labels)
         with naming_the_example(indices):
-            rows = rows_of(task.gradients, batch)
+            rows = given_by(task.gradients, batch)
         if sketch is None:
-            sketch = _new_sketch(task, rows.shape[1], rows.device, growth.first_rows)
+            sketch = _new_sketch(task, *size_of(rows), growth.first_rows)
         growth.update(sketch, rows, class_ids if task.is_streaming else None, indices)
         done += len(indices)
         advance(len(indices))

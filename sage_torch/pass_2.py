@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sage_torch import _core
-from sage_torch.gradients import rows_of
+from sage_torch.gradients.outer import Rows, given_by
 from sage_torch.options import Basis
 from sage_torch.pass_1 import Sketched
 from sage_torch.shards import Shard
@@ -60,7 +59,7 @@ def score_pass(task: Task, sketched: Sketched) -> Scored:
         def keep(part: NDArray[np.float32], batch: _Batch) -> None:
             coordinates[batch.indices - own.start] = part
 
-        def project(rows: Tensor, batch: _Batch) -> NDArray[np.float32]:
+        def project(rows: Rows, batch: _Batch) -> NDArray[np.float32]:
             part = sketch.sketched(rows)
             keep(part, batch)
             return part
@@ -149,7 +148,7 @@ def streaming_score_pass(
         stream: _core.BlockStream | None,
         advance: Callable[[int], object],
     ) -> None:
-        def score(rows: Tensor, batch: _Batch) -> NDArray[np.float32]:
+        def score(rows: Rows, batch: _Batch) -> NDArray[np.float32]:
             return scorer.score(sketched.sketch, rows, batch.class_ids, batch.indices, stream)
 
         def score_sketched(part: NDArray[np.float32], batch: _Batch) -> None:
@@ -182,7 +181,7 @@ def _read_again(
     task: Task,
     sketched: Sketched,
     shard: Shard,
-    take: Callable[[Tensor, _Batch], NDArray[np.float32]],
+    take: Callable[[Rows, _Batch], NDArray[np.float32]],
     take_sketched: Callable[[NDArray[np.float32], _Batch], None],
     advance: Callable[[int], object],
 ) -> None:
@@ -192,7 +191,8 @@ def _read_again(
         task: What is read, and its snapshots.
         sketched: What pass 1 left behind.
         shard: Which examples.
-        take: Takes gradients (n, d); returns their weighted coordinates (n, l), all finite.
+        take: Takes gradients (n, d), or their factors; returns their weighted coordinates (n, l),
+            all finite.
         take_sketched: Takes such coordinates where a snapshot has them.
         advance: Is told how many examples have been taken.
     """
@@ -208,7 +208,7 @@ def _read_again(
     for indices, batch, labels in task.examples.batches(shard, begin=done):
         class_ids = sketched.classes.check(indices, labels)
         with naming_the_example(indices):
-            part = take(rows_of(task.gradients, batch), _Batch(indices, class_ids))
+            part = take(given_by(task.gradients, batch), _Batch(indices, class_ids))
         done += len(indices)
         if task.snapshots is not None:
             task.snapshots.save_rows(shard, done, part)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sage_torch import _core
 from sage_torch.classes import ClassBook
+from sage_torch.gradients.outer import Rows, add_to, part_of
 from sage_torch.shards import Shard
 from sage_torch.task import Task, naming_the_example
 
@@ -60,7 +60,7 @@ class Growth:
     def update(
         self,
         sketch: _core.FrequentDirections,
-        rows: torch.Tensor,
+        rows: Rows,
         class_ids: NDArray[np.int32] | None,
         indices: NDArray[np.int64],
     ) -> None:
@@ -68,7 +68,7 @@ class Growth:
 
         Args:
             sketch: It grows.
-            rows: (n, d).
+            rows: (n, d), or their factors.
             class_ids: (n,), where a consensus is carried along.
             indices: (n,), whose rows they are.
 
@@ -98,16 +98,16 @@ class Growth:
     def _add(
         self,
         sketch: _core.FrequentDirections,
-        rows: torch.Tensor,
+        rows: Rows,
         class_ids: NDArray[np.int32] | None,
         indices: NDArray[np.int64],
         part: slice,
     ) -> None:
         if part.stop - part.start < len(indices):  # else as they are: what is wrong will be named
-            rows, indices = rows[part], indices[part]
+            rows, indices = part_of(rows, part), indices[part]
             class_ids = None if class_ids is None else class_ids[part]
         with naming_the_example(indices):
-            sketch.update(rows, class_ids)
+            add_to(sketch, rows, class_ids)
 
     def _look(self, sketch: _core.FrequentDirections) -> None:
         if sketch.rows_seen != EXAMPLES_A_ROW * sketch.sketch_size:

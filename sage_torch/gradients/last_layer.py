@@ -136,6 +136,29 @@ class LastLayerGradients:
                 input is not (n, ..., H); or as `ExampleLoss` says.
             SageError: A loss is not finite; `row` is its position in the batch.
         """
+        delta, inputs, has_bias = self._factors(batch)
+        return _outer_products(delta, inputs, bias=has_bias)
+
+    def factors(self, batch: Batch) -> tuple[Tensor, Tensor, bool] | Tensor:
+        """Return what the gradients are products of, so that they need not be formed.
+
+        Args:
+            batch: n examples, on the model's device.
+
+        Returns:
+            delta (n, C), h (n, H), both float32, and whether there is a bias: the arguments of
+            `FrequentDirections.update_outer`. The gradients themselves where an example has several
+            positions, whose products are summed.
+
+        Raises:
+            ValueError, SageError: As a call.
+        """
+        delta, inputs, has_bias = self._factors(batch)
+        if inputs.ndim > 2:
+            return _outer_products(delta, inputs, bias=has_bias)
+        return delta.float(), inputs.float(), has_bias
+
+    def _factors(self, batch: Batch) -> tuple[Tensor, Tensor, bool]:
         n = batches.length(batch)
         with differentiable():
             batch = ordinary(batch)
@@ -152,7 +175,7 @@ class LastLayerGradients:
                 f"expected {where} to receive inputs of shape (n, ..., H) with n = {n}, got "
                 f"{tuple(inputs.shape)}; use FunctionalGradients(params=...) for this layer"
             )
-        return _outer_products(delta, inputs, bias=self._layer(self._name).bias is not None)
+        return delta.detach(), inputs, self._layer(self._name).bias is not None
 
     def _known_name(self) -> str | None:
         return self._expected if self._name is None else self._name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -11,47 +10,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sage_torch import _core
+from sage_torch.gradients import GradientComputer, rows_of
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.last_layer import LastLayerGradients
 
 
 class OuterRows(NamedTuple):
-    """Rows `[delta_i ⊗ hidden_i, delta_i]`; the last part where the layer has a bias.
-
-    The arguments of `FrequentDirections.update_outer` and `project_outer`.
-    """
+    """Rows `[delta_i ⊗ hidden_i, delta_i]`; the last part where the layer has a bias."""
 
     delta: Tensor  # (n, C) float32
     hidden: Tensor  # (n, H) float32
     bias: bool
 
 
-Rows = Tensor | OuterRows
+Rows: TypeAlias = Tensor | OuterRows
 
 
-def rows_or_factors(gradients: object, batch: Batch, rows: Callable[[], Tensor]) -> Rows:
-    """Return the gradients of a batch, as factors where those say it all.
+def given_by(gradients: GradientComputer, batch: Batch) -> Rows:
+    """Return the gradients of a batch as a sketch reads them: as factors where those say it all.
 
     Args:
-        gradients: A gradient computer.
+        gradients: Any computer; the last layer's gives factors, unless an example has positions.
         batch: n examples on the model's device.
-        rows: Returns the gradients themselves (n, D).
 
     Raises:
-        TypeError, ValueError, SageError: As the computer.
+        TypeError, ValueError, SageError: As `rows_of`.
     """
     if not isinstance(gradients, LastLayerGradients):
-        return rows()
+        return rows_of(gradients, batch)
     found = gradients.factors(batch)
-    if found is None:  # tokens: a sum of products is none
-        return rows()
+    if isinstance(found, Tensor):
+        return rows_of(lambda _: found, batch)
     delta, hidden, bias = found
     if delta.device.type not in ("cpu", "cuda"):
         delta, hidden = delta.cpu(), hidden.cpu()
     return OuterRows(delta, hidden, bias)
 
 
-def size(rows: Rows) -> tuple[int, torch.device]:
+def size_of(rows: Rows) -> tuple[int, torch.device]:
     """Return how long the rows are, and where they are."""
     if isinstance(rows, OuterRows):
         return rows.delta.shape[1] * (rows.hidden.shape[1] + rows.bias), rows.delta.device

@@ -151,8 +151,13 @@ impl FrequentDirections {
         py: Python<'py>,
         rows: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let coordinates = self
-            .project(py, rows, "weighted")?
+        let projected = match rows.extract::<(Bound<'py, PyAny>, Bound<'py, PyAny>, bool)>() {
+            Ok((delta, hidden, bias)) => {
+                self.project_outer(py, &delta, &hidden, "weighted", bias)?
+            }
+            Err(_) => self.project(py, rows, "weighted")?,
+        };
+        let coordinates = projected
             .call_method0(intern!(py, "cpu"))?
             .call_method0(intern!(py, "numpy"))?
             .cast_into::<PyArray2<f32>>()?;

@@ -278,7 +278,7 @@ impl FrequentDirections {
 
     /// Return sketched gradients (n, sketch_size) of rows `delta ⊗ [hidden, 1]`.
     #[pyo3(signature = (delta, hidden, *, basis="weighted", bias=true))]
-    fn project_outer<'py>(
+    pub(super) fn project_outer<'py>(
         &mut self,
         py: Python<'py>,
         delta: &Bound<'py, PyAny>,

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from sage_torch import select_subset
-from sage_torch.gradients import FunctionalGradients, ProjectedGradients
+from sage_torch.gradients import (
+    FunctionalGradients,
+    LastLayerGradients,
+    ProjectedGradients,
+    last_layer,
+)
 
 Digits = tuple[TensorDataset, TensorDataset]
 
@@ -32,6 +37,40 @@ def test_compression_of_long_gradients(digits: Digits) -> None:
     assert projected.settings["dim"] == 32 * 64 + 128 + 10 * 32 + 10
     assert projected.settings["parameters"]["0.weight"] == "linear: (128, 64) projected to (32, 64)"
     assert np.corrcoef(projected.scores, exact.scores)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("consensus", ["exact", "streaming", "one_pass"])
+def test_last_layer_gradients_are_never_formed(
+    consensus: Any, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 900), nn.ReLU(), nn.Linear(900, 10))  # D = 9,010
+    data = Subset(digits[0], range(300))
+    formed = LastLayerGradients(model)
+    options: Any = {"compress": None, "consensus": consensus, "batch_size": 64}
+    by_rows = select_subset(model, data, 0.25, gradients=lambda batch: formed(batch), **options)
+    monkeypatch.setattr(last_layer, "_outer_products", None)
+    by_factors = select_subset(model, data, 0.25, gradients="last_layer", **options)
+    assert by_factors.settings["dim"] == 9010
+    np.testing.assert_array_equal(by_factors.indices, by_rows.indices)
+    np.testing.assert_array_equal(by_factors.scores, by_rows.scores)
+
+
+def test_last_layer_gradients_of_tokens_are_formed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    inputs, targets = torch.randn(30, 7, 4), torch.randint(3, (30, 7))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch[0])
+        return nn.functional.cross_entropy(logits.mT, batch[1], reduction="none").mean(1)
+
+    options: Any = {"loss": loss, "class_balanced": False}
+    data = TensorDataset(inputs, targets)
+    kept = select_subset(model, data, 0.5, gradients="last_layer", **options)
+    parameters = ["1.weight", "1.bias"]
+    exact = select_subset(model, data, 0.5, gradients="functional", params=parameters, **options)
+    np.testing.assert_allclose(kept.scores, exact.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("gradients", ["auto", "functional", "projected"])

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from property.test_frequent_directions import (
     KINDS,
-    UNIT,
     assert_same_state,
     make_rows,
     underestimate,
 )
+from rounding import UNIT
 
 from sage_torch import FrequentDirections
 
