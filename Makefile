@@ -38,6 +38,10 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'opacus>=1.5'
 	$(BIN)/python benchmarks/sketch.py
+	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/indices.py
+	$(BIN)/python benchmarks/determinism.py # with SAGE_TORCH_DATA on Fashion-MNIST, too
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/compression.py # with SAGE_TORCH_DATA on the papers' data
@@ -45,7 +49,9 @@ bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python benchmarks/drift.py # with SAGE_TORCH_DATA on Fashion-MNIST, too, as are
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/shards.py --data fashion-mnist # which needs it
-	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA, as does
+	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA, as do
+	$(BIN)/python benchmarks/modes.py
+	$(BIN)/python benchmarks/sketch_size.py
 	$(BIN)/python benchmarks/quality.py # hours; goes on where it stopped
 	$(BIN)/python benchmarks/results.py
 

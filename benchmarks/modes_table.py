@@ -67,3 +67,25 @@ def _row(
 
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
     return sum(float(run[key]) for run in runs) / len(runs)
+
+
+def readme_table() -> str:
+    """Return the modes at l = 64: one row each, a column for each data set."""
+    runs = [run for run in json.loads((RESULTS / "modes.json").read_text())["results"]]
+    runs = [run for run in runs if run["sketch_size"] == 64]
+    data = list(dict.fromkeys(run["data"] for run in runs))
+    heads = [f"top quarter of scores, {name}" for name in data]
+    lines = [
+        f"| `consensus=` | gradients an example | bytes an example | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 3) + "|",
+    ]
+    for mode in dict.fromkeys(run["mode"] for run in runs):
+        of_mode = [run for run in runs if run["mode"] == mode]
+        shares = [
+            f"{_mean([run for run in of_mode if run['data'] == name], 'top_quarter'):.3f}"
+            for name in data
+        ]
+        cells = [f"{_mean(of_mode, 'gradients_an_example'):.0f}"]
+        cells += [f"{_mean(of_mode, 'bytes_an_example'):.0f}", *shares]
+        lines.append(f'| `"{mode}"` | {" | ".join(cells)} |')
+    return "\n".join(lines) + "\n"

@@ -10,17 +10,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import modes_table
 import quality_tables
+import sketch_table
 import stream_table
 from drift_table import drift_section
 from indices_table import indices_section
 from memory_table import memory_sections
-from modes_table import modes_section
 from record import RESULTS
 from selection_table import selection_sections
 from shards_table import shards_section
 from sketch_size_table import sketch_size_section
-from sketch_table import sketch_section
 
 PROJECT = Path(__file__).parent.parent
 HEAD = """\
@@ -96,8 +96,8 @@ def results_page() -> str:
     parts = [HEAD.format(gpu=GPU if is_gpu else NO_GPU), *quality_tables.sections()]
     parts += [*quality_tables.variants_section(), *trim_section(), *drift_section()]
     parts += [SUBSET, subset_table("results")]
-    parts += [*gradient_sections(), *compression_section(), *sketch_section()]
-    parts += [*sketch_size_section(), consensus_section(), *modes_section()]
+    parts += [*gradient_sections(), *compression_section(), *sketch_table.sketch_section()]
+    parts += [*sketch_size_section(), consensus_section(), *modes_table.modes_section()]
     parts += [*stream_table.stream_section(), *shards_section(), *indices_section()]
     parts += [*selection_sections(), *memory_sections()]
     return "\n".join(parts)
@@ -105,7 +105,12 @@ def results_page() -> str:
 
 def with_table(readme: str) -> str:
     """Return the README with its tables made anew."""
-    tables = {"quality": quality_tables.readme_table(), "gradients": ratio_table()}
+    tables = {
+        "quality": quality_tables.readme_table(),
+        "gradients": ratio_table(),
+        "modes": modes_table.readme_table(),
+        "sketch": sketch_table.readme_table(),
+    }
     return MARKED.sub(lambda found: found[1] + tables[found[2]] + found[3], readme)
 
 

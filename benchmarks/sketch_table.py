@@ -85,3 +85,30 @@ def _parts(cells: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def readme_table() -> str:
+    """Return how many times as fast as others ours is, and its share of a bare product's rate."""
+    cells = json.loads((RESULTS / "sketch_cpu.json").read_text())["results"]
+    names = [f"{cell['sketch_size']}, {cell['dim']:,}" for cell in cells]
+    lines = [
+        f"| times as fast as, at l, d = | {' | '.join(names)} |",
+        "|---" * (len(cells) + 1) + "|",
+    ]
+    others = {
+        "gram": "the Gram form in plain torch",
+        "scipy": "the same in SciPy, half the matrix",
+        "svd": "`torch.linalg.svd` of a 2l buffer",
+        "public": "the public NumPy code",
+    }
+    for name, shown in others.items():
+        ratios = [
+            f"{cell['rows_a_second']['host'] / cell['rows_a_second'][name]:.{1 if name in ('gram', 'scipy') else 0}f}"
+            if name in cell["rows_a_second"]
+            else "-"
+            for cell in cells
+        ]
+        lines.append(f"| {shown} | {' | '.join(ratios)} |")
+    shares = [f"{cell['our_gflops'] / cell['rates']['gemm_gflops']:.0%}" for cell in cells]
+    lines.append(f"| *share of faer's matrix product rate* | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
