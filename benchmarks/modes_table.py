@@ -71,8 +71,8 @@ def _mean(runs: list[dict[str, Any]], key: str) -> float:
 
 def readme_table() -> str:
     """Return the modes at l = 64: one row each, a column for each data set."""
-    runs = [run for run in json.loads((RESULTS / "modes.json").read_text())["results"]]
-    runs = [run for run in runs if run["sketch_size"] == 64]
+    results = json.loads((RESULTS / "modes.json").read_text())["results"]
+    runs = [run for run in results if run["sketch_size"] == 64]
     data = list(dict.fromkeys(run["data"] for run in runs))
     heads = [f"top quarter of scores, {name}" for name in data]
     lines = [

@@ -102,12 +102,9 @@ def readme_table() -> str:
         "public": "the public NumPy code",
     }
     for name, shown in others.items():
-        ratios = [
-            f"{cell['rows_a_second']['host'] / cell['rows_a_second'][name]:.{1 if name in ('gram', 'scipy') else 0}f}"
-            if name in cell["rows_a_second"]
-            else "-"
-            for cell in cells
-        ]
+        digits = 1 if name in ("gram", "scipy") else 0
+        rates = [cell["rows_a_second"] for cell in cells]
+        ratios = [f"{of['host'] / of[name]:.{digits}f}" if name in of else "-" for of in rates]
         lines.append(f"| {shown} | {' | '.join(ratios)} |")
     shares = [f"{cell['our_gflops'] / cell['rates']['gemm_gflops']:.0%}" for cell in cells]
     lines.append(f"| *share of faer's matrix product rate* | {' | '.join(shares)} |")

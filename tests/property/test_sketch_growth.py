@@ -132,3 +132,19 @@ def test_shrinking_is_refused_and_changes_nothing() -> None:
     assert_same_state(sketch.state_dict(), state)
     sketch.grow(8)
     assert_same_state(sketch.state_dict(), state)
+
+
+@backends
+def test_coordinates_go_along_when_a_sketch_grows(backend: Any) -> None:
+    """Below the rank nothing is lost, so that carried coordinates are the projection itself."""
+    rng = np.random.default_rng(5)
+    rows = torch.from_numpy(rng.normal(size=(300, 4)) @ rng.normal(size=(4, 60))).float()
+    sketch = FrequentDirections(6, 60, backend=backend)
+    sketch.carry_coordinates()
+    for start, stop, size in ((0, 70, 9), (70, 200, 18), (200, 300, 18)):
+        sketch.update(rows[start:stop])
+        sketch.grow(size)
+    wanted = sketch.project(rows)
+    found = sketch.take_coordinates()
+    assert found.shape == (300, 18)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=2e-3 * float(wanted.abs().max()))
