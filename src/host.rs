@@ -99,18 +99,19 @@ impl Host {
         let ranges = parts_of(out.width, at_once);
         let mut chunks: Vec<_> = pieces_of(out, at_once).into_iter().zip(ranges).collect();
         self.run(|| {
-            chunks.par_iter_mut().for_each(|(pieces, columns)| {
-                let mut work = Work::default();
+            chunks.par_iter_mut().for_each_init(Work::default, |work, (pieces, columns)| {
                 let own = if reads_out { pieces.len() } else { 0 };
                 let depth = own + rows.len();
                 let numbers = depth * width();
-                let panels = work.panels(columns.len().div_ceil(width()) * numbers);
-                let mut line = vec![0.0; columns.len()];
+                let Work { gathered: [line, _], panels, part } = work;
+                panels.resize(columns.len().div_ceil(width()) * numbers, 0.0);
+                line.resize(columns.len(), 0.0);
+                part.resize(left.rows * width(), 0.0);
                 for row in 0..depth {
                     let line = if row < own {
                         &*pieces[row]
                     } else {
-                        rows.columns(row - own, columns.clone(), &mut line)
+                        rows.columns(row - own, columns.clone(), line)
                     };
                     for (panel, piece) in panels.chunks_mut(numbers).zip(line.chunks(width())) {
                         let place = &mut panel[row * width()..][..width()];
@@ -118,10 +119,9 @@ impl Host {
                         place[piece.len()..].fill(0.0);
                     }
                 }
-                let mut part = vec![0.0; left.rows * width()];
                 for (place, panel) in panels.chunks(numbers).enumerate() {
-                    multiply(left, depth, panel, &mut part);
-                    write(pieces, &part, place * width());
+                    multiply(left, depth, panel, part);
+                    write(pieces, part, place * width());
                 }
             });
         });
@@ -262,13 +262,6 @@ struct Work {
     gathered: [Vec<f32>; 2], // rows of a chunk that cannot be read in place, STRIDE apart
     panels: Vec<f32>,
     part: Vec<f32>,
-}
-
-impl Work {
-    fn panels(&mut self, numbers: usize) -> &mut [f32] {
-        self.panels.resize(numbers, 0.0);
-        &mut self.panels
-    }
 }
 
 /// Some columns of all rows: where they lie, or gathered.
