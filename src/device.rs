@@ -112,7 +112,7 @@ impl Products for Torch {
         let (new, old) = (rows.size()?.0, sketch.size()?.0);
         let gram = Tensor::f_zeros([new, old + new], (Kind::Double, rows.stored.device()))?;
         gram.f_narrow(1, 0, old)?.f_copy_(&product(rows, sketch)?)?;
-        gram.f_narrow(1, old, new)?.f_copy_(&product(rows, rows)?)?;
+        gram.f_narrow(1, old, new)?.f_copy_(&square(rows)?)?;
         let numbers = to_host(&gram)?;
         let columns = (old + new) as usize;
         Ok(Mat::from_fn(new as usize, columns, |i, j| numbers[i * columns + j]))
@@ -177,6 +177,19 @@ fn squares(rows: &Tensor) -> Result<Tensor> {
         let _ = sums.f_add_(&part.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)?;
     }
     Ok(sums)
+}
+
+/// `rows rowsᵀ` in float64: of factors, the product of their two Gram matrices, entry by entry.
+fn square(rows: &TorchRows) -> Result<Tensor> {
+    let Some(factors) = rows.factors else { return product(rows, rows) };
+    let outputs = factors.outputs as i64;
+    let of = |start: i64, columns: i64| -> Result<Tensor> {
+        let part = TorchRows::new(rows.stored.f_narrow(1, start, columns)?);
+        product(&part, &part)
+    };
+    let bias = if factors.has_bias { 1.0 } else { 0.0 };
+    let of_inputs = of(outputs, rows.stored.size()[1] - outputs)?.f_add_scalar(bias)?;
+    Ok(of(0, outputs)?.f_mul(&of_inputs)?)
 }
 
 /// `left rightᵀ` in float64: float32 products of column chunks, summed in a fixed order.

@@ -161,7 +161,7 @@ impl Products for Host {
 
     /// (b, l + b): `[G Sᵀ, lower half of G Gᵀ]`.
     fn gram(&self, rows: &HostRows<'_>, sketch: &HostRows<'_>) -> Result<Mat<f64>> {
-        let (new, old) = (rows.len(), sketch.len());
+        let (new, old, by_factors) = (rows.len(), sketch.len(), rows.factors().is_some());
         // [S; G] Gᵀ, row-major (l + b, b): panels are columns of Gᵀ.
         let sums = self.sum_over_columns(rows.width(), (old + new) * new, |columns, work, sums| {
             let depth = columns.len();
@@ -172,19 +172,22 @@ impl Products for Host {
             part.resize(old.max(new) * width(), 0.0);
             for start in (0..new).step_by(width()) {
                 transpose(new_rows.range(start..new.min(start + width())), depth, panels);
-                // Above this panel's first row, the lower half is not asked for.
-                for (left, at) in [(old_rows, 0), (new_rows.range(start..new), old + start)] {
+                // Above this panel's first row, the lower half is not asked for; factors need no
+                // products of rows at all.
+                let square = (!by_factors).then_some((new_rows.range(start..new), old + start));
+                for (left, at) in std::iter::once((old_rows, 0)).chain(square) {
                     multiply(left, depth, panels, part);
                     add(&mut sums[at * new..][..left.rows * new], new, start, part);
                 }
             }
         });
-        Ok(Mat::from_fn(new, old + new, |i, j| {
-            if j < old {
-                sums[j * new + i]
-            } else {
-                sums[(old + i) * new + j - old]
-            }
+        let of_factors = self.run(|| {
+            let row = |i: usize| (0..=i).map_while(|j| rows.dot_of_factors(i, j)).collect();
+            (0..new).into_par_iter().map(row).collect::<Vec<Vec<f64>>>()
+        });
+        Ok(Mat::from_fn(new, old + new, |i, j| match j.checked_sub(old) {
+            None => sums[j * new + i],
+            Some(j) => of_factors[i].get(j).copied().unwrap_or(sums[(old + i) * new + j]),
         }))
     }
 

@@ -79,6 +79,11 @@ impl<'a> HostRows<'a> {
         Self { factors, ..self }
     }
 
+    /// How rows are made, where they are given by their factors.
+    pub fn factors(&self) -> Option<Factors> {
+        self.factors
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.values.len() / self.stored
@@ -145,6 +150,22 @@ impl<'a> HostRows<'a> {
         }
     }
 
+    /// `<g_i, g_j>` of two rows given by their factors, `<δ_i, δ_j> (<h_i, h_j> + 1)` in float64; None
+    /// where rows are whole.
+    pub fn dot_of_factors(&self, i: usize, j: usize) -> Option<f64> {
+        let (Some(factors), Values::Single(values)) = (self.factors, self.values) else {
+            return None;
+        };
+        let stored = |row: usize| {
+            values[row * self.stored..(row + 1) * self.stored].split_at(factors.outputs)
+        };
+        let ((delta, inputs), (other_delta, other_inputs)) = (stored(i), stored(j));
+        let arch = pulp::Arch::new();
+        let bias = if factors.has_bias { 1.0 } else { 0.0 };
+        let of_inputs = arch.dispatch(|| dot(inputs, other_inputs)) + bias;
+        Some(arch.dispatch(|| dot(delta, other_delta)) * of_inputs)
+    }
+
     /// `‖g_i‖²` of one row, in float64, where the square of a finite float32 never overflows.
     pub fn squared_norm(&self, row: usize) -> f64 {
         let values = self.values.range(row * self.stored..(row + 1) * self.stored);
@@ -198,14 +219,20 @@ fn squares(values: Values<'_>, range: Range<usize>) -> f64 {
 
 #[inline(always)]
 fn sum_of_squares(row: &[f32]) -> f64 {
+    dot(row, row)
+}
+
+#[inline(always)]
+fn dot(row: &[f32], other: &[f32]) -> f64 {
     let mut lanes = [0.0f64; 32];
-    let mut pieces = row.chunks_exact(32);
-    for piece in &mut pieces {
-        for (lane, value) in lanes.iter_mut().zip(piece) {
-            *lane += f64::from(*value) * f64::from(*value);
+    let (mut left, mut right) = (row.chunks_exact(32), other.chunks_exact(32));
+    for (one, two) in (&mut left).zip(&mut right) {
+        for ((lane, x), y) in lanes.iter_mut().zip(one).zip(two) {
+            *lane += f64::from(*x) * f64::from(*y);
         }
     }
-    let rest: f64 = pieces.remainder().iter().map(|value| f64::from(*value).powi(2)).sum();
+    let rest = left.remainder().iter().zip(right.remainder());
+    let rest: f64 = rest.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     lanes.iter().sum::<f64>() + rest
 }
 
@@ -237,6 +264,8 @@ mod tests {
             }
             let norm: f32 = wanted.iter().map(|value| value * value).sum();
             assert_eq!(rows.squared_norm(1), f64::from(norm));
+            assert_eq!(rows.dot_of_factors(1, 1), Some(f64::from(norm)));
+            assert_eq!(rows.dot_of_factors(0, 1), Some(0.0));
         }
     }
 }
