@@ -30,8 +30,11 @@ def sketches(backend: str, *, bias: bool) -> tuple[FrequentDirections, FrequentD
 
 
 def assert_same(ours: FrequentDirections, plain: FrequentDirections) -> None:
-    torch.testing.assert_close(ours.matrix(), plain.matrix(), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(ours.singular_values(), plain.singular_values(), rtol=1e-5)
+    # Rows of nearly equal length may turn into each other: what they span does not.
+    one, other = (sketch.matrix().double() for sketch in (ours, plain))
+    assert (one.T @ one - other.T @ other).norm() <= 1e-5 * (other.T @ other).norm()
+    values = plain.singular_values()
+    np.testing.assert_allclose(ours.singular_values(), values, atol=1e-5 * values[0])
     np.testing.assert_allclose(ours.shrinkage, plain.shrinkage, rtol=1e-5)
     np.testing.assert_allclose(ours.squared_norm, plain.squared_norm, rtol=1e-6)
     assert ours.rows_seen == plain.rows_seen
@@ -48,8 +51,8 @@ def test_factors_give_the_sketch_of_the_formed_rows(backend: str, bias: bool) ->
         assert_same(ours, plain)
     for basis in ("weighted", "orthonormal"):
         z = ours.project_outer(delta, hidden, basis=basis, bias=bias)
-        wanted = plain.project(formed(delta, hidden, bias=bias), basis=basis)
-        torch.testing.assert_close(z, wanted, rtol=1e-3, atol=1e-3)
+        wanted = ours.project(formed(delta, hidden, bias=bias), basis=basis)
+        torch.testing.assert_close(z, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -66,9 +69,10 @@ def test_factors_carry_a_consensus_and_go_on_from_a_state(backend: str) -> None:
     ours.update_outer(delta[40:], hidden[40:], ids[40:])
     plain.update(formed(delta, hidden, bias=True), ids)
     assert_same(ours, plain)
-    directions = (sketch.class_directions(orthonormal=False) for sketch in (ours, plain))
-    ours_unit, plain_unit = (torch.nn.functional.normalize(of) for of in directions)
-    torch.testing.assert_close(ours_unit, plain_unit, rtol=1e-4, atol=1e-4)
+    consensus = [
+        sketch.class_directions(orthonormal=False) @ sketch.matrix() for sketch in (ours, plain)
+    ]
+    assert (consensus[0] - consensus[1]).norm() <= 1e-4 * consensus[1].norm()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
