@@ -50,7 +50,7 @@ def sketch_pass(task: Task) -> Sketched:
         SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
 
     Cost:
-        One gradient an example and about 7 l d multiply-adds for the sketch; memory 4 l d bytes
+        One gradient an example and about 7 l d operations for the sketch; memory 4 l d bytes
         and 4 bytes an example (and C d numbers when streaming), log2(shards) times the sketch. In
         one pass 4 l bytes an example besides.
     """

@@ -178,7 +178,7 @@ def select_subset(
             and the chunk size was halved; a damaged snapshot is ignored.
 
     Cost:
-        Two gradients an example (one in one pass), and about 9 l d multiply-adds. With
+        Two gradients an example (one in one pass), and about 9 l d operations. With
         `checkpoint`, on disk until it is finished: 4 l bytes an example and 10 l d bytes a shard
         (and C d numbers when streaming).
 

@@ -76,7 +76,7 @@ class SageStream(IterableDataset[Any]):
         SageError: While reading: a loss or gradient is not finite; `index` names the example.
 
     Cost:
-        One gradient an example, about 9 l d multiply-adds, a copy of the model's buffers a batch.
+        One gradient an example, about 9 l d operations, a copy of the model's buffers a batch.
         Memory does not grow with the stream: 4 (2.5 l + C) d bytes for C classes, 2 KiB a class,
         and batches on their way.
 
