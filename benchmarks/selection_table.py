@@ -13,9 +13,9 @@ SCALE = """\
 `python benchmarks/selection.py`, {cpu}: given rows of {width} coordinates, keep {keep}; seconds of
 the rule, and at 1,000,000 examples its peak memory over what was held before. *Stream*: rows come
 in batches of {batch_size} and are forgotten; each class holds a block of at most 1,024, so that
-1,000 classes of 1,000 hold all of their rows. Seconds grow with the size of a class until its blocks
-are full (4,096 at once, 1,024 in a stream), hence more than linearly with 1,000 classes here, and
-linearly with 10. Same subset by thread count: {same}.
+1,000 classes of 1,000 hold all of their rows. Seconds grow with a class until its blocks are full
+(4,096 at once, 1,024 in a stream), hence more than linearly with 1,000 classes here, and linearly
+with 10. Same subset by thread count: {same}.
 
 | rule | classes | 250,000, 2 threads | 500,000, 2 threads | 1,000,000, 2 threads \
 | 1,000,000, 1 thread | peak, MiB |
