@@ -256,3 +256,13 @@ def test_a_stream_refuses_it() -> None:
 
     with pytest.raises(ValueError, match=r"number of rows, got 'auto'.*only selections"):
         SageStream(nn.Linear(2, 2), Stream(), sketch_size="auto")  # type: ignore[arg-type]
+
+
+def test_one_pass_goes_along_as_the_sketch_grows() -> None:
+    one, other = (select(consensus="one_pass", batch_size=size) for size in (32, 256))
+    assert rows_of(one) == rows_of(other) > FIRST
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+    fixed = select(consensus="one_pass", sketch_size=rows_of(one))
+    exact = select(sketch_size=rows_of(one))
+    near, at_best = (np.corrcoef(of.scores, exact.scores)[0, 1] for of in (one, fixed))
+    assert near > at_best - 0.1
