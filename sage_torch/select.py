@@ -134,7 +134,8 @@ def select_subset(
             instead of two: every example's N x l numbers are carried along with the sketch, so that
             scores are those under a sketch that grew meanwhile (benchmarks/RESULTS.md says how near
             they come). Where the sketch keeps little of the energy (an untrained model: see
-            `certificate.energy_kept`) they have nothing to do with the exact ones; `certificate.consensus_cosine` is NaN, as the exact consensus is not known.
+            `certificate.energy_kept`) they have nothing to do with the exact ones;
+            `certificate.consensus_cosine` is NaN, as the exact consensus is not known.
             `"exact"` and `"one_pass"` hold 4 l bytes an example whatever `memory_budget` is.
         memory_budget: Bytes for gradients held at once, and for exact scoring with `"auto"`.
         loss: `loss(model, batch) -> (n,)`, one loss per example; None for the cross-entropy of
