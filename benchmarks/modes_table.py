@@ -14,9 +14,10 @@ TEXT = """\
 labels flipped, a small CNN after its first epochs, {gradients} gradients, {cpu}, one thread; means
 over {seeds} seeds. *Gradients*: an example. *Bytes*: held of an example, beside score, margin,
 class and label. *Seconds*: of the whole selection, over those of the exact mode, on
-a busy machine: less than a factor of two says nothing. *Spearman* and *top quarter*: of the scores against the exact mode's, over all and *within* each class. *Trim*: of
-the examples with a negative margin in either mode, how many have one in both; in brackets the share
-of all that this mode drops. *Kept*: shared by the subsets of `rule="{rule}"`, keep = {keep}.
+a busy machine: less than a factor of two says nothing. *Spearman* and *top quarter*: of the scores
+against the exact mode's, over all and *within* each class. *Trim*: of the examples with a negative
+margin in either mode, how many have one in both; in brackets the share of all that this mode drops.
+*Kept*: shared by the subsets of `rule="{rule}"`, keep = {keep}.
 
 | data | l | mode | gradients | bytes | seconds | Spearman | top quarter | within | trim | kept |
 |---|---|---|---|---|---|---|---|---|---|---|"""
