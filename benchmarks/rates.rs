@@ -89,8 +89,8 @@ fn main() -> Result<()> {
                 (true, true) => {
                     f64::from(u8::from(i == j)) * sketches[2].0.spectrum.singular_values[i].powi(2)
                 }
-                (false, _) => new[(i - size, j)],
-                (true, false) => new[(j - size, i)],
+                // Of G Gᵀ only the lower half is given.
+                _ => new[(i.max(j) - size, i.min(j))],
             });
         }
         timed[0].push(seconds(|| shrink(&gram, size).map(|_| ()))?);
