@@ -78,7 +78,8 @@ fn main() -> Result<()> {
             };
             let count = state.block;
             let rows = of(count);
-            let took = seconds(|| state.update(&host, &mut buffers, &rows, count, &[]))?;
+            let took =
+                seconds(|| host.run(|| state.update(&host, &mut buffers, &rows, count, &[])))?;
             times.push(took / count as f64);
         }
         let (_, sketch) = &sketches[2];
@@ -93,7 +94,7 @@ fn main() -> Result<()> {
                 _ => new[(i.max(j) - size, i.min(j))],
             });
         }
-        timed[0].push(seconds(|| shrink(&gram, size).map(|_| ()))?);
+        timed[0].push(seconds(|| host.run(|| shrink(&gram, size).map(|_| ())))?);
         timed[1].push(seconds(|| {
             matmul(&mut product, Accum::Replace, &square, &square, 1.0, Par::Seq);
             Ok(())

@@ -136,6 +136,14 @@ pub trait OnTensors: Products + Sized {
     /// # Errors
     /// `Numerics` when the threads cannot be started.
     fn with_threads(threads: usize) -> Result<Self>;
+    /// Runs `work` where the products are at home: the host's in their pool, so that one call wakes
+    /// its threads once and not for every product.
+    ///
+    /// # Errors
+    /// What `work` says.
+    fn run<T: Send>(&self, work: impl FnOnce(&Self) -> Result<T> + Send) -> Result<T> {
+        work(self)
+    }
     /// Reads the tensor.
     ///
     /// # Errors
@@ -151,6 +159,10 @@ pub trait OnTensors: Products + Sized {
 impl OnTensors for Host {
     fn with_threads(threads: usize) -> Result<Self> {
         Self::new(threads)
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce(&Self) -> Result<T> + Send) -> Result<T> {
+        Self::run(self, || work(self))
     }
 
     fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<HostRows<'a>> {

@@ -54,8 +54,10 @@ impl FrequentDirections {
         let borrowed = owners.borrow()?;
         let state = &mut self.state;
         detached(py, move || {
-            let (products, mut buffers) = (P::with_threads(threads)?, borrowed.buffers::<P>()?);
-            state.update(&products, &mut buffers, &P::as_rows(&rows)?, rows.rows(), ids)
+            P::with_threads(threads)?.run(move |products| {
+                let mut buffers = borrowed.buffers::<P>()?;
+                state.update(products, &mut buffers, &P::as_rows(&rows)?, rows.rows(), ids)
+            })
         })
     }
 
@@ -64,7 +66,10 @@ impl FrequentDirections {
         let owners = self.owners(py);
         let borrowed = owners.borrow()?;
         let state = &mut self.state;
-        detached(py, move || state.flush(&P::with_threads(threads)?, &mut borrowed.buffers::<P>()?))
+        detached(py, move || {
+            P::with_threads(threads)?
+                .run(move |products| state.flush(products, &mut borrowed.buffers::<P>()?))
+        })
     }
 
     pub(super) fn read_on<P: OnTensors>(
@@ -77,8 +82,10 @@ impl FrequentDirections {
         let borrowed = owners.borrow()?;
         let state = &self.state;
         detached(py, move || {
-            let mut out = P::as_buffer(out)?;
-            state.read(&P::with_threads(threads)?, &borrowed.buffers::<P>()?, &mut out)
+            P::with_threads(threads)?.run(move |products| {
+                let mut out = P::as_buffer(out)?;
+                state.read(products, &borrowed.buffers::<P>()?, &mut out)
+            })
         })
     }
 
@@ -94,9 +101,11 @@ impl FrequentDirections {
         let borrowed = owners.borrow()?;
         let state = &mut self.state;
         detached(py, move || {
-            let (products, mut buffers) = (P::with_threads(threads)?, borrowed.buffers::<P>()?);
-            let (count, rows) = (rows.rows(), P::as_rows(&rows)?);
-            state.merge(&products, &mut buffers, &rows, count, other, other_shrinkage)
+            P::with_threads(threads)?.run(move |products| {
+                let (count, mut buffers) = (rows.rows(), borrowed.buffers::<P>()?);
+                let rows = P::as_rows(&rows)?;
+                state.merge(products, &mut buffers, &rows, count, other, other_shrinkage)
+            })
         })
     }
 

@@ -46,8 +46,8 @@ def test_the_bound_holds_wherever_a_sketch_grows(backend: Any, data: st.DataObje
             assert sketch.sketch_size == grown
             assert sketch.rows_seen == stop
             # Nothing that the stream has lost so far comes back or is lost again: waiting rows are
-            # shrunk later, by less.
-            assert sketch.shrinkage <= delta * (1 + 1e-5)
+            # shrunk later, by less. Eigenvalues of 1e-12 of the largest are noise.
+            assert sketch.shrinkage <= delta * (1 + 1e-5) + 1e-12 * sketch.squared_norm
             assert sketch.matrix().square().sum() >= before.square().sum() * (1 - 1e-5)
     exact = rows.double().numpy()
     energies = np.linalg.svd(exact, compute_uv=False) ** 2
