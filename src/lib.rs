@@ -2,8 +2,8 @@
 //!
 //! The data flow, left to right; a file uses only files to its left:
 //!
-//! `rows of gradients -> count_sketch -> (rows, panels, pool -> host | device products) -> shrink
-//!  -> coordinates -> folded -> sketch
+//! `rows of gradients -> count_sketch -> (rows, panels, pool -> host | device products)
+//!  -> (secular -> tridiagonal -> eigen) -> shrink -> coordinates -> folded -> sketch
 //!  -> consensus -> quotas, top_k, draw, reservoir -> trim -> strata, weighted
 //!  -> kernel -> herding, facility_location -> blocks -> weights -> block_stream -> scoring -> python`
 //!

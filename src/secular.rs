@@ -42,9 +42,9 @@ impl Root {
         self.pole + self.offset
     }
 
-    /// How far `pole` lies above the eigenvalue.
+    /// `pole − λ`, right to the last digits.
     #[inline(always)]
-    pub fn below(&self, pole: f64) -> f64 {
+    pub fn distance_to(&self, pole: f64) -> f64 {
         (pole - self.pole) - self.offset
     }
 }
@@ -222,5 +222,56 @@ fn within(place: f64, low: f64, high: f64) -> f64 {
         place
     } else {
         (low + high) / 2.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(poles: &[f64], weights: &[f64], rho: f64) {
+        let sum: f64 = weights.iter().sum();
+        let squares: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
+        let equation = Secular { poles, squares: &squares, rho };
+        let roots = equation.roots();
+        assert_eq!(roots.len(), poles.len());
+        for (j, root) in roots.iter().enumerate() {
+            // Strictly between its poles, or the vectors made of it are not finite.
+            assert!(root.distance_to(poles[j]) < 0.0);
+            assert!(poles.get(j + 1).is_none_or(|next| root.distance_to(*next) > 0.0));
+            assert!(root.value() <= poles[poles.len() - 1] + rho * (1.0 + 1e-15));
+            let terms = poles.iter().zip(&squares).map(|(d, z)| z / root.distance_to(*d));
+            let (value, size) = terms.fold((1.0 / rho, 1.0 / rho), |(value, size), term| {
+                (value + term, size + term.abs())
+            });
+            let slope: f64 =
+                poles.iter().zip(&squares).map(|(d, z)| z / root.distance_to(*d).powi(2)).sum();
+            let allowed = size * poles.len().max(8) as f64 + slope * root.offset.abs();
+            assert!(value.abs() <= 4.0 * f64::EPSILON * allowed, "{j}: {value} {allowed}");
+        }
+        let trace: f64 = poles.iter().sum::<f64>() + rho;
+        let found: f64 = roots.iter().map(Root::value).sum();
+        let largest = poles.iter().fold(rho, |top, pole| top.max(pole.abs()));
+        let allowed = 4.0 * f64::EPSILON * (poles.len().max(8) * poles.len()) as f64;
+        assert!((found - trace).abs() <= allowed * largest);
+    }
+
+    #[test]
+    fn roots_lie_between_their_poles_and_solve_the_equation() {
+        for n in [1, 2, 7, 8, 9, 30] {
+            let even: Vec<f64> = (0..n).map(|i| i as f64).collect();
+            let graded: Vec<f64> = (0..n).map(|i| 0.1f64.powi((n - i) as i32)).collect();
+            let close: Vec<f64> = (0..n).map(|i| 1.0 + 1e-14 * i as f64).collect();
+            let signed: Vec<f64> = (0..n).map(|i| i as f64 / n as f64 - 0.4).collect();
+            for poles in [even, graded, close, signed] {
+                for rho in [1e-9, 1.0, 1e9] {
+                    check(&poles, &vec![1.0; n], rho);
+                    let falling: Vec<f64> = (0..n).map(|i| 1e-3f64.powi(i as i32 % 9)).collect();
+                    check(&poles, &falling, rho);
+                    let rising: Vec<f64> = falling.iter().rev().copied().collect();
+                    check(&poles, &rising, rho);
+                }
+            }
+        }
     }
 }

@@ -257,15 +257,15 @@ impl WithSimd for Mixing<'_> {
         for ((root, pole), own) in roots.iter().zip(poles).zip(turned) {
             let before = squares[own];
             for (square, other) in squares.iter_mut().zip(&placed) {
-                *square *= root.below(*other) / (other - pole);
+                *square *= root.distance_to(*other) / (other - pole);
             }
-            squares[own] = before * root.below(*pole); // no quotient by itself
+            squares[own] = before * root.distance_to(*pole); // no quotient by itself
         }
         let z = squares.iter().zip(signs).map(|(square, sign)| square.abs().sqrt().copysign(*sign));
         let z: Vec<f64> = z.collect();
         for (root, out) in roots[first..].iter().zip(out.chunks_exact_mut(poles.len().max(1))) {
             for ((out, z), pole) in out.iter_mut().zip(&z).zip(&placed) {
-                *out = z / root.below(*pole);
+                *out = z / root.distance_to(*pole);
             }
             let mut lanes = [0.0; 8];
             for eight in out.chunks(8) {
