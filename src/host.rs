@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use rayon::ThreadPool;
 
 use crate::error::Result;
-use crate::panels::{add, multiply, transpose, width, Left};
+use crate::panels::{multiply, transpose, width, Left, Panel};
 use crate::pool::pool;
 use crate::rows::{Factors, HostRows, Values};
 use crate::sketch::Products;
@@ -25,8 +25,13 @@ const STRIDE: usize = DEPTH + 16;
 /// each; fixed, so that their order is too.
 const SEGMENTS: usize = 16;
 const LEAST_CHUNKS: usize = 4;
-/// Panels that are rewritten at once.
-const PANELS: usize = 16;
+/// Numbers that are read to be rewritten at once: they stay in a core's second cache.
+const TOGETHER: usize = 1 << 17;
+/// Columns of them come in such units. A line more from row to row makes an odd number of cache
+/// lines: else rows share the same few places of the first cache.
+const UNIT: usize = 96;
+/// Numbers in a cache line.
+const LINE: usize = 16;
 
 /// A row-major (rows, width) float32 matrix in host memory, to be written.
 #[derive(Debug)]
@@ -84,44 +89,43 @@ impl Host {
         total
     }
 
-    /// Calls `write(pieces, part, panel's first column in them)` for every panel of columns, where
-    /// `part` (left rows, panel width) is `left · stacked` and `pieces` are the rows of `out` within
-    /// some columns. Rows of `out` may be stacked themselves: they are read before they are written.
+    /// Calls `write(pieces, start, row, values)` for every row of `left · stacked`, a panel of columns
+    /// at a time: `pieces` are the rows of `out` within some columns, of which `values` are those from
+    /// `start` on (or more than are left). Rows of `out` may be stacked themselves: they are read
+    /// before they are written.
     fn rewrite<'a>(
         &self,
         left: Left<'_>,
         rows: &HostRows<'_>,
         out: &'a mut HostBuffer<'_>,
         reads_out: bool,
-        write: impl Fn(&mut [&'a mut [f32]], &[f32], usize) + Sync,
+        write: impl Fn(&mut [&'a mut [f32]], usize, usize, &[f32]) + Sync,
     ) {
-        let at_once = PANELS * width();
+        let own = if reads_out { out.data.len() / out.width } else { 0 };
+        let depth = own + rows.len();
+        let at_once = UNIT * (TOGETHER / (UNIT * depth.max(1))).clamp(1, 8);
+        let stride = at_once + LINE;
         let ranges = parts_of(out.width, at_once);
         let mut chunks: Vec<_> = pieces_of(out, at_once).into_iter().zip(ranges).collect();
         self.run(|| {
             chunks.par_iter_mut().for_each_init(Work::default, |work, (pieces, columns)| {
-                let own = if reads_out { pieces.len() } else { 0 };
-                let depth = own + rows.len();
-                let numbers = depth * width();
-                let Work { gathered: [line, _], panels, part } = work;
-                panels.resize(columns.len().div_ceil(width()) * numbers, 0.0);
-                line.resize(columns.len(), 0.0);
-                part.resize(left.rows * width(), 0.0);
-                for row in 0..depth {
-                    let line = if row < own {
-                        &*pieces[row]
-                    } else {
-                        rows.columns(row - own, columns.clone(), line)
-                    };
-                    for (panel, piece) in panels.chunks_mut(numbers).zip(line.chunks(width())) {
-                        let place = &mut panel[row * width()..][..width()];
-                        place[..piece.len()].copy_from_slice(piece);
-                        place[piece.len()..].fill(0.0);
+                let stacked = aligned(&mut work.gathered[0], depth * stride);
+                for (row, place) in stacked.chunks_exact_mut(stride).enumerate() {
+                    let place = &mut place[..columns.len()];
+                    match row.checked_sub(own) {
+                        None => place.copy_from_slice(pieces[row]),
+                        Some(row) => rows.write(row, columns.clone(), place),
                     }
                 }
-                for (place, panel) in panels.chunks(numbers).enumerate() {
-                    multiply(left, depth, panel, part);
-                    write(pieces, part, place * width());
+                for start in (0..columns.len()).step_by(width()) {
+                    let panel = Panel { data: &stacked[start..], stride, depth };
+                    multiply(
+                        left,
+                        panel,
+                        false,
+                        #[inline(always)]
+                        |row, values| write(pieces, start, row, values),
+                    );
                 }
             });
         });
@@ -165,19 +169,18 @@ impl Products for Host {
         // [S; G] Gᵀ, row-major (l + b, b): panels are columns of Gᵀ.
         let sums = self.sum_over_columns(rows.width(), (old + new) * new, |columns, work, sums| {
             let depth = columns.len();
-            let Work { gathered: [of_old, of_new], panels, part } = work;
+            let Work { gathered: [of_old, of_new], panels } = work;
             let old_rows = left_of(sketch, &columns, of_old);
             let new_rows = left_of(rows, &columns, of_new);
-            panels.resize(depth * width(), 0.0);
-            part.resize(old.max(new) * width(), 0.0);
+            let panels = aligned(panels, depth * width());
             for start in (0..new).step_by(width()) {
                 transpose(new_rows.range(start..new.min(start + width())), depth, panels);
-                // Above this panel's first row, the lower half is not asked for; factors need no
-                // products of rows at all.
-                let square = (!by_factors).then_some((new_rows.range(start..new), old + start));
-                for (left, at) in std::iter::once((old_rows, 0)).chain(square) {
-                    multiply(left, depth, panels, part);
-                    add(&mut sums[at * new..][..left.rows * new], new, start, part);
+                let panel = Panel { data: panels, stride: width(), depth };
+                multiply(old_rows, panel, false, adding_to(sums, new, start));
+                // Factors need no products of rows at all.
+                if !by_factors {
+                    let sums = &mut sums[(old + start) * new..];
+                    multiply(new_rows.range(start..new), panel, true, adding_to(sums, new, start));
                 }
             }
         });
@@ -198,12 +201,20 @@ impl Products for Host {
         sketch: &mut HostBuffer<'_>,
     ) -> Result<()> {
         let rotation = row_major(rotation);
-        self.rewrite(rotation.left(), rows, sketch, true, |pieces, part, start| {
-            for (piece, new) in pieces.iter_mut().zip(part.chunks(width())) {
-                let end = piece.len().min(start + width());
-                piece[start..end].copy_from_slice(&new[..end - start]);
-            }
-        });
+        self.rewrite(
+            rotation.left(),
+            rows,
+            sketch,
+            true,
+            #[inline(always)]
+            |pieces: &mut [&mut [f32]], start: usize, row: usize, values: &[f32]| {
+                let place = &mut pieces[row][start..];
+                match place.get_mut(..values.len()) {
+                    Some(place) => place.copy_from_slice(values),
+                    None => place.copy_from_slice(&values[..place.len()]),
+                }
+            },
+        );
         Ok(())
     }
 
@@ -215,12 +226,17 @@ impl Products for Host {
         sums: &mut HostBuffer<'_>,
     ) -> Result<()> {
         let weights = row_major(weights);
-        self.rewrite(weights.left(), rows, sums, false, |pieces, part, start| {
-            for (class, new) in classes.iter().zip(part.chunks(width())) {
-                let piece = &mut pieces[*class][start..];
-                piece.iter_mut().zip(new).for_each(|(total, value)| *total += value);
-            }
-        });
+        self.rewrite(
+            weights.left(),
+            rows,
+            sums,
+            false,
+            #[inline(always)]
+            |pieces: &mut [&mut [f32]], start: usize, row: usize, values: &[f32]| {
+                let place = &mut pieces[classes[row]][start..];
+                place.iter_mut().zip(values).for_each(|(total, value)| *total += value);
+            },
+        );
         Ok(())
     }
 
@@ -237,16 +253,15 @@ impl Products for Host {
         let sums =
             self.sum_over_columns(rows.width(), rows.len() * basis.len(), |columns, work, sums| {
                 let depth = columns.len();
-                let Work { gathered: [of_tall, of_flat], panels, part } = work;
+                let Work { gathered: [of_tall, of_flat], panels } = work;
                 let left = left_of(tall, &columns, of_tall);
                 let right = left_of(flat, &columns, of_flat);
-                panels.resize(depth * width(), 0.0);
-                part.resize(tall.len() * width(), 0.0);
+                let panels = aligned(panels, depth * width());
                 for start in (0..flat.len()).step_by(width()) {
                     let end = flat.len().min(start + width());
                     transpose(right.range(start..end), depth, panels);
-                    multiply(left, depth, panels, part);
-                    add(sums, flat.len(), start, part);
+                    let panel = Panel { data: panels, stride: width(), depth };
+                    multiply(left, panel, false, adding_to(sums, flat.len(), start));
                 }
             });
         for (i, row) in out.data.chunks_mut(out.width).enumerate() {
@@ -264,7 +279,24 @@ impl Products for Host {
 struct Work {
     gathered: [Vec<f32>; 2], // rows of a chunk that cannot be read in place, STRIDE apart
     panels: Vec<f32>,
-    part: Vec<f32>,
+}
+
+/// Adds rows of a product to `totals` (rows, stride), from `column` on as far as they are wide.
+fn adding_to(totals: &mut [f64], stride: usize, column: usize) -> impl FnMut(usize, &[f32]) + '_ {
+    #[inline(always)]
+    move |row, values| {
+        let totals = &mut totals[row * stride..(row + 1) * stride][column..];
+        for (total, value) in totals.iter_mut().zip(values) {
+            *total += f64::from(*value);
+        }
+    }
+}
+
+/// So many numbers from the start of a cache line on: no register is read from two lines.
+fn aligned(memory: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    memory.resize(count + LINE, 0.0);
+    let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    &mut memory[start..start + count]
 }
 
 /// Some columns of all rows: where they lie, or gathered.

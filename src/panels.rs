@@ -1,7 +1,7 @@
 //! The one kernel behind every long product on the host: `(m, depth) x (depth, width)` in float32.
 //!
 //! The right side is a *panel*: `depth` rows, each as wide as three of the processor's widest
-//! registers, one after another. A tile of 8 (or 4) left rows against a panel keeps all its sums in
+//! registers. A tile of 8 (or 4) left rows against a panel keeps all its sums in
 //! registers, so that every number loaded is used at least three times. An entry of the result is one
 //! chain of fused multiply-adds along the depth, whatever shares the call: results do not depend on
 //! how rows are batched.
@@ -47,53 +47,72 @@ impl Left<'_> {
     }
 }
 
-/// `out ← left panel`: out (rows, width) is row-major, panel (depth, width).
-pub fn multiply(left: Left<'_>, depth: usize, panel: &[f32], out: &mut [f32]) {
-    Arch::new().dispatch(Multiply { left, depth, panel, out });
+/// The right side of a product: `width` numbers of each row, and from one row to the next `stride`, a
+/// multiple of a register's numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Panel<'a> {
+    /// From the first number of the first row on.
+    pub data: &'a [f32],
+    /// Numbers from one row to the next.
+    pub stride: usize,
+    /// How many rows.
+    pub depth: usize,
 }
 
-struct Multiply<'a> {
+/// `left panel`, some rows at a time: `keep(i, values)` is given the first `values.len()` numbers of row
+/// i, in order. Where `lower` is asked for, those after the i-th may be missing.
+pub fn multiply(left: Left<'_>, panel: Panel<'_>, lower: bool, keep: impl FnMut(usize, &[f32])) {
+    Arch::new().dispatch(Multiply { left, panel, lower, keep });
+}
+
+struct Multiply<'a, F> {
     left: Left<'a>,
-    depth: usize,
-    panel: &'a [f32],
-    out: &'a mut [f32],
+    panel: Panel<'a>,
+    lower: bool,
+    keep: F,
 }
 
-impl WithSimd for Multiply<'_> {
+impl<F: FnMut(usize, &[f32])> WithSimd for Multiply<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
         let Left { data, stride, rows } = self.left;
-        let width = REGISTERS * S::F32_LANES;
-        let (panel, _) = S::as_simd_f32s(&self.panel[..self.depth * width]);
-        let (out, _) = S::as_mut_simd_f32s(&mut self.out[..rows * width]);
+        let keep = &mut self.keep;
+        let (panel, _) = S::as_simd_f32s(self.panel.data);
+        let panel = (panel, self.panel.stride / S::F32_LANES);
         let mut i = 0;
         while i < rows {
-            let (left, out) = (&data[i * stride..], &mut out[i * REGISTERS..]);
-            let left = |row: usize| &left[row * stride..][..self.depth];
-            i += match rows - i {
-                8.. if S::REGISTER_COUNT >= 32 => tile::<S, 8>(simd, left, panel, out),
-                4.. => tile::<S, 4>(simd, left, panel, out),
-                _ => tile::<S, 1>(simd, left, panel, out),
+            let data = &data[i * stride..];
+            let left = |row: usize| &data[row * stride..][..self.panel.depth];
+            let wanted = if self.lower { (i + 8).div_ceil(S::F32_LANES) } else { REGISTERS };
+            i += match (rows - i, wanted) {
+                (8.., 1) if S::REGISTER_COUNT >= 32 => tile::<S, 8, 1>(simd, left, panel, i, keep),
+                (8.., 2) if S::REGISTER_COUNT >= 32 => tile::<S, 8, 2>(simd, left, panel, i, keep),
+                (8.., _) if S::REGISTER_COUNT >= 32 => {
+                    tile::<S, 8, REGISTERS>(simd, left, panel, i, keep)
+                }
+                (4.., _) => tile::<S, 4, REGISTERS>(simd, left, panel, i, keep),
+                _ => tile::<S, 1, REGISTERS>(simd, left, panel, i, keep),
             };
         }
     }
 }
 
-/// `HEIGHT` rows of the result; returns their number.
+/// `HEIGHT` rows of the result from row `at` on, `ACROSS` registers of each; returns their number.
 #[inline(always)]
-fn tile<'a, S: Simd, const HEIGHT: usize>(
+fn tile<'a, S: Simd, const HEIGHT: usize, const ACROSS: usize>(
     simd: S,
     left: impl Fn(usize) -> &'a [f32],
-    panel: &[S::f32s],
-    out: &mut [S::f32s],
+    (panel, stride): (&[S::f32s], usize),
+    at: usize,
+    keep: &mut impl FnMut(usize, &[f32]),
 ) -> usize {
     let rows: [&[f32]; HEIGHT] = std::array::from_fn(left);
     let depth = rows[0].len();
-    let mut sums = [[simd.splat_f32s(0.0); REGISTERS]; HEIGHT];
-    let (panel, _) = panel.as_chunks::<REGISTERS>();
-    for (k, of_panel) in panel[..depth].iter().enumerate() {
+    let mut sums = [[simd.splat_f32s(0.0); ACROSS]; HEIGHT];
+    for k in 0..depth {
+        let of_panel = &panel[k * stride..][..ACROSS];
         for (row, sums) in rows.iter().zip(&mut sums) {
             let value = simd.splat_f32s(row[k]);
             for (sum, column) in sums.iter_mut().zip(of_panel) {
@@ -101,8 +120,12 @@ fn tile<'a, S: Simd, const HEIGHT: usize>(
             }
         }
     }
-    let (out, _) = out.as_chunks_mut::<REGISTERS>();
-    out[..HEIGHT].copy_from_slice(&sums);
+    // One row at a time, by value: sums whose address is taken would not stay in registers.
+    for (row, sums) in sums.into_iter().enumerate() {
+        let mut values = [simd.splat_f32s(0.0); ACROSS];
+        values.copy_from_slice(&sums);
+        keep(at + row, pulp::bytemuck::cast_slice(&values));
+    }
     HEIGHT
 }
 
@@ -145,22 +168,6 @@ fn transposed(rows: Left<'_>, depth: usize, width: usize, panel: &mut [f32]) {
     }
 }
 
-/// `totals ← totals + part`, row by row: totals (rows, stride) from `column` on, part (rows, width).
-pub fn add(totals: &mut [f64], stride: usize, column: usize, part: &[f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let width = width();
-            let wanted = width.min(stride - column);
-            for (totals, part) in totals.chunks_exact_mut(stride).zip(part.chunks_exact(width)) {
-                for (total, value) in totals[column..column + wanted].iter_mut().zip(part) {
-                    *total += f64::from(*value);
-                }
-            }
-        },
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,7 +182,10 @@ mod tests {
         for (rows, depth, stride) in [(1, 1, 1), (3, 7, 9), (8, 16, 16), (29, 70, 71)] {
             let (left, panel) = (numbers(rows * stride), numbers(depth * width));
             let mut out = vec![f32::NAN; rows * width];
-            multiply(Left { data: &left, stride, rows }, depth, &panel, &mut out);
+            let of_panel = Panel { data: &panel, stride: width, depth };
+            multiply(Left { data: &left, stride, rows }, of_panel, false, |i, values| {
+                out[i * width..][..width].copy_from_slice(values);
+            });
             for i in 0..rows {
                 for j in 0..width {
                     let wanted: f64 = (0..depth)
@@ -192,13 +202,36 @@ mod tests {
         let (width, depth) = (width(), 100);
         let (left, panel) = (numbers(13 * depth), numbers(depth * width));
         let mut together = vec![0.0; 13 * width];
-        multiply(Left { data: &left, stride: depth, rows: 13 }, depth, &panel, &mut together);
+        let panel = Panel { data: &panel, stride: width, depth };
+        multiply(Left { data: &left, stride: depth, rows: 13 }, panel, false, |i, values| {
+            together[i * width..][..width].copy_from_slice(values);
+        });
         for i in 0..13 {
             let mut alone = vec![0.0; width];
             let row = Left { data: &left[i * depth..], stride: depth, rows: 1 };
-            multiply(row, depth, &panel, &mut alone);
+            multiply(row, panel, false, |_, values| alone.copy_from_slice(values));
             assert_eq!(alone, together[i * width..][..width]);
         }
+    }
+
+    #[test]
+    fn the_lower_half_is_the_same_alone() {
+        let (width, depth) = (width(), 37);
+        let rows = width + 21;
+        let (left, panel) = (numbers(rows * depth), numbers(depth * width));
+        let left = Left { data: &left, stride: depth, rows };
+        let panel = Panel { data: &panel, stride: width, depth };
+        let mut whole = vec![0.0; rows * width];
+        multiply(left, panel, false, |i, values| {
+            whole[i * width..][..width].copy_from_slice(values);
+        });
+        let mut seen = 0;
+        multiply(left, panel, true, |i, values| {
+            assert_eq!(values, &whole[i * width..][..values.len()]);
+            assert!(values.len() > i.min(width - 1));
+            seen += 1;
+        });
+        assert_eq!(seen, rows);
     }
 
     #[test]

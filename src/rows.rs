@@ -162,8 +162,8 @@ impl<'a> HostRows<'a> {
         let ((delta, inputs), (other_delta, other_inputs)) = (stored(i), stored(j));
         let arch = pulp::Arch::new();
         let bias = if factors.has_bias { 1.0 } else { 0.0 };
-        let of_inputs = arch.dispatch(|| dot(inputs, other_inputs)) + bias;
-        Some(arch.dispatch(|| dot(delta, other_delta)) * of_inputs)
+        let of_inputs = dot_on(arch, inputs, other_inputs) + bias;
+        Some(dot_on(arch, delta, other_delta) * of_inputs)
     }
 
     /// `‖g_i‖²` of one row, in float64, where the square of a finite float32 never overflows.
@@ -210,16 +210,20 @@ fn squares(values: Values<'_>, range: Range<usize>) -> f64 {
             .map(|start| {
                 let count = piece.len().min(range.end - start);
                 values.range(start..start + count).widen_into(&mut piece[..count]);
-                arch.dispatch(|| sum_of_squares(&piece[..count]))
+                dot_on(arch, &piece[..count], &piece[..count])
             })
             .sum();
     };
-    arch.dispatch(|| sum_of_squares(&values[range]))
+    let row = &values[range];
+    dot_on(arch, row, row)
 }
 
-#[inline(always)]
-fn sum_of_squares(row: &[f32]) -> f64 {
-    dot(row, row)
+/// `dot` with this processor's widest registers: only what is inlined is compiled for them.
+fn dot_on(arch: pulp::Arch, row: &[f32], other: &[f32]) -> f64 {
+    arch.dispatch(
+        #[inline(always)]
+        || dot(row, other),
+    )
 }
 
 #[inline(always)]
