@@ -118,7 +118,7 @@ impl Host {
                     }
                 }
                 for start in (0..columns.len()).step_by(width()) {
-                    let panel = Panel { data: &stacked[start..], stride, depth };
+                    let panel = Panel { data: &stacked[start..], stride, depth, columns: width() };
                     multiply(
                         left,
                         panel,
@@ -174,8 +174,9 @@ impl Products for Host {
             let new_rows = left_of(rows, &columns, of_new);
             let panels = aligned(panels, depth * width());
             for start in (0..new).step_by(width()) {
-                transpose(new_rows.range(start..new.min(start + width())), depth, panels);
-                let panel = Panel { data: panels, stride: width(), depth };
+                let columns = width().min(new - start);
+                transpose(new_rows.range(start..start + columns), depth, panels);
+                let panel = Panel { data: panels, stride: width(), depth, columns };
                 multiply(old_rows, panel, false, adding_to(sums, new, start));
                 // Factors need no products of rows at all.
                 if !by_factors {
@@ -258,9 +259,9 @@ impl Products for Host {
                 let right = left_of(flat, &columns, of_flat);
                 let panels = aligned(panels, depth * width());
                 for start in (0..flat.len()).step_by(width()) {
-                    let end = flat.len().min(start + width());
-                    transpose(right.range(start..end), depth, panels);
-                    let panel = Panel { data: panels, stride: width(), depth };
+                    let columns = width().min(flat.len() - start);
+                    transpose(right.range(start..start + columns), depth, panels);
+                    let panel = Panel { data: panels, stride: width(), depth, columns };
                     multiply(left, panel, false, adding_to(sums, flat.len(), start));
                 }
             });

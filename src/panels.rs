@@ -57,10 +57,12 @@ pub struct Panel<'a> {
     pub stride: usize,
     /// How many rows.
     pub depth: usize,
+    /// How many columns are asked for, of `width`.
+    pub columns: usize,
 }
 
 /// `left panel`, some rows at a time: `keep(i, values)` is given the first `values.len()` numbers of row
-/// i, in order. Where `lower` is asked for, those after the i-th may be missing.
+/// i, in order: at least those that are asked for. Where `lower` is, those after the i-th are not.
 pub fn multiply(left: Left<'_>, panel: Panel<'_>, lower: bool, keep: impl FnMut(usize, &[f32])) {
     Arch::new().dispatch(Multiply { left, panel, lower, keep });
 }
@@ -85,8 +87,8 @@ impl<F: FnMut(usize, &[f32])> WithSimd for Multiply<'_, F> {
         while i < rows {
             let data = &data[i * stride..];
             let left = |row: usize| &data[row * stride..][..self.panel.depth];
-            let wanted = if self.lower { (i + 8).div_ceil(S::F32_LANES) } else { REGISTERS };
-            i += match (rows - i, wanted) {
+            let columns = if self.lower { i + 8 } else { usize::MAX }.min(self.panel.columns);
+            i += match (rows - i, columns.div_ceil(S::F32_LANES)) {
                 (8.., 1) if S::REGISTER_COUNT >= 32 => tile::<S, 8, 1>(simd, left, panel, i, keep),
                 (8.., 2) if S::REGISTER_COUNT >= 32 => tile::<S, 8, 2>(simd, left, panel, i, keep),
                 (8.., _) if S::REGISTER_COUNT >= 32 => {
@@ -131,38 +133,48 @@ fn tile<'a, S: Simd, const HEIGHT: usize, const ACROSS: usize>(
 
 /// Rows become columns: `panel[k][j] ← rows[j][k]` for at most `width` rows; missing columns are 0.
 pub fn transpose(rows: Left<'_>, depth: usize, panel: &mut [f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || transposed(rows, depth, width(), panel),
-    );
+    Arch::new().dispatch(Transpose { rows, depth, panel });
 }
 
 /// Columns turned at a time: what is written stays in the first cache until it is whole.
 const TURNED: usize = 64;
 
-#[inline(always)]
-fn transposed(rows: Left<'_>, depth: usize, width: usize, panel: &mut [f32]) {
-    let panel = &mut panel[..depth * width];
-    if rows.rows < width {
-        panel.fill(0.0);
-    }
-    let row = |j: usize| &rows.data[j * rows.stride..][..depth];
-    for start in (0..depth).step_by(TURNED) {
-        let part = start..depth.min(start + TURNED);
-        let panel = &mut panel[start * width..part.end * width];
-        let mut j = 0;
-        while j + 8 <= rows.rows {
-            let eight: [&[f32]; 8] = std::array::from_fn(|i| &row(j + i)[part.clone()]);
-            for (k, out) in panel.chunks_exact_mut(width).enumerate() {
-                for (out, row) in out[j..j + 8].iter_mut().zip(&eight) {
-                    *out = row[k];
-                }
-            }
-            j += 8;
+/// A struct and no closure: what a closure does is compiled without the processor's wide registers.
+struct Transpose<'a> {
+    rows: Left<'a>,
+    depth: usize,
+    panel: &'a mut [f32],
+}
+
+impl WithSimd for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { rows, depth, panel } = self;
+        let width = REGISTERS * S::F32_LANES;
+        let panel = &mut panel[..depth * width];
+        if rows.rows < width {
+            panel.fill(0.0);
         }
-        for j in j..rows.rows {
-            for (out, value) in panel.chunks_exact_mut(width).zip(&row(j)[part.clone()]) {
-                out[j] = *value;
+        let row = |j: usize| &rows.data[j * rows.stride..][..depth];
+        for start in (0..depth).step_by(TURNED) {
+            let part = start..depth.min(start + TURNED);
+            let panel = &mut panel[start * width..part.end * width];
+            let mut j = 0;
+            while j + 8 <= rows.rows {
+                let eight: [&[f32]; 8] = std::array::from_fn(|i| &row(j + i)[part.clone()]);
+                for (k, out) in panel.chunks_exact_mut(width).enumerate() {
+                    for (out, row) in out[j..j + 8].iter_mut().zip(&eight) {
+                        *out = row[k];
+                    }
+                }
+                j += 8;
+            }
+            for j in j..rows.rows {
+                for (out, value) in panel.chunks_exact_mut(width).zip(&row(j)[part.clone()]) {
+                    out[j] = *value;
+                }
             }
         }
     }
@@ -182,7 +194,7 @@ mod tests {
         for (rows, depth, stride) in [(1, 1, 1), (3, 7, 9), (8, 16, 16), (29, 70, 71)] {
             let (left, panel) = (numbers(rows * stride), numbers(depth * width));
             let mut out = vec![f32::NAN; rows * width];
-            let of_panel = Panel { data: &panel, stride: width, depth };
+            let of_panel = Panel { data: &panel, stride: width, depth, columns: width };
             multiply(Left { data: &left, stride, rows }, of_panel, false, |i, values| {
                 out[i * width..][..width].copy_from_slice(values);
             });
@@ -202,7 +214,7 @@ mod tests {
         let (width, depth) = (width(), 100);
         let (left, panel) = (numbers(13 * depth), numbers(depth * width));
         let mut together = vec![0.0; 13 * width];
-        let panel = Panel { data: &panel, stride: width, depth };
+        let panel = Panel { data: &panel, stride: width, depth, columns: width };
         multiply(Left { data: &left, stride: depth, rows: 13 }, panel, false, |i, values| {
             together[i * width..][..width].copy_from_slice(values);
         });
@@ -220,7 +232,7 @@ mod tests {
         let rows = width + 21;
         let (left, panel) = (numbers(rows * depth), numbers(depth * width));
         let left = Left { data: &left, stride: depth, rows };
-        let panel = Panel { data: &panel, stride: width, depth };
+        let panel = Panel { data: &panel, stride: width, depth, columns: width };
         let mut whole = vec![0.0; rows * width];
         multiply(left, panel, false, |i, values| {
             whole[i * width..][..width].copy_from_slice(values);
