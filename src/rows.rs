@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use pulp::{Arch, Simd, WithSimd};
 
 /// Numbers of a row-major matrix, as the caller keeps them.
 #[derive(Clone, Copy, Debug)]
@@ -160,10 +161,10 @@ impl<'a> HostRows<'a> {
             values[row * self.stored..(row + 1) * self.stored].split_at(factors.outputs)
         };
         let ((delta, inputs), (other_delta, other_inputs)) = (stored(i), stored(j));
-        let arch = pulp::Arch::new();
+        let arch = Arch::new();
         let bias = if factors.has_bias { 1.0 } else { 0.0 };
-        let of_inputs = dot_on(arch, inputs, other_inputs) + bias;
-        Some(dot_on(arch, delta, other_delta) * of_inputs)
+        let of_inputs = arch.dispatch(Dot(inputs, other_inputs)) + bias;
+        Some(arch.dispatch(Dot(delta, other_delta)) * of_inputs)
     }
 
     /// `‖g_i‖²` of one row, in float64, where the square of a finite float32 never overflows.
@@ -201,7 +202,7 @@ fn write_products(kept: Values<'_>, factors: Factors, columns: Range<usize>, out
 }
 
 fn squares(values: Values<'_>, range: Range<usize>) -> f64 {
-    let arch = pulp::Arch::new();
+    let arch = Arch::new();
     let Values::Single(values) = values else {
         let mut piece = [0.0f32; 512];
         return range
@@ -210,34 +211,34 @@ fn squares(values: Values<'_>, range: Range<usize>) -> f64 {
             .map(|start| {
                 let count = piece.len().min(range.end - start);
                 values.range(start..start + count).widen_into(&mut piece[..count]);
-                dot_on(arch, &piece[..count], &piece[..count])
+                arch.dispatch(Dot(&piece[..count], &piece[..count]))
             })
             .sum();
     };
     let row = &values[range];
-    dot_on(arch, row, row)
+    arch.dispatch(Dot(row, row))
 }
 
-/// `dot` with this processor's widest registers: only what is inlined is compiled for them.
-fn dot_on(arch: pulp::Arch, row: &[f32], other: &[f32]) -> f64 {
-    arch.dispatch(
-        #[inline(always)]
-        || dot(row, other),
-    )
-}
+/// The inner product in float64, on this processor's widest registers. A struct and no closure: what a
+/// closure does is compiled without them.
+struct Dot<'a>(&'a [f32], &'a [f32]);
 
-#[inline(always)]
-fn dot(row: &[f32], other: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 32];
-    let (mut left, mut right) = (row.chunks_exact(32), other.chunks_exact(32));
-    for (one, two) in (&mut left).zip(&mut right) {
-        for ((lane, x), y) in lanes.iter_mut().zip(one).zip(two) {
-            *lane += f64::from(*x) * f64::from(*y);
+impl WithSimd for Dot<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> f64 {
+        let mut lanes = [0.0f64; 32];
+        let (mut left, mut right) = (self.0.chunks_exact(32), self.1.chunks_exact(32));
+        for (one, two) in (&mut left).zip(&mut right) {
+            for ((lane, x), y) in lanes.iter_mut().zip(one).zip(two) {
+                *lane += f64::from(*x) * f64::from(*y);
+            }
         }
+        let rest = left.remainder().iter().zip(right.remainder());
+        let rest: f64 = rest.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+        lanes.iter().sum::<f64>() + rest
     }
-    let rest = left.remainder().iter().zip(right.remainder());
-    let rest: f64 = rest.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-    lanes.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]
