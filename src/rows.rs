@@ -126,22 +126,6 @@ impl<'a> HostRows<'a> {
         }
     }
 
-    /// Some columns of one row, read in place where they are float32, else written to `scratch`.
-    pub fn columns<'s>(
-        &'s self,
-        row: usize,
-        columns: Range<usize>,
-        scratch: &'s mut [f32],
-    ) -> &'s [f32] {
-        if let (Values::Single(values), None) = (self.values, self.factors) {
-            let start = row * self.stored;
-            return &values[start + columns.start..start + columns.end];
-        }
-        let scratch = &mut scratch[..columns.len()];
-        self.write(row, columns, scratch);
-        scratch
-    }
-
     /// All rows as they lie in memory, where they are float32: the first number, and the numbers from
     /// one row to the next.
     pub fn in_place(&self) -> Option<(&'a [f32], usize)> {
