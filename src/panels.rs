@@ -136,8 +136,9 @@ pub fn transpose(rows: Left<'_>, depth: usize, panel: &mut [f32]) {
     Arch::new().dispatch(Transpose { rows, depth, panel });
 }
 
-/// Columns turned at a time: what is written stays in the first cache until it is whole.
-const TURNED: usize = 64;
+/// Columns turned at a time, a cache line of each row: what is written stays in the first cache until it
+/// is whole.
+const TURNED: usize = 16;
 
 /// A struct and no closure: what a closure does is compiled without the processor's wide registers.
 struct Transpose<'a> {
