@@ -1,7 +1,7 @@
 //! The largest eigenpairs of a symmetric matrix: tridiagonal form, divide and conquer, and back.
 //!
 //! faer's own solver forms every eigenvector, and its divide and conquer takes twice as long as
-//! `tridiagonal.rs`: it is left for a matrix on which that fails.
+//! `tridiagonal.rs`. Its QR iteration is left for a matrix on which that fails.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
@@ -121,8 +121,8 @@ fn by_qr(matrix: &Mat<f64>, wanted: usize) -> Option<Eigenpairs> {
     Some(Eigenpairs { values, vectors: vectors.subcols(n - wanted, wanted).to_owned() })
 }
 
-/// Whether, for K = factor · matrix and one fixed x of signs in the span of the vectors U, `K x = U diag(w) Uᵀ x` and
-/// `Uᵀ U` does nothing, and the traces agree.
+/// Whether, for `K = factor · matrix`, the vectors U and one fixed x of signs, `K U x = U diag(w) x` and
+/// `Uᵀ U x = x`, and the traces agree.
 fn is_accurate(matrix: &Mat<f64>, factor: f64, pairs: &Eigenpairs) -> bool {
     let Eigenpairs { values, vectors } = pairs;
     let (n, wanted) = (matrix.nrows(), vectors.ncols());

@@ -62,18 +62,10 @@ mod tests {
     use super::*;
     use crate::error::Error;
 
-    fn gram_of(rows: usize, width: usize, scale: f64) -> Mat<f64> {
-        let mut state = 7u64;
-        let matrix = Mat::from_fn(rows, width, |_, _| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            scale * ((state >> 33) as f64 / (1u64 << 31) as f64 - 0.5)
-        });
-        &matrix * matrix.transpose()
-    }
-
     #[test]
     fn keeps_everything_below_the_rank() {
-        let map = shrink(&gram_of(6, 3, 1.0), 4).unwrap(); // rank 3
+        let powers = Mat::from_fn(6, 3, |i, j| (0.2 * i as f64).powi(j as i32)); // rank 3
+        let map = shrink(&(&powers * powers.transpose()), 4).unwrap();
         assert!(map.shrinkage.abs() < 1e-14);
         assert_eq!(map.singular_values.iter().filter(|value| **value > 1e-6).count(), 3);
     }

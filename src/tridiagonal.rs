@@ -28,7 +28,8 @@ const LEAST_DIVIDED: usize = 20;
 /// All eigenvalues, ascending, and the eigenvectors (n, wanted) of the largest of them, ascending too.
 ///
 /// `diagonal` (n) and `beside` (n - 1) must be finite, of a size near 1. `O(n²)` for the roots and
-/// `O(n³)` for the products of the joinings, less what is deflated.
+/// `O(n³)` for the products of the joinings, less what is deflated. None where the QR iteration of a
+/// block that is not divided does not converge.
 pub fn largest_eigenpairs(
     diagonal: &[f64],
     beside: &[f64],
