@@ -172,35 +172,57 @@ impl Secular<'_> {
         let (beside, upper) = rest.split_at(rest.len().min(LANES));
         let (of_lower, rest) = self.squares.split_at(first);
         let (of_beside, of_upper) = rest.split_at(beside.len());
-        let quotient = |d: f64, lane: usize| 1.0 / ((d - pole[lane]) - offset[lane]);
-        for (d, square) in lower.iter().zip(of_lower) {
-            for lane in 0..LANES {
-                let quotient = quotient(*d, lane);
-                let term = square * quotient;
-                sums.lower[lane] += term;
-                sums.lower_slope[lane] += term * quotient;
-            }
-        }
+        let distance = |d: f64, lane: usize| (d - pole[lane]) - offset[lane];
+        let Sums { lower: of_below, lower_slope, upper: of_above, upper_slope } = &mut sums;
+        add_terms((lower, of_lower), distance, of_below, lower_slope);
         for (place, (d, square)) in beside.iter().zip(of_beside).enumerate() {
             for lane in 0..LANES {
-                let quotient = quotient(*d, lane);
+                let quotient = 1.0 / distance(*d, lane);
                 let term = square * quotient;
                 let (of_lower, of_upper) = if place <= lane { (term, 0.0) } else { (0.0, term) };
-                sums.lower[lane] += of_lower;
-                sums.lower_slope[lane] += of_lower * quotient;
-                sums.upper[lane] += of_upper;
-                sums.upper_slope[lane] += of_upper * quotient;
+                of_below[lane] += of_lower;
+                lower_slope[lane] += of_lower * quotient;
+                of_above[lane] += of_upper;
+                upper_slope[lane] += of_upper * quotient;
             }
         }
-        for (d, square) in upper.iter().zip(of_upper) {
-            for lane in 0..LANES {
-                let quotient = quotient(*d, lane);
-                let term = square * quotient;
-                sums.upper[lane] += term;
-                sums.upper_slope[lane] += term * quotient;
-            }
-        }
+        add_terms((upper, of_upper), distance, of_above, upper_slope);
         sums
+    }
+}
+
+/// Adds `z² / distance` and `z² / distance²` of some poles. Two poles share a division, which takes as
+/// long as all the rest of this.
+#[inline(always)]
+fn add_terms(
+    (poles, squares): (&[f64], &[f64]),
+    distance: impl Fn(f64, usize) -> f64,
+    sum: &mut Lanes,
+    slope: &mut Lanes,
+) {
+    let mut add = |square: f64, quotient: f64, lane: usize| {
+        let term = square * quotient;
+        sum[lane] += term;
+        slope[lane] += term * quotient;
+    };
+    let (mut fours, mut of_fours) = (poles.chunks_exact(4), squares.chunks_exact(4));
+    for (four, squares) in (&mut fours).zip(&mut of_fours) {
+        for lane in 0..LANES {
+            let (a, b) = (distance(four[0], lane), distance(four[1], lane));
+            let (c, d) = (distance(four[2], lane), distance(four[3], lane));
+            let (ab, cd) = (a * b, c * d);
+            let inverse = 1.0 / (ab * cd);
+            let (of_ab, of_cd) = (cd * inverse, ab * inverse);
+            add(squares[0], b * of_ab, lane);
+            add(squares[1], a * of_ab, lane);
+            add(squares[2], d * of_cd, lane);
+            add(squares[3], c * of_cd, lane);
+        }
+    }
+    for (d, square) in fours.remainder().iter().zip(of_fours.remainder()) {
+        for lane in 0..LANES {
+            add(*square, 1.0 / distance(*d, lane), lane);
+        }
     }
 }
 
