@@ -1,22 +1,18 @@
-//! The largest eigenpairs of a symmetric matrix: tridiagonal form, divide and conquer, and back.
+//! The largest eigenpairs of a symmetric matrix: tridiagonal form (`reflections.rs`), divide and conquer
+//! (`tridiagonal.rs`), and back.
 //!
-//! faer's own solver forms every eigenvector, and its divide and conquer takes twice as long as
-//! `tridiagonal.rs`. Its QR iteration is left for a matrix on which that fails.
+//! faer's own solver takes over twice as long, and forms every eigenvector. Its QR iteration is left
+//! for a matrix on which this fails.
 
 use faer::diag::Diag;
-use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
-use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
+use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{
     self_adjoint_evd, self_adjoint_evd_scratch, ComputeEigenvectors, SelfAdjointEvdParams,
 };
-use faer::linalg::householder::{
-    apply_block_householder_sequence_on_the_left_in_place_scratch,
-    apply_block_householder_sequence_on_the_left_in_place_with_conj,
-};
-use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
-use faer::{Auto, Conj, Mat, Par, Scale};
+use faer::{Auto, Mat, Par, Scale};
 
 use crate::error::{Error, Result};
+use crate::reflections::Tridiagonal;
 use crate::tridiagonal::largest_eigenpairs;
 
 /// Eigenvalues and eigenvectors of a symmetric matrix, ascending.
@@ -37,18 +33,13 @@ pub struct Eigenpairs {
 /// `Numerics` when the matrix is not finite or cannot be decomposed accurately.
 pub fn largest(matrix: &Mat<f64>, wanted: usize) -> Result<Eigenpairs> {
     let n = matrix.nrows();
-    let mut top = 0.0f64;
-    for column in matrix.col_iter() {
-        for value in column.iter() {
-            if !value.is_finite() {
-                return Err(Error::Numerics(
-                    "expected products of gradients within the range of float32, but they \
-                     overflow; scale the loss down"
-                        .to_owned(),
-                ));
-            }
-            top = top.max(value.abs());
-        }
+    let top = largest_magnitude(matrix);
+    if !top.is_finite() {
+        return Err(Error::Numerics(
+            "expected products of gradients within the range of float32, but they overflow; scale \
+             the loss down"
+                .to_owned(),
+        ));
     }
     if n == 0 || top == 0.0 {
         let first = n - wanted;
@@ -70,33 +61,19 @@ pub fn largest(matrix: &Mat<f64>, wanted: usize) -> Result<Eigenpairs> {
     Ok(found)
 }
 
+/// Not finite where one of the numbers is not.
+fn largest_magnitude(matrix: &Mat<f64>) -> f64 {
+    // Without their signs, numbers are in the order of their bits, infinity and NaN above all.
+    let columns = matrix.col_iter().filter_map(|column| column.try_as_col_major());
+    let bits = columns.flat_map(|column| column.as_slice()).map(|value| value.abs().to_bits());
+    f64::from_bits(bits.max().unwrap_or_default())
+}
+
 /// `Q T Qᵀ` with T tridiagonal; the eigenvectors of T that are wanted, times Q.
 fn divided(matrix: Mat<f64>, wanted: usize) -> Option<Eigenpairs> {
-    let mut form = matrix; // becomes T on the diagonal and beside it, reflections of Q below
-    let n = form.nrows();
-    let block = recommended_block_size::<f64>(n, n);
-    let reflected = n.saturating_sub(1);
-    // Par::Seq: faer's own threads make the bits depend on their number.
-    let mut memory = MemBuffer::new(StackReq::any_of(&[
-        tridiag_in_place_scratch::<f64>(n, Par::Seq, Default::default()),
-        apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
-            reflected, block, wanted,
-        ),
-    ]));
-    let stack = MemStack::new(&mut memory);
-    let mut reflections = Mat::zeros(block, reflected);
-    tridiag_in_place(form.as_mut(), reflections.as_mut(), Par::Seq, stack, Default::default());
-    let diagonal: Vec<f64> = (0..n).map(|i| form[(i, i)]).collect();
-    let beside: Vec<f64> = (0..reflected).map(|i| form[(i + 1, i)]).collect();
-    let (values, mut vectors) = largest_eigenpairs(&diagonal, &beside, wanted)?;
-    apply_block_householder_sequence_on_the_left_in_place_with_conj(
-        form.as_ref().submatrix(n - reflected, 0, reflected, reflected),
-        reflections.as_ref(),
-        Conj::No,
-        vectors.as_mut().subrows_mut(n - reflected, reflected),
-        Par::Seq,
-        stack,
-    );
+    let form = Tridiagonal::of(matrix);
+    let (values, mut vectors) = largest_eigenpairs(&form.diagonal, &form.beside, wanted)?;
+    form.turn_back(&mut vectors);
     Some(Eigenpairs { values, vectors })
 }
 

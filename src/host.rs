@@ -330,9 +330,8 @@ impl RowMajor {
 }
 
 fn row_major(matrix: &Mat<f64>) -> RowMajor {
-    let (rows, columns) = (matrix.nrows(), matrix.ncols());
-    let data = (0..rows * columns).map(|at| matrix[(at / columns, at % columns)] as f32).collect();
-    RowMajor { data, rows, columns }
+    let data = matrix.row_iter().flat_map(|row| row.iter()).map(|value| *value as f32).collect();
+    RowMajor { data, rows: matrix.nrows(), columns: matrix.ncols() }
 }
 
 /// The pieces of every row that belong to some columns, so that columns can be written side by side.

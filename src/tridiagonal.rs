@@ -10,20 +10,12 @@
 
 use std::ops::Range;
 
-use faer::diag::Diag;
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{
-    self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd, ComputeEigenvectors,
-    SelfAdjointEvdParams,
-};
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Auto, Mat, Par};
+use faer::{Accum, Mat, Par};
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::ql_iteration;
 use crate::secular::{Root, Secular};
-
-/// Blocks of so few rows are not divided further.
-const LEAST_DIVIDED: usize = 20;
 
 /// All eigenvalues, ascending, and the eigenvectors (n, wanted) of the largest of them, ascending too.
 ///
@@ -36,7 +28,9 @@ pub fn largest_eigenpairs(
     wanted: usize,
 ) -> Option<(Vec<f64>, Mat<f64>)> {
     let n = diagonal.len();
+    let largest = diagonal.iter().chain(beside).fold(0.0f64, |top, value| top.max(value.abs()));
     let mut work = Work {
+        negligible: 0.5 * f64::EPSILON * largest,
         values: diagonal.to_vec(),
         vectors: Mat::zeros(n, n),
         gathered: Mat::zeros(n, n),
@@ -51,6 +45,7 @@ pub fn largest_eigenpairs(
 }
 
 struct Work {
+    negligible: f64,    // half the last digit of the largest number
     values: Vec<f64>,   // of each block solved so far, in the order of its vectors
     vectors: Mat<f64>,  // block diagonal
     gathered: Mat<f64>, // the vectors of two blocks that are joined
@@ -68,8 +63,16 @@ enum Part {
 impl Work {
     /// Solves the block `range`; `wanted` of its largest eigenvectors are formed.
     fn solve(&mut self, range: Range<usize>, beside: &[f64], wanted: usize) -> Option<()> {
-        if range.len() <= LEAST_DIVIDED {
-            return self.solve_undivided(range, beside);
+        if range.len() <= ql_iteration::MOST_ROWS {
+            let (start, n) = (range.start, range.len());
+            let beside = &beside[start..][..n.saturating_sub(1)];
+            let vectors = self.vectors.as_mut().submatrix_mut(start, start, n, n);
+            return ql_iteration::eigenpairs(
+                &mut self.values[range],
+                beside,
+                self.negligible,
+                vectors,
+            );
         }
         let middle = range.start + range.len() / 2;
         let coupling = beside[middle - 1];
@@ -78,33 +81,6 @@ impl Work {
         self.solve(range.start..middle, beside, middle - range.start)?;
         self.solve(middle..range.end, beside, range.end - middle)?;
         self.join(range, middle, coupling, wanted);
-        Some(())
-    }
-
-    /// Solves a block by faer's QR iteration.
-    fn solve_undivided(&mut self, range: Range<usize>, beside: &[f64]) -> Option<()> {
-        let n = range.len();
-        let (mut diagonal, mut below) = (Diag::<f64>::zeros(n), Diag::<f64>::zeros(n));
-        for (at, place) in range.clone().enumerate() {
-            diagonal[at] = self.values[place];
-            below[at] = if at + 1 < n { beside[place] } else { 0.0 };
-        }
-        let params = <SelfAdjointEvdParams as Auto<f64>>::auto().into();
-        let scratch =
-            self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, params);
-        let mut memory = MemBuffer::new(scratch);
-        let mut values = Diag::<f64>::zeros(n);
-        tridiagonal_self_adjoint_evd(
-            diagonal.as_ref(),
-            below.as_ref(),
-            values.as_mut(),
-            Some(self.vectors.as_mut().submatrix_mut(range.start, range.start, n, n)),
-            Par::Seq,
-            MemStack::new(&mut memory),
-            params,
-        )
-        .ok()?;
-        (0..n).for_each(|at| self.values[range.start + at] = values[at]);
         Some(())
     }
 
