@@ -14,11 +14,14 @@ Beside them, measured by `benchmarks/rates.rs` in the same run: faer's matrix pr
 the eigenproblem's share, `project` against one product, and other numbers of rows between shrinks.
 
     python benchmarks/sketch.py
+    MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/sketch.py --only host --only gram --only svd \
+        --out benchmarks/results/sketch_mkl_avx2.json
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -202,6 +205,7 @@ def main(
     threads: Annotated[int, typer.Option(help="torch threads (CPU)")] = 1,
     rounds: Annotated[int, typer.Option(help="interleaved rounds")] = 5,
     seed: Annotated[int, typer.Option(help="seed of the rows")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="a contender; all unless told")] = None,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
 ) -> None:
     """Measure every contender at every size and write the numbers down."""
@@ -215,13 +219,13 @@ def main(
         decay = torch.linspace(0, -3, count)[:, None].exp()
         rows = (torch.randn(count, dim, generator=generator) * decay).to(device)
         contenders = makers(sketch_size, dim, device)
+        contenders = {name: make for name, make in contenders.items() if not only or name in only}
         timings: dict[str, list[float]] = {name: [] for name in contenders}
         of_cell = rounds if dim < 500_000 else min(rounds, 3)
         for _ in range(of_cell):
             for name, make in contenders.items():
                 units = TIMED[name] if dim < 500_000 else min(TIMED[name], 3)
                 timings[name].append(seconds_a_row(make, rows, sketch_size, units))
-        ours = sorted(timings["host" if device == "cpu" else "torch"])[of_cell // 2]
         block = FrequentDirections(sketch_size, 1).block_rows
         operations = (4 * sketch_size + block + 2 * sketch_size**2 / block) * dim
         cell = {
@@ -232,11 +236,15 @@ def main(
                 name: 1 / sorted(values)[of_cell // 2] for name, values in timings.items()
             },
             "torch_gemm_gflops": gemm_rate(dim, sketch_size, device),
-            "our_gflops": operations / ours / 1e9,
         }
         if device == "cpu":
-            cell["rates"] = rates(sketch_size, dim, of_cell)
+            # Our rows between faer's products: a machine's rate changes from minute to minute.
+            cell["rates"] = rates(sketch_size, dim, max(of_cell, 400_000 // dim))
+            ours = cell["rates"]["seconds_a_row_by_block"]["1.5"]
             cell["eigenproblem_share"] = cell["rates"]["eigenproblem_seconds"] / (block * ours)
+        else:
+            ours = sorted(timings["torch"])[of_cell // 2]
+        cell["our_gflops"] = operations / ours / 1e9
         cells.append(cell)
         typer.echo(
             f"l={sketch_size:<4} d={dim:<8}"
@@ -247,7 +255,13 @@ def main(
         path,
         {
             "question": "How fast are rows taken into a Frequent Directions sketch?",
-            "settings": {"device": device, "rounds": rounds, "seed": seed, "dtype": "float32"},
+            "settings": {
+                "device": device,
+                "rounds": rounds,
+                "seed": seed,
+                "dtype": "float32",
+                "mkl_instructions": os.environ.get("MKL_ENABLE_INSTRUCTIONS", "all"),
+            },
             **where,
             "results": cells,
         },

@@ -17,11 +17,19 @@ plain torch; `scipy` the same in SciPy (half the Gram matrix, no eigenpair too m
 row by row). A ratio below 1 means that the other was faster.
 """
 PARTS = """\
-Where the time goes, on one thread, measured in the same run by `benchmarks/rates.rs`. *GFLOP/s*
-counts `(4l + b + 2l²/b) d` operations a row, all else (norms, eigenproblem) within the time; *GEMM*
-is faer's float32 matrix product of 1,024 x 1,024, *shaped* its product of (b, d) with (d, l).
+Where the time goes, on one thread, measured in the same run by `benchmarks/rates.rs`, which takes
+turns between all of this. *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row, all else (norms,
+eigenproblem) within the time; *GEMM* is faer's float32 matrix product of 1,024 x 1,024, *shaped*
+its product of (b, d) with (d, l). *faer's* is the time of faer's own eigensolver over that of ours.
 *Project* is the time of `project` over that of one such product of 256 rows. *b* is the number of
 rows between two shrinks: 1.5 l ships.
+"""
+HELD = """\
+Times as fast, once more, with `MKL_ENABLE_INSTRUCTIONS=AVX2`: torch's products and decompositions
+are MKL's, which holds back on other makers' processors (pytorch/builder#504 and #1245); ours and
+faer's take whatever there is. What an AVX-512 processor from someone else may show, as far as an
+Intel one can tell: no other was measured. {cpu}, threads: {threads}, {rounds} rounds (3 at
+d = 500,000).
 """
 NAMES = ("host", "torch", "gram", "scipy", "svd", "numpy", "public")
 
@@ -29,11 +37,14 @@ NAMES = ("host", "torch", "gram", "scipy", "svd", "numpy", "public")
 def sketch_section() -> list[str]:
     """Return update throughput by contender, and where ours goes."""
     record: dict[str, Any] = json.loads((RESULTS / "sketch_cpu.json").read_text())
+    held: dict[str, Any] = json.loads((RESULTS / "sketch_mkl_avx2.json").read_text())
     return [
         HEAD.format(rounds=record["settings"]["rounds"], **record),
         _throughput(record["results"]),
         PARTS,
         _parts(record["results"]),
+        HELD.format(rounds=held["settings"]["rounds"], **held),
+        _held(held["results"]),
     ]
 
 
@@ -63,10 +74,9 @@ def _throughput(cells: list[dict[str, Any]]) -> str:
 def _parts(cells: list[dict[str, Any]]) -> str:
     blocks = list(cells[0]["rates"]["seconds_a_row_by_block"])
     lines = [
-        "| l | d | GFLOP/s | GEMM | shaped | host / GEMM | eigenproblem | project / GEMM | "
-        + " | ".join(f"b = {ratio} l" for ratio in blocks)
-        + " |",
-        "|---" * (8 + len(blocks)) + "|",
+        "| l | d | GFLOP/s | GEMM | shaped | host / GEMM | eigenproblem | faer's | "
+        "project / GEMM | " + " | ".join(f"b = {ratio} l" for ratio in blocks) + " |",
+        "|---" * (9 + len(blocks)) + "|",
     ]
     for cell in cells:
         rates = cell["rates"]
@@ -80,10 +90,22 @@ def _parts(cells: list[dict[str, Any]]) -> str:
             f"{rates['shaped_gflops']:.0f}",
             f"{cell['our_gflops'] / rates['gemm_gflops']:.0%}",
             f"{cell['eigenproblem_share']:.0%}",
+            f"{rates['faer_eigenproblem_seconds'] / rates['eigenproblem_seconds']:.1f}",
             f"{rates['project_seconds'] / rates['project_gemm_seconds']:.2f}",
             *(f"{of_blocks[ratio] / least:.2f}" for ratio in blocks),
         ]
         lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _held(cells: list[dict[str, Any]]) -> str:
+    lines = ["| l | d | host / gram | host / svd |", "|---" * 4 + "|"]
+    for cell in cells:
+        rates = cell["rows_a_second"]
+        lines.append(
+            f"| {cell['sketch_size']} | {cell['dim']:,} | {rates['host'] / rates['gram']:.1f} "
+            f"| {rates['host'] / rates['svd']:.0f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
