@@ -159,8 +159,12 @@ impl Products for Host {
     }
 
     fn squared_norms(&self, rows: &HostRows<'_>) -> Result<Vec<f64>> {
-        let all = 0..rows.len();
-        Ok(self.run(|| all.into_par_iter().map(|row| rows.squared_norm(row)).collect()))
+        let mut norms = vec![0.0; rows.len()];
+        self.run(|| {
+            let parts = norms.par_chunks_mut(8).enumerate();
+            parts.for_each(|(place, norms)| rows.squared_norms(8 * place, norms));
+        });
+        Ok(norms)
     }
 
     /// (b, l + b): `[G Sᵀ, lower half of G Gᵀ]`.

@@ -151,8 +151,25 @@ impl<'a> HostRows<'a> {
         Some(arch.dispatch(Dot(delta, other_delta)) * of_inputs)
     }
 
-    /// `‖g_i‖²` of one row, in float64, where the square of a finite float32 never overflows.
-    pub fn squared_norm(&self, row: usize) -> f64 {
+    /// `‖g_i‖²` of some rows, from row `first` on, in float64, where the square of a finite float32
+    /// never overflows.
+    pub fn squared_norms(&self, first: usize, out: &mut [f64]) {
+        let mut done = 0;
+        if let Some((data, width)) = self.in_place() {
+            let row = |i: usize| &data[i * width..][..width];
+            for four in out.as_chunks_mut().0 {
+                let at = first + done;
+                let rows = [row(at), row(at + 1), row(at + 2), row(at + 3)];
+                *four = Arch::new().dispatch(Squares(rows));
+                done += rows.len();
+            }
+        }
+        for (at, norm) in out.iter_mut().enumerate().skip(done) {
+            *norm = self.squared_norm(first + at);
+        }
+    }
+
+    fn squared_norm(&self, row: usize) -> f64 {
         let values = self.values.range(row * self.stored..(row + 1) * self.stored);
         let Some(factors) = self.factors else { return squares(values, 0..self.stored) };
         let of_inputs = squares(values, factors.outputs..self.stored);
@@ -195,12 +212,42 @@ fn squares(values: Values<'_>, range: Range<usize>) -> f64 {
             .map(|start| {
                 let count = piece.len().min(range.end - start);
                 values.range(start..start + count).widen_into(&mut piece[..count]);
-                arch.dispatch(Dot(&piece[..count], &piece[..count]))
+                arch.dispatch(Squares([&piece[..count]]))[0]
             })
             .sum();
     };
-    let row = &values[range];
-    arch.dispatch(Dot(row, row))
+    arch.dispatch(Squares([&values[range]]))[0]
+}
+
+/// Partial sums of a row.
+const LANES: usize = 16;
+
+/// The sums of squares of rows of one length, side by side: one row at a time does not keep the memory
+/// busy.
+struct Squares<'a, const ROWS: usize>([&'a [f32]; ROWS]);
+
+impl<const ROWS: usize> WithSimd for Squares<'_, ROWS> {
+    type Output = [f64; ROWS];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> [f64; ROWS] {
+        let mut lanes = [[0.0f64; LANES]; ROWS];
+        let length = self.0.first().map_or(0, |row| row.len());
+        let whole = length - length % LANES;
+        for start in (0..whole).step_by(LANES) {
+            for (lanes, row) in lanes.iter_mut().zip(&self.0) {
+                for (lane, x) in lanes.iter_mut().zip(&row[start..start + LANES]) {
+                    *lane += f64::from(*x) * f64::from(*x);
+                }
+            }
+        }
+        let mut sums = [0.0; ROWS];
+        for ((sum, lanes), row) in sums.iter_mut().zip(&lanes).zip(&self.0) {
+            let rest: f64 = row[whole..].iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+            *sum = lanes.iter().sum::<f64>() + rest;
+        }
+        sums
+    }
 }
 
 /// The inner product in float64, on this processor's widest registers. A struct and no closure: what a
@@ -228,6 +275,21 @@ impl WithSimd for Dot<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_norm_does_not_depend_on_the_rows_beside_it() {
+        for width in [1, 31, 32, 77] {
+            let data: Vec<f32> = (0..7 * width).map(|i| (i % 13) as f32 - 5.5).collect();
+            let rows = HostRows::new(Values::Single(&data), width);
+            let mut norms = [f64::NAN; 6];
+            rows.squared_norms(1, &mut norms);
+            for (row, norm) in (1..).zip(norms) {
+                assert_eq!(norm, rows.squared_norm(row));
+                let values = &data[row * width..(row + 1) * width];
+                assert_eq!(norm, values.iter().map(|x| f64::from(x * x)).sum::<f64>());
+            }
+        }
+    }
 
     #[test]
     fn half_floats_are_widened_and_factors_multiplied() {
