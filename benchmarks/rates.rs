@@ -83,6 +83,10 @@ fn main() -> Result<()> {
             let took =
                 seconds(|| host.run(|| state.update(&host, &mut buffers, &rows, count, &[])))?;
             times.push(took / count as f64);
+            timed[1].push(seconds(|| {
+                matmul(&mut product, Accum::Replace, &square, &square, 1.0, Par::Seq);
+                Ok(())
+            })?);
         }
         let (_, sketch) = &sketches[2];
         let basis = HostRows::new(Values::Single(sketch), dim);
@@ -97,10 +101,6 @@ fn main() -> Result<()> {
             });
         }
         timed[0].push(seconds(|| host.run(|| shrink(&gram, size).map(|_| ())))?);
-        timed[1].push(seconds(|| {
-            matmul(&mut product, Accum::Replace, &square, &square, 1.0, Par::Seq);
-            Ok(())
-        })?);
         let (rows, basis_matrix) = (
             MatRef::from_row_major_slice(&data[..block * dim], block, dim),
             MatRef::from_row_major_slice(sketch, size, dim),

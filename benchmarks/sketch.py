@@ -14,7 +14,7 @@ Beside them, measured by `benchmarks/rates.rs` in the same run: faer's matrix pr
 the eigenproblem's share, `project` against one product, and other numbers of rows between shrinks.
 
     python benchmarks/sketch.py
-    MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/sketch.py --only host --only gram --only svd \
+    MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/sketch.py --only host --only gram \
         --out benchmarks/results/sketch_mkl_avx2.json
 """
 

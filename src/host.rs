@@ -11,6 +11,7 @@ use faer::Mat;
 use rayon::prelude::*;
 use rayon::ThreadPool;
 
+use crate::aligned::aligned;
 use crate::error::Result;
 use crate::panels::{multiply, transpose, width, Left, Panel};
 use crate::pool::pool;
@@ -295,13 +296,6 @@ fn adding_to(totals: &mut [f64], stride: usize, column: usize) -> impl FnMut(usi
             *total += f64::from(*value);
         }
     }
-}
-
-/// So many numbers from the start of a cache line on: no register is read from two lines.
-fn aligned(memory: &mut Vec<f32>, count: usize) -> &mut [f32] {
-    memory.resize(count + LINE, 0.0);
-    let start = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-    &mut memory[start..start + count]
 }
 
 /// Some columns of all rows: where they lie, or gathered.

@@ -12,6 +12,7 @@
 //!
 //! Without the feature `python` only the files that need neither torch nor Python are built.
 
+pub mod aligned;
 pub mod block_stream;
 pub mod blocks;
 pub mod consensus;

@@ -19,12 +19,12 @@ use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
 use faer::{Accum, Conj, Mat, Par};
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::aligned::aligned;
+
 /// Rows of a square: a whole number of the processor's widest registers.
 const ROWS: usize = 8;
 /// Columns of a panel: their sums and the numbers that multiply them stay in registers.
 const COLUMNS: usize = 4;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// `K = Q T Qᵀ` with T tridiagonal and `Q = H_0 H_1 …`.
 #[derive(Debug)]
@@ -86,14 +86,6 @@ impl Tridiagonal {
             MemStack::new(&mut MemBuffer::new(scratch)),
         );
     }
-}
-
-/// So many zeros from the start of a cache line on: no register is read from two lines.
-fn aligned(memory: &mut Vec<f64>, count: usize) -> &mut [f64] {
-    let of_line = LINE / size_of::<f64>();
-    memory.resize(count + of_line, 0.0);
-    let start = memory.as_ptr().align_offset(LINE).min(of_line);
-    &mut memory[start..start + count]
 }
 
 /// The first row that the panel of column `k` has.
