@@ -1,9 +1,11 @@
 //! What the host path costs beside a plain matrix product: called by `benchmarks/sketch.py`.
 //!
 //! `cargo run --release --no-default-features --example rates -- <l> <d> <rounds>` prints one line of
-//! JSON: medians in seconds, on one thread. `gemm_gflops` is faer's rate on a square product, the
-//! most that a product of this machine reaches; `shaped_gflops` on G Sᵀ, (b, d) x (d, l). Beside the
-//! eigenproblem's time stands that of faer's own solver, every eigenvector.
+//! JSON: medians in seconds, on one thread. `gemm_seconds` is faer's time of a product of 1,024 x 1,024,
+//! whose rate is the most that a product of this machine reaches; `shaped_gflops` is its rate on G Sᵀ,
+//! (b, d) x (d, l). Beside the eigenproblem's time stands that of faer's own solver, every eigenvector.
+//! What is compared is timed in turns, and ratios are medians of the turns' ratios: a machine's clock
+//! and its neighbours change from second to second.
 
 use std::time::Instant;
 
@@ -83,10 +85,12 @@ fn main() -> Result<()> {
             let took =
                 seconds(|| host.run(|| state.update(&host, &mut buffers, &rows, count, &[])))?;
             times.push(took / count as f64);
-            timed[1].push(seconds(|| {
-                matmul(&mut product, Accum::Replace, &square, &square, 1.0, Par::Seq);
-                Ok(())
-            })?);
+            if count == block {
+                timed[1].push(seconds(|| {
+                    matmul(&mut product, Accum::Replace, &square, &square, 1.0, Par::Seq);
+                    Ok(())
+                })?);
+            }
         }
         let (_, sketch) = &sketches[2];
         let basis = HostRows::new(Values::Single(sketch), dim);
@@ -125,7 +129,12 @@ fn main() -> Result<()> {
         })?);
     }
     // The first round warms up.
-    let [eigen, gemm, cross, project_gemm, project, faer_eigen] =
+    let ratio = |over: &[f64], under: &[f64]| {
+        median(over.iter().zip(under).skip(1).map(|(over, under)| over / under).collect())
+    };
+    let update_over_gemm = ratio(&of_blocks[2], &timed[1]);
+    let project_over_gemm = ratio(&timed[4], &timed[3]);
+    let [eigen, gemm, cross, _, project, faer_eigen] =
         timed.map(|times| median(times[1..].to_vec()));
     let of_blocks: Vec<String> = BLOCKS
         .iter()
@@ -134,11 +143,10 @@ fn main() -> Result<()> {
         .collect();
     println!(
         "{{\"seconds_a_row_by_block\": {{{}}}, \"eigenproblem_seconds\": {eigen:e}, \
-         \"faer_eigenproblem_seconds\": {faer_eigen:e}, \"gemm_gflops\": {:.2}, \
-         \"shaped_gflops\": {:.2}, \"project_seconds\": {project:e}, \
-         \"project_gemm_seconds\": {project_gemm:e}}}",
+         \"faer_eigenproblem_seconds\": {faer_eigen:e}, \"gemm_seconds\": {gemm:e}, \
+         \"update_over_gemm\": {update_over_gemm:e}, \"shaped_gflops\": {:.2}, \
+         \"project_seconds\": {project:e}, \"project_over_gemm\": {project_over_gemm:.4}}}",
         of_blocks.join(", "),
-        2.0 * 1024f64.powi(3) / gemm / 1e9,
         2.0 * (block * size * dim) as f64 / cross / 1e9,
     );
     Ok(())

@@ -10,8 +10,7 @@ Side by side in one run, rounds interleaved, medians of the rounds:
     numpy      the same through NumPy's SVD in float32
     public     what the public NumPy code of Liberty's group does: float64, one row at a time
 
-Beside them, measured by `benchmarks/rates.rs` in the same run: faer's matrix product on one thread,
-the eigenproblem's share, `project` against one product, and other numbers of rows between shrinks.
+Where our time goes is another script: `rates.py`.
 
     python benchmarks/sketch.py
     MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/sketch.py --only host --only gram \
@@ -20,9 +19,7 @@ the eigenproblem's share, `project` against one product, and other numbers of ro
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,20 +178,6 @@ def gemm_rate(dim: int, sketch_size: int, device: str) -> float:
     return 4 * sketch_size**2 * dim / sorted(timings)[3] / 1e9
 
 
-def rates(sketch_size: int, dim: int, rounds: int) -> dict[str, Any]:
-    """Return what `benchmarks/rates.rs` measures, on one thread."""
-    arguments = ["--example", "rates", "--", str(sketch_size), str(dim), str(rounds)]
-    asked = subprocess.run(
-        ["cargo", "run", "--release", "--quiet", "--no-default-features", *arguments],
-        cwd=RESULTS.parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    measured: dict[str, Any] = json.loads(asked.stdout)
-    return measured
-
-
 def _wait(tensor: Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize()
@@ -226,8 +209,6 @@ def main(
             for name, make in contenders.items():
                 units = TIMED[name] if dim < 500_000 else min(TIMED[name], 3)
                 timings[name].append(seconds_a_row(make, rows, sketch_size, units))
-        block = FrequentDirections(sketch_size, 1).block_rows
-        operations = (4 * sketch_size + block + 2 * sketch_size**2 / block) * dim
         cell = {
             "sketch_size": sketch_size,
             "dim": dim,
@@ -237,14 +218,6 @@ def main(
             },
             "torch_gemm_gflops": gemm_rate(dim, sketch_size, device),
         }
-        if device == "cpu":
-            # Our rows between faer's products: a machine's rate changes from minute to minute.
-            cell["rates"] = rates(sketch_size, dim, max(of_cell, 400_000 // dim))
-            ours = cell["rates"]["seconds_a_row_by_block"]["1.5"]
-            cell["eigenproblem_share"] = cell["rates"]["eigenproblem_seconds"] / (block * ours)
-        else:
-            ours = sorted(timings["torch"])[of_cell // 2]
-        cell["our_gflops"] = operations / ours / 1e9
         cells.append(cell)
         typer.echo(
             f"l={sketch_size:<4} d={dim:<8}"

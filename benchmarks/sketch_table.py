@@ -17,12 +17,12 @@ plain torch; `scipy` the same in SciPy (half the Gram matrix, no eigenpair too m
 row by row). A ratio below 1 means that the other was faster.
 """
 PARTS = """\
-Where the time goes, on one thread, measured in the same run by `benchmarks/rates.rs`, which takes
-turns between all of this. *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row, all else (norms,
-eigenproblem) within the time; *GEMM* is faer's float32 matrix product of 1,024 x 1,024, *shaped*
-its product of (b, d) with (d, l). *faer's* is the time of faer's own eigensolver over that of ours.
-*Project* is the time of `project` over that of one such product of 256 rows. *b* is the number of
-rows between two shrinks: 1.5 l ships.
+Where the time goes: `python benchmarks/rates.py`, {cpu}, one thread, everything in turns, medians of
+5 to 61 turns and of the turns' ratios. *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row, all
+else (norms, eigenproblem) within the time; *GEMM* is faer's float32 matrix product of 1,024 x 1,024,
+*shaped* its product of (b, d) with (d, l). *faer's* is the time of faer's own eigensolver over that
+of ours. *Project* is the time of `project` over that of one such product of 256 rows. *b* is the
+number of rows between two shrinks: 1.5 l ships.
 """
 HELD = """\
 `gram` once more, with `MKL_ENABLE_INSTRUCTIONS=AVX2`: torch's products are MKL's, which holds back
@@ -37,13 +37,14 @@ def sketch_section() -> list[str]:
     """Return update throughput by contender, and where ours goes."""
     record: dict[str, Any] = json.loads((RESULTS / "sketch_cpu.json").read_text())
     held: dict[str, Any] = json.loads((RESULTS / "sketch_mkl_avx2.json").read_text())
+    rates: dict[str, Any] = json.loads((RESULTS / "rates_cpu.json").read_text())
     return [
         HEAD.format(rounds=record["settings"]["rounds"], **record),
         _throughput(record["results"]),
-        PARTS,
-        _parts(record["results"]),
         HELD.format(rounds=held["settings"]["rounds"], **held),
         _held(held["results"]),
+        PARTS.format(**rates),
+        _parts(rates["results"]),
     ]
 
 
@@ -71,26 +72,25 @@ def _throughput(cells: list[dict[str, Any]]) -> str:
 
 
 def _parts(cells: list[dict[str, Any]]) -> str:
-    blocks = list(cells[0]["rates"]["seconds_a_row_by_block"])
+    blocks = list(cells[0]["seconds_a_row_by_block"])
     lines = [
         "| l | d | GFLOP/s | GEMM | shaped | host / GEMM | eigenproblem | faer's | "
         "project / GEMM | " + " | ".join(f"b = {ratio} l" for ratio in blocks) + " |",
         "|---" * (9 + len(blocks)) + "|",
     ]
     for cell in cells:
-        rates = cell["rates"]
-        of_blocks = rates["seconds_a_row_by_block"]
+        of_blocks = cell["seconds_a_row_by_block"]
         least = min(of_blocks.values())
         shown = [
             str(cell["sketch_size"]),
             f"{cell['dim']:,}",
-            f"{cell['our_gflops']:.0f}",
-            f"{rates['gemm_gflops']:.0f}",
-            f"{rates['shaped_gflops']:.0f}",
-            f"{cell['our_gflops'] / rates['gemm_gflops']:.0%}",
+            f"{cell['gflops']:.0f}",
+            f"{cell['gemm_gflops']:.0f}",
+            f"{cell['shaped_gflops']:.0f}",
+            f"{cell['share_of_gemm']:.0%}",
             f"{cell['eigenproblem_share']:.0%}",
-            f"{rates['faer_eigenproblem_seconds'] / rates['eigenproblem_seconds']:.1f}",
-            f"{rates['project_seconds'] / rates['project_gemm_seconds']:.2f}",
+            f"{cell['faer_eigenproblem_seconds'] / cell['eigenproblem_seconds']:.1f}",
+            f"{cell['project_over_gemm']:.2f}",
             *(f"{of_blocks[ratio] / least:.2f}" for ratio in blocks),
         ]
         lines.append(f"| {' | '.join(shown)} |")
@@ -127,6 +127,7 @@ def readme_table() -> str:
         rates = [cell["rows_a_second"] for cell in cells]
         ratios = [f"{of['host'] / of[name]:.{digits}f}" if name in of else "-" for of in rates]
         lines.append(f"| {shown} | {' | '.join(ratios)} |")
-    shares = [f"{cell['our_gflops'] / cell['rates']['gemm_gflops']:.0%}" for cell in cells]
+    of_time = json.loads((RESULTS / "rates_cpu.json").read_text())["results"]
+    shares = [f"{cell['share_of_gemm']:.0%}" for cell in of_time]
     lines.append(f"| *share of faer's matrix product rate* | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
