@@ -17,12 +17,12 @@ plain torch; `scipy` the same in SciPy (half the Gram matrix, no eigenpair too m
 row by row). A ratio below 1 means that the other was faster.
 """
 PARTS = """\
-Where the time goes: `python benchmarks/rates.py`, {cpu}, one thread, everything in turns, medians of
-5 to 61 turns and of the turns' ratios. *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row, all
-else (norms, eigenproblem) within the time; *GEMM* is faer's float32 matrix product of 1,024 x 1,024,
-*shaped* its product of (b, d) with (d, l). *faer's* is the time of faer's own eigensolver over that
-of ours. *Project* is the time of `project` over that of one such product of 256 rows. *b* is the
-number of rows between two shrinks: 1.5 l ships.
+Where the time goes: `python benchmarks/rates.py`, {cpu}, one thread, everything in turns, medians
+of 5 to 61 turns and of the turns' ratios. *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row,
+all else (norms, eigenproblem) within the time; *GEMM* is faer's float32 matrix product of
+1,024 x 1,024, *shaped* its product of (b, d) with (d, l). *faer's* is the time of faer's own
+eigensolver over that of ours. *Project* is the time of `project` over that of one such product of
+256 rows. *b* is the number of rows between two shrinks: 1.5 l ships.
 """
 HELD = """\
 `gram` once more, with `MKL_ENABLE_INSTRUCTIONS=AVX2`: torch's products are MKL's, which holds back
