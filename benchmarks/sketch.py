@@ -192,6 +192,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
 ) -> None:
     """Measure every contender at every size and write the numbers down."""
+    unknown = sorted(set(only or ()) - set(TIMED))
+    if unknown:
+        raise typer.BadParameter(f"expected some of {', '.join(TIMED)}, got {', '.join(unknown)}")
     torch.set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")  # NumPy's
     where = environment()
@@ -209,7 +212,9 @@ def main(
             for name, make in contenders.items():
                 units = TIMED[name] if dim < 500_000 else min(TIMED[name], 3)
                 timings[name].append(seconds_a_row(make, rows, sketch_size, units))
-        cell = {
+        block = FrequentDirections(sketch_size, 1).block_rows
+        operations = (4 * sketch_size + block + 2 * sketch_size**2 / block) * dim
+        cell: dict[str, Any] = {
             "sketch_size": sketch_size,
             "dim": dim,
             "seconds_a_row": {name: spread(values) for name, values in timings.items()},
@@ -218,6 +223,9 @@ def main(
             },
             "torch_gemm_gflops": gemm_rate(dim, sketch_size, device),
         }
+        ours = cell["rows_a_second"].get("host", cell["rows_a_second"].get("torch"))
+        if ours is not None:
+            cell["our_gflops"] = operations * ours / 1e9
         cells.append(cell)
         typer.echo(
             f"l={sketch_size:<4} d={dim:<8}"
