@@ -38,6 +38,8 @@ pub mod secular;
 pub mod shrink;
 pub mod sketch;
 pub mod strata;
+#[cfg(test)]
+mod test_numbers;
 pub mod top_k;
 pub mod tridiagonal;
 pub mod trim;

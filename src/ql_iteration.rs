@@ -110,15 +110,12 @@ fn step(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_numbers::random;
     use faer::Mat;
 
     #[test]
     fn eigenpairs_of_every_size() {
-        let mut state = 7u64;
-        let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
+        let mut random = random();
         for n in 1..=MOST_ROWS {
             let (any, other): (Vec<f64>, Vec<f64>) = (0..n).map(|_| (random(), random())).unzip();
             let torn: Vec<f64> = (0..n).map(|i| if i % 3 == 1 { 0.0 } else { other[i] }).collect();

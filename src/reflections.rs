@@ -100,8 +100,7 @@ fn pack(matrix: &Mat<f64>, mut panels: &mut [f64]) {
         let (panel, rest) = panels.split_at_mut((side - top_of(first)) * COLUMNS);
         panels = rest;
         for c in 0..COLUMNS.min(n - first) {
-            let column = matrix.col(first + c).try_as_col_major().map(|column| column.as_slice());
-            let column = &column.unwrap_or_default()[top_of(first)..];
+            let column = &matrix.col_as_slice(first + c)[top_of(first)..];
             for (square, values) in panel.chunks_exact_mut(ROWS * COLUMNS).zip(column.chunks(ROWS))
             {
                 square[c * ROWS..][..values.len()].copy_from_slice(values);
@@ -255,6 +254,7 @@ fn pass<S: Simd>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_numbers::random;
 
     /// What must be `K`: `Q T Qᵀ`.
     fn rebuilt(form: &Tridiagonal) -> Mat<f64> {
@@ -272,11 +272,7 @@ mod tests {
 
     #[test]
     fn the_form_turned_back_is_the_matrix() {
-        let mut state = 7u64;
-        let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
+        let mut random = random();
         for n in [0, 1, 2, 3, 4, 7, 8, 9, 12, 23, 64, 101] {
             let any = Mat::from_fn(n, n, |_, _| random());
             let dense = &any + any.transpose();

@@ -20,7 +20,7 @@ use crate::secular::{Root, Secular};
 /// All eigenvalues, ascending, and the eigenvectors (n, wanted) of the largest of them, ascending too.
 ///
 /// `diagonal` (n) and `beside` (n - 1) must be finite, of a size near 1. `O(n²)` for the roots and
-/// `O(n³)` for the products of the joinings, less what is deflated. None where the QR iteration of a
+/// `O(n³)` for the products of the joinings, less what is deflated. None where the QL iteration of a
 /// block that is not divided does not converge.
 pub fn largest_eigenpairs(
     diagonal: &[f64],
@@ -264,6 +264,7 @@ fn ascending(values: &[f64]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_numbers::random;
 
     fn check(name: &str, diagonal: &[f64], beside: &[f64]) {
         let n = diagonal.len();
@@ -290,11 +291,7 @@ mod tests {
 
     #[test]
     fn eigenpairs_of_all_kinds_of_matrices() {
-        let mut state = 7u64;
-        let mut random = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
+        let mut random = random();
         for n in [1, 2, 3, 5, 8, 21, 64, 100, 161] {
             let ones = vec![1.0; n];
             let less = n.saturating_sub(1);
