@@ -18,11 +18,12 @@ row by row). A ratio below 1 means that the other was faster.
 """
 PARTS = """\
 Where the time goes: `python benchmarks/rates.py`, {cpu}, one thread, everything in turns, medians
-of 5 to 61 turns and of the turns' ratios. *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row,
-all else (norms, eigenproblem) within the time; *GEMM* is faer's float32 matrix product of
-1,024 x 1,024, *shaped* its product of (b, d) with (d, l). *faer's* is the time of faer's own
-eigensolver over that of ours. *Project* is the time of `project` over that of one such product of
-256 rows. *b* is the number of rows between two shrinks: 1.5 l ships.
+of 5 to 61 turns and of the turns' ratios (least - most of the turns: above 100 % is noise).
+*GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row, all else (norms, eigenproblem) within the
+time; *GEMM* is faer's float32 matrix product of 1,024 x 1,024, *shaped* its product of (b, d) with
+(d, l). *faer's* is the time of faer's own eigensolver over that of ours. *Project* is the time of
+`project` over that of one such product of 256 rows. *b* is the number of rows between two shrinks:
+1.5 l ships.
 """
 HELD = """\
 `gram` once more, with `MKL_ENABLE_INSTRUCTIONS=AVX2`: torch's products are MKL's, which holds back
@@ -87,7 +88,7 @@ def _parts(cells: list[dict[str, Any]]) -> str:
             f"{cell['gflops']:.0f}",
             f"{cell['gemm_gflops']:.0f}",
             f"{cell['shaped_gflops']:.0f}",
-            f"{cell['share_of_gemm']['median']:.0%}",
+            "{median:.0%} ({min:.0%} - {max:.0%})".format(**cell["share_of_gemm"]),
             f"{cell['eigenproblem_share']:.0%}",
             f"{cell['faer_eigenproblem_over_ours']['median']:.1f}",
             f"{cell['project_over_gemm']['median']:.2f}",
