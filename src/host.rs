@@ -13,10 +13,11 @@ use rayon::ThreadPool;
 
 use crate::aligned::aligned;
 use crate::error::Result;
-use crate::panels::{multiply, transpose, width, Left, Panel};
+use crate::panels::{multiply, width, Left, Panel};
 use crate::pool::pool;
 use crate::rows::{Factors, HostRows, Values};
 use crate::sketch::Products;
+use crate::transpose::transpose;
 
 /// Columns in one float32 sum: a chunk of 640 rows, and a panel of it, stay in a core's second cache.
 const DEPTH: usize = 1024;

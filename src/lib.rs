@@ -41,6 +41,7 @@ pub mod strata;
 #[cfg(test)]
 mod test_numbers;
 pub mod top_k;
+pub mod transpose;
 pub mod tridiagonal;
 pub mod trim;
 pub mod weighted;

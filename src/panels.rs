@@ -85,8 +85,7 @@ impl<F: FnMut(usize, &[f32])> WithSimd for Multiply<'_, F> {
         let panel = (panel, self.panel.stride / S::F32_LANES);
         let mut i = 0;
         while i < rows {
-            let data = &data[i * stride..];
-            let left = |row: usize| &data[row * stride..][..self.panel.depth];
+            let left = (&data[i * stride..], stride, self.panel.depth);
             let columns = if self.lower { i + 8 } else { usize::MAX }.min(self.panel.columns);
             i += match (rows - i, columns.div_ceil(S::F32_LANES)) {
                 (8.., 1) if S::REGISTER_COUNT >= 32 => tile::<S, 8, 1>(simd, left, panel, i, keep),
@@ -103,15 +102,18 @@ impl<F: FnMut(usize, &[f32])> WithSimd for Multiply<'_, F> {
 
 /// `HEIGHT` rows of the result from row `at` on, `ACROSS` registers of each; returns their number.
 #[inline(always)]
-fn tile<'a, S: Simd, const HEIGHT: usize, const ACROSS: usize>(
+fn tile<S: Simd, const HEIGHT: usize, const ACROSS: usize>(
     simd: S,
-    left: impl Fn(usize) -> &'a [f32],
+    (left, apart, depth): (&[f32], usize, usize),
     (panel, stride): (&[S::f32s], usize),
     at: usize,
     keep: &mut impl FnMut(usize, &[f32]),
 ) -> usize {
-    let rows: [&[f32]; HEIGHT] = std::array::from_fn(left);
-    let depth = rows[0].len();
+    // A loop and no closure: where it is not inlined, every number is checked against its row's length.
+    let mut rows: [&[f32]; HEIGHT] = [&[]; HEIGHT];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &left[i * apart..][..depth];
+    }
     let mut sums = [[simd.splat_f32s(0.0); ACROSS]; HEIGHT];
     for k in 0..depth {
         let of_panel = &panel[k * stride..][..ACROSS];
@@ -129,56 +131,6 @@ fn tile<'a, S: Simd, const HEIGHT: usize, const ACROSS: usize>(
         keep(at + row, pulp::bytemuck::cast_slice(&values));
     }
     HEIGHT
-}
-
-/// Rows become columns: `panel[k][j] ← rows[j][k]` for at most `width` rows; missing columns are 0.
-pub fn transpose(rows: Left<'_>, depth: usize, panel: &mut [f32]) {
-    Arch::new().dispatch(Transpose { rows, depth, panel });
-}
-
-/// Columns turned at a time, a cache line of each row: what is written stays in the first cache until it
-/// is whole.
-const TURNED: usize = 16;
-
-/// A struct and no closure: what a closure does is compiled without the processor's wide registers.
-struct Transpose<'a> {
-    rows: Left<'a>,
-    depth: usize,
-    panel: &'a mut [f32],
-}
-
-impl WithSimd for Transpose<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { rows, depth, panel } = self;
-        let width = REGISTERS * S::F32_LANES;
-        let panel = &mut panel[..depth * width];
-        if rows.rows < width {
-            panel.fill(0.0);
-        }
-        let row = |j: usize| &rows.data[j * rows.stride..][..depth];
-        for start in (0..depth).step_by(TURNED) {
-            let part = start..depth.min(start + TURNED);
-            let panel = &mut panel[start * width..part.end * width];
-            let mut j = 0;
-            while j + 8 <= rows.rows {
-                let eight: [&[f32]; 8] = std::array::from_fn(|i| &row(j + i)[part.clone()]);
-                for (k, out) in panel.chunks_exact_mut(width).enumerate() {
-                    for (out, row) in out[j..j + 8].iter_mut().zip(&eight) {
-                        *out = row[k];
-                    }
-                }
-                j += 8;
-            }
-            for j in j..rows.rows {
-                for (out, value) in panel.chunks_exact_mut(width).zip(&row(j)[part.clone()]) {
-                    out[j] = *value;
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -245,21 +197,5 @@ mod tests {
             seen += 1;
         });
         assert_eq!(seen, rows);
-    }
-
-    #[test]
-    fn rows_become_columns() {
-        let width = width();
-        for (rows, depth) in [(1, 3), (width, 130), (width - 1, 64), (9.min(width), 65)] {
-            let (data, mut panel) = (numbers(rows * (depth + 2)), vec![f32::NAN; depth * width]);
-            let left = Left { data: &data, stride: depth + 2, rows };
-            transpose(left, depth, &mut panel);
-            for k in 0..depth {
-                for j in 0..width {
-                    let wanted = if j < rows { data[j * (depth + 2) + k] } else { 0.0 };
-                    assert_eq!(panel[k * width + j], wanted);
-                }
-            }
-        }
     }
 }
