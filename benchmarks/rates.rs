@@ -12,7 +12,7 @@ use std::time::Instant;
 use _core::error::Result;
 use _core::host::{Host, HostBuffer};
 use _core::rows::{HostRows, Values};
-use _core::shrink::shrink;
+use _core::shrink::{shrink, whole_gram};
 use _core::sketch::{block_rows, Buffers, Products, State};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     let mut out = vec![0.0; PROJECTED * size];
 
     // From then on glibc keeps what is freed, as in every process that has freed a large tensor.
-    drop(vec![1u8; 30 << 20]);
+    drop(std::hint::black_box(vec![1u8; 30 << 20]));
     let mut sketches = BLOCKS.map(|ratio| {
         let mut state = State::new(size);
         state.block = (ratio * size as f64) as usize;
@@ -98,13 +98,7 @@ fn main() -> Result<()> {
         let basis = HostRows::new(Values::Single(sketch), dim);
         let new = host.gram(&of(block), &basis)?;
         if gram.nrows() == 0 {
-            gram = Mat::from_fn(size + block, size + block, |i, j| match (i < size, j < size) {
-                (true, true) => {
-                    f64::from(u8::from(i == j)) * sketches[2].0.spectrum.singular_values[i].powi(2)
-                }
-                // Of G Gᵀ only the lower half is given.
-                _ => new[(i.max(j) - size, i.min(j))],
-            });
+            gram = whole_gram(&sketches[2].0.spectrum.singular_values, &new, block);
         }
         timed[0].push(seconds(|| host.run(|| shrink(&gram, size).map(|_| ())))?);
         let (rows, basis_matrix) = (

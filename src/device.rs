@@ -108,19 +108,13 @@ impl Products for Torch {
         to_host(&of_delta.f_mul(&of_inputs.f_add_scalar(bias)?)?)
     }
 
-    fn gram(&self, rows: &TorchRows, sketch: &TorchRows) -> Result<Mat<f64>> {
-        let (new, old) = (rows.size()?.0, sketch.size()?.0);
-        let gram = Tensor::f_zeros([new, old + new], (Kind::Double, rows.stored.device()))?;
-        gram.f_narrow(1, 0, old)?.f_copy_(&product(rows, sketch)?)?;
-        gram.f_narrow(1, old, new)?.f_copy_(&square(rows)?)?;
-        let numbers = to_host(&gram)?;
-        let columns = (old + new) as usize;
-        Ok(Mat::from_fn(new as usize, columns, |i, j| numbers[i * columns + j]))
+    fn gram(&self, rows: &TorchRows, sketch: &TorchRows) -> Result<Vec<f64>> {
+        to_host(&Tensor::f_cat(&[product(sketch, rows)?, square(rows)?], 0)?)
     }
 
     fn rotate(&self, rotation: &Mat<f64>, rows: &TorchRows, sketch: &mut Tensor) -> Result<()> {
-        let size = rotation.nrows() as i64;
-        let rotation = from_host(rotation, sketch.device())?;
+        let size = rotation.ncols() as i64;
+        let rotation = turned(rotation, sketch.device())?;
         let of_sketch = rotation.f_narrow(1, 0, size)?;
         let of_rows = rotation.f_narrow(1, size, rows.size()?.0)?;
         for (start, columns) in steps(0, sketch.size()[1], ROTATED) {
@@ -155,7 +149,7 @@ impl Products for Torch {
         sums: &mut Tensor,
     ) -> Result<()> {
         let device = rows.stored.device();
-        let weights = from_host(weights, device)?;
+        let weights = turned(weights, device)?;
         let classes: Vec<i64> = classes.iter().map(|class| *class as i64).collect();
         let classes = Tensor::f_from_slice(&classes)?.f_to_device(device)?;
         for (start, columns) in steps(0, rows.size()?.1, ROTATED) {
@@ -222,10 +216,10 @@ fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(Vec::try_from(&flat)?)
 }
 
-fn from_host(matrix: &Mat<f64>, device: Device) -> Result<Tensor> {
-    let (rows, columns) = (matrix.nrows(), matrix.ncols());
-    let numbers: Vec<f32> =
-        (0..rows * columns).map(|at| matrix[(at / columns, at % columns)] as f32).collect();
+/// The columns of a matrix, as rows on a device.
+fn turned(matrix: &Mat<f64>, device: Device) -> Result<Tensor> {
+    let columns = (0..matrix.ncols()).flat_map(|j| matrix.col_as_slice(j));
+    let numbers: Vec<f32> = columns.map(|value| *value as f32).collect();
     let flat = Tensor::f_from_slice(&numbers)?;
-    Ok(flat.f_view([rows as i64, columns as i64])?.f_to_device(device)?)
+    Ok(flat.f_view([matrix.ncols() as i64, matrix.nrows() as i64])?.f_to_device(device)?)
 }

@@ -48,12 +48,10 @@ pub fn largest(matrix: &Mat<f64>, wanted: usize) -> Result<Eigenpairs> {
     }
     let exponent = top.log2().floor().clamp(-1000.0, 1000.0) as i32;
     let factor = 2f64.powi(-exponent);
-    let scaled = || Scale(factor) * matrix;
-
     let is_right = |pairs: &Eigenpairs| is_accurate(matrix, factor, pairs);
-    let found = divided(scaled(), wanted)
+    let found = divided(matrix, factor, wanted)
         .filter(is_right)
-        .or_else(|| by_qr(&scaled(), wanted).filter(is_right));
+        .or_else(|| by_qr(&(Scale(factor) * matrix), wanted).filter(is_right));
     let mut found = found.ok_or_else(|| {
         Error::Numerics(format!("the eigenproblem of the {n} x {n} Gram matrix did not converge"))
     })?;
@@ -69,9 +67,9 @@ fn largest_magnitude(matrix: &Mat<f64>) -> f64 {
     f64::from_bits(bits.max().unwrap_or_default())
 }
 
-/// `Q T Qᵀ` with T tridiagonal; the eigenvectors of T that are wanted, times Q.
-fn divided(matrix: Mat<f64>, wanted: usize) -> Option<Eigenpairs> {
-    let form = Tridiagonal::of(matrix);
+/// Of `factor · matrix = Q T Qᵀ` with T tridiagonal: the eigenvectors of T that are wanted, times Q.
+fn divided(matrix: &Mat<f64>, factor: f64, wanted: usize) -> Option<Eigenpairs> {
+    let form = Tridiagonal::of(matrix, factor);
     let (values, mut vectors) = largest_eigenpairs(&form.diagonal, &form.beside, wanted)?;
     form.turn_back(&mut vectors);
     Some(Eigenpairs { values, vectors })
@@ -149,7 +147,7 @@ mod tests {
     #[test]
     fn both_ways_agree() {
         let gram = gram_of(90, 120, 0.1);
-        let (one, two) = (divided(gram.clone(), 30).unwrap(), by_qr(&gram, 30).unwrap());
+        let (one, two) = (divided(&gram, 1.0, 30).unwrap(), by_qr(&gram, 30).unwrap());
         for (one, two) in one.values.iter().zip(&two.values) {
             assert!((one - two).abs() < 1e-12);
         }
@@ -161,7 +159,7 @@ mod tests {
     fn wrong_pairs_are_noticed() {
         let gram = gram_of(30, 60, 0.1);
         let spoilt = |spoil: &dyn Fn(&mut Eigenpairs)| {
-            let mut pairs = divided(gram.clone(), 10).unwrap();
+            let mut pairs = divided(&gram, 1.0, 10).unwrap();
             assert!(is_accurate(&gram, 1.0, &pairs));
             spoil(&mut pairs);
             is_accurate(&gram, 1.0, &pairs)

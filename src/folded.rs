@@ -13,7 +13,7 @@ use crate::sketch::{column_scale, Products};
 pub struct Folded {
     /// `[S; G][S; G]ᵀ` (m, m) of the rows before.
     pub gram: Mat<f64>,
-    /// R (l, m): the new sketch is `R [S; G]`.
+    /// `Rᵀ` (m, l): the new sketch is `R [S; G]`.
     pub rotation: Mat<f64>,
     /// Of the new sketch (l).
     pub singular_values: Vec<f64>,
@@ -24,7 +24,7 @@ pub struct Folded {
 impl Folded {
     /// `S [S; G]ᵀ` (l, m) of some of the columns, S the new sketch: coordinates of the rows there.
     fn sketched(&self, columns: Range<usize>) -> Mat<f64> {
-        &self.rotation * self.gram.subcols(columns.start, columns.len())
+        self.rotation.transpose() * self.gram.subcols(columns.start, columns.len())
     }
 
     /// `T = S [S; G]ᵀ Σ⁻²` of the orthogonal rows of an old sketch, from row `start` of `[S; G]` on,
@@ -67,7 +67,7 @@ impl Folded {
         if carried.is_empty() {
             return Ok(());
         }
-        let size = self.rotation.nrows();
+        let size = self.rotation.ncols();
         let count = self.gram.ncols() - size;
         let sketched = self.sketched(size..size + count); // (l, b)
         let mut classes: Vec<usize> = class_ids.iter().map(|id| *id as usize).collect();
@@ -76,11 +76,11 @@ impl Folded {
         for (orthonormal, sums) in carried.iter().zip(sums) {
             let scale = column_scale(&self.singular_values, *orthonormal);
             let root = if *orthonormal { 1.0 } else { weight.sqrt() };
-            let mut weights = Mat::zeros(classes.len(), count);
+            let mut weights = Mat::zeros(count, classes.len());
             for (i, id) in class_ids.iter().enumerate() {
                 let squared: f64 = (0..size).map(|j| (scale[j] * sketched[(j, i)]).powi(2)).sum();
                 if let (Ok(place), true) = (classes.binary_search(&(*id as usize)), squared > 0.0) {
-                    weights[(place, i)] = root / squared.sqrt();
+                    weights[(i, place)] = root / squared.sqrt();
                 }
             }
             products.add_sums(&weights, rows, &classes, sums)?;

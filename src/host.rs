@@ -169,11 +169,11 @@ impl Products for Host {
         Ok(norms)
     }
 
-    /// (b, l + b): `[G Sᵀ, lower half of G Gᵀ]`.
-    fn gram(&self, rows: &HostRows<'_>, sketch: &HostRows<'_>) -> Result<Mat<f64>> {
+    fn gram(&self, rows: &HostRows<'_>, sketch: &HostRows<'_>) -> Result<Vec<f64>> {
         let (new, old, by_factors) = (rows.len(), sketch.len(), rows.factors().is_some());
-        // [S; G] Gᵀ, row-major (l + b, b): panels are columns of Gᵀ.
-        let sums = self.sum_over_columns(rows.width(), (old + new) * new, |columns, work, sums| {
+        let numbers = (old + new) * new;
+        // Panels are columns of Gᵀ.
+        let mut sums = self.sum_over_columns(rows.width(), numbers, |columns, work, sums| {
             let depth = columns.len();
             let Work { gathered: [of_old, of_new], panels } = work;
             let old_rows = left_of(sketch, &columns, of_old);
@@ -191,14 +191,15 @@ impl Products for Host {
                 }
             }
         });
-        let of_factors = self.run(|| {
-            let row = |i: usize| (0..=i).map_while(|j| rows.dot_of_factors(i, j)).collect();
-            (0..new).into_par_iter().map(row).collect::<Vec<Vec<f64>>>()
-        });
-        Ok(Mat::from_fn(new, old + new, |i, j| match j.checked_sub(old) {
-            None => sums[j * new + i],
-            Some(j) => of_factors[i].get(j).copied().unwrap_or(sums[(old + i) * new + j]),
-        }))
+        if by_factors {
+            self.run(|| {
+                sums[old * new..].par_chunks_mut(new).enumerate().for_each(|(i, row)| {
+                    let dots = (0..=i).map_while(|j| rows.dot_of_factors(i, j));
+                    row.iter_mut().zip(dots).for_each(|(place, dot)| *place = dot);
+                });
+            });
+        }
+        Ok(sums)
     }
 
     fn rotate(
@@ -207,7 +208,7 @@ impl Products for Host {
         rows: &HostRows<'_>,
         sketch: &mut HostBuffer<'_>,
     ) -> Result<()> {
-        let rotation = row_major(rotation);
+        let rotation = turned(rotation);
         self.rewrite(
             rotation.left(),
             rows,
@@ -232,7 +233,7 @@ impl Products for Host {
         classes: &[usize],
         sums: &mut HostBuffer<'_>,
     ) -> Result<()> {
-        let weights = row_major(weights);
+        let weights = turned(weights);
         self.rewrite(
             weights.left(),
             rows,
@@ -328,9 +329,11 @@ impl RowMajor {
     }
 }
 
-fn row_major(matrix: &Mat<f64>) -> RowMajor {
-    let data = matrix.row_iter().flat_map(|row| row.iter()).map(|value| *value as f32).collect();
-    RowMajor { data, rows: matrix.nrows(), columns: matrix.ncols() }
+/// The columns of a matrix, as rows.
+fn turned(matrix: &Mat<f64>) -> RowMajor {
+    let columns = (0..matrix.ncols()).flat_map(|j| matrix.col_as_slice(j));
+    let data = columns.map(|value| *value as f32).collect();
+    RowMajor { data, rows: matrix.ncols(), columns: matrix.nrows() }
 }
 
 /// The pieces of every row that belong to some columns, so that columns can be written side by side.

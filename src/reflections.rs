@@ -38,18 +38,18 @@ pub struct Tridiagonal {
 }
 
 impl Tridiagonal {
-    /// Of a symmetric matrix, finite and of a size near 1. `4/3 n³` operations.
-    pub fn of(matrix: Mat<f64>) -> Self {
+    /// Of `factor · matrix`, symmetric, finite and of a size near 1. `4/3 n³` operations.
+    pub fn of(matrix: &Mat<f64>, factor: f64) -> Self {
         let n = matrix.nrows();
         let side = n.next_multiple_of(ROWS);
         let (mut panels, mut vectors) = (Vec::new(), Vec::new());
         let panels = aligned(&mut panels, side * (side + ROWS) / 2);
-        pack(&matrix, panels);
+        pack(matrix, factor, panels);
         let less = n.saturating_sub(1);
         let mut form = Self {
             diagonal: vec![0.0; n],
             beside: vec![0.0; less],
-            reflections: matrix,
+            reflections: Mat::zeros(n, n),
             taus: vec![f64::INFINITY; less],
         };
         let vectors = aligned(&mut vectors, 4 * side);
@@ -93,7 +93,7 @@ fn top_of(k: usize) -> usize {
     k - k % ROWS
 }
 
-fn pack(matrix: &Mat<f64>, mut panels: &mut [f64]) {
+fn pack(matrix: &Mat<f64>, factor: f64, mut panels: &mut [f64]) {
     let n = matrix.nrows();
     let side = n.next_multiple_of(ROWS);
     for first in (0..n).step_by(COLUMNS) {
@@ -103,7 +103,9 @@ fn pack(matrix: &Mat<f64>, mut panels: &mut [f64]) {
             let column = &matrix.col_as_slice(first + c)[top_of(first)..];
             for (square, values) in panel.chunks_exact_mut(ROWS * COLUMNS).zip(column.chunks(ROWS))
             {
-                square[c * ROWS..][..values.len()].copy_from_slice(values);
+                for (place, value) in square[c * ROWS..].iter_mut().zip(values) {
+                    *place = factor * value;
+                }
             }
         }
     }
@@ -287,7 +289,7 @@ mod tests {
                 false => 0.0,
             });
             for matrix in [dense, graded, sparse, rank_one, arrow, Mat::zeros(n, n)] {
-                let form = Tridiagonal::of(matrix.clone());
+                let form = Tridiagonal::of(&matrix, 1.0);
                 let mut turned = Mat::<f64>::identity(n, n);
                 form.turn_back(&mut turned);
                 let product = turned.transpose() * &turned - Mat::<f64>::identity(n, n);

@@ -11,15 +11,40 @@ use crate::error::Result;
 /// Eigenvalues below this share of the largest are rounding noise of the float32 products.
 const NULL_SHARE: f64 = 1e-12;
 
+/// Columns of the Gram matrix that are written side by side: the lines they are in stay in the first
+/// cache.
+const SIDE_BY_SIDE: usize = 16;
+
 /// What one shrink does to the rows `[S; G]`.
 #[derive(Debug)]
 pub struct ShrinkMap {
-    /// `R` (l, m): the new sketch is `R [S; G]`.
+    /// `Rᵀ` (m, l): the new sketch is `R [S; G]`.
     pub rotation: Mat<f64>,
     /// Lengths of the new sketch's rows, descending; 0 for a missing row.
     pub singular_values: Vec<f64>,
     /// What the certificate's Δ grows by.
     pub shrinkage: f64,
+}
+
+/// `[S; G][S; G]ᵀ` of `count` new rows, given `[S; G] Gᵀ`: the sketch's own block is diagonal and known.
+pub fn whole_gram(singular_values: &[f64], new: &[f64], count: usize) -> Mat<f64> {
+    let size = singular_values.len();
+    let mut gram = Mat::zeros(size + count, size + count);
+    let given = |i: usize| if i < size { count } else { i - size + 1 };
+    for (i, values) in new.chunks_exact(count).enumerate() {
+        gram.col_as_slice_mut(i)[size..][..given(i)].copy_from_slice(&values[..given(i)]);
+    }
+    for (i, value) in singular_values.iter().enumerate() {
+        gram[(i, i)] = value.powi(2);
+    }
+    for first in (0..count).step_by(SIDE_BY_SIDE) {
+        for (i, values) in new.chunks_exact(count).enumerate() {
+            for j in first..given(i).min(first + SIDE_BY_SIDE) {
+                gram[(i, size + j)] = values[j];
+            }
+        }
+    }
+    gram
 }
 
 /// Shrinks m rows, given by their Gram matrix (m, m), to `sketch_size`.
@@ -38,20 +63,20 @@ pub fn shrink(gram: &Mat<f64>, sketch_size: usize) -> Result<ShrinkMap> {
     let null = NULL_SHARE * eigenvalue(0).max(0.0);
 
     let mut shrinkage = cut;
-    let mut rotation = Mat::zeros(sketch_size, rows);
+    let mut rotation = Mat::zeros(rows, sketch_size);
     let mut singular_values = vec![0.0; sketch_size];
-    for j in 0..kept {
+    for (j, length) in singular_values.iter_mut().enumerate().take(kept) {
         let value = eigenvalue(j);
         if value <= null {
             shrinkage = shrinkage.max(value); // eigenvalues descend: the first null one is largest
             break;
         }
         let left = (value - cut).max(0.0);
-        singular_values[j] = left.sqrt();
+        *length = left.sqrt();
         let scale = (left / value).sqrt();
-        let vector = vectors.col(kept - 1 - j);
-        for i in 0..rows {
-            rotation[(j, i)] = scale * vector[i];
+        let vector = vectors.col_as_slice(kept - 1 - j);
+        for (place, value) in rotation.col_as_slice_mut(j).iter_mut().zip(vector) {
+            *place = scale * value;
         }
     }
     Ok(ShrinkMap { rotation, singular_values, shrinkage })
@@ -61,6 +86,29 @@ pub fn shrink(gram: &Mat<f64>, sketch_size: usize) -> Result<ShrinkMap> {
 mod tests {
     use super::*;
     use crate::error::Error;
+
+    #[test]
+    fn the_gram_matrix_is_whole() {
+        for (size, count) in [(1, 1), (5, 3), (3, 40), (20, 17)] {
+            // Of the new rows' own products, those above the diagonal are not read.
+            let new = |i: usize, j: usize| match i < size || i - size >= j {
+                true => (i * count + j) as f64,
+                false => f64::NAN,
+            };
+            let given: Vec<f64> =
+                (0..(size + count) * count).map(|at| new(at / count, at % count)).collect();
+            let lengths: Vec<f64> = (1..=size).map(|i| i as f64).collect();
+            let wanted =
+                Mat::from_fn(size + count, size + count, |i, j| match (i.max(j), i.min(j)) {
+                    (high, low) if high < size => {
+                        f64::from(u8::from(high == low)) * lengths[low] * lengths[low]
+                    }
+                    (high, low) if low < size => new(low, high - size),
+                    (high, low) => new(high, low - size),
+                });
+            assert_eq!(whole_gram(&lengths, &given, count), wanted);
+        }
+    }
 
     #[test]
     fn keeps_everything_below_the_rank() {

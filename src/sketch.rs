@@ -14,7 +14,7 @@ use crate::coordinates::Coordinates;
 use crate::error::{Error, Result};
 use crate::folded::Folded;
 use crate::rows::Factors;
-use crate::shrink::{shrink, ShrinkMap};
+use crate::shrink::{shrink, whole_gram, ShrinkMap};
 
 /// The long products that a sketch needs, for one kind of memory: `host.rs` or `device.rs`.
 pub trait Products: Send + Sync {
@@ -39,9 +39,9 @@ pub trait Products: Send + Sync {
     fn copy(&self, from: &Self::Rows<'_>, to: &mut Self::Buffer<'_>, at: usize) -> Result<()>;
     /// `‖g_i‖²` of each row, in float64.
     fn squared_norms(&self, rows: &Self::Rows<'_>) -> Result<Vec<f64>>;
-    /// `[G Sᵀ, G Gᵀ]` (b, l + b) in float64; of `G Gᵀ` only the lower half is used.
-    fn gram(&self, rows: &Self::Rows<'_>, sketch: &Self::Rows<'_>) -> Result<Mat<f64>>;
-    /// `S ← R [S; G]`, in place.
+    /// `[S; G] Gᵀ` (l + b, b) in float64, row by row; of `G Gᵀ` only the lower half is used.
+    fn gram(&self, rows: &Self::Rows<'_>, sketch: &Self::Rows<'_>) -> Result<Vec<f64>>;
+    /// `S ← R [S; G]`, in place, given `Rᵀ`.
     fn rotate(
         &self,
         rotation: &Mat<f64>,
@@ -56,7 +56,7 @@ pub trait Products: Send + Sync {
         column_scale: &[f64],
         out: &mut Self::Buffer<'_>,
     ) -> Result<()>;
-    /// `sums[classes[p]] += Σ_i weights[p, i] g_i`: weighted sums of rows (b, d) by class.
+    /// `sums[classes[p]] += Σ_i weights[i, p] g_i`: weighted sums of rows (b, d) by class.
     fn add_sums(
         &self,
         weights: &Mat<f64>,
@@ -301,18 +301,8 @@ impl State {
         count: usize,
     ) -> Result<Folded> {
         let size = self.sketch_size();
-        let new = products.gram(rows, &products.read(sketch, 0..size)?)?; // (b, l + b)
-        let mut gram = Mat::zeros(size + count, size + count);
-        for j in 0..size + count {
-            if j < size {
-                // The sketch's own block is diagonal and known.
-                gram[(j, j)] = self.spectrum.singular_values[j].powi(2);
-            }
-            for i in j.saturating_sub(size)..count {
-                gram[(size + i, j)] = new[(i, j)];
-                gram[(j, size + i)] = new[(i, j)];
-            }
-        }
+        let new = products.gram(rows, &products.read(sketch, 0..size)?)?;
+        let gram = whole_gram(&self.spectrum.singular_values, &new, count);
         let ShrinkMap { rotation, singular_values, shrinkage } = shrink(&gram, size)?;
         products.rotate(&rotation, rows, sketch)?;
         let before = std::mem::replace(&mut self.spectrum.singular_values, singular_values.clone());
