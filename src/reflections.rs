@@ -1,9 +1,10 @@
 //! A symmetric matrix becomes tridiagonal by Householder reflections, one column after another.
 //!
-//! With `H = I − v vᵀ / τ`, `H K H = K − v wᵀ − w vᵀ`. One pass over what is left of K brings it up to
-//! date with the last reflection and multiplies it by the v of the next, so that K is read and written
-//! once a column: J. Dongarra, D. Sorensen and S. Hammarling, "Block reduction of matrices to condensed
-//! forms for eigenvalue computations", J. Comput. Appl. Math. 1989.
+//! With `H = I − v vᵀ / τ`, `H K H = K − v wᵀ − w vᵀ`. Two reflections wait until one pass over what is
+//! left of K brings it up to date with both and multiplies it by the v of the next; the product with the
+//! v between is corrected for what waits. So K is read once a column and written every other: J. Dongarra,
+//! D. Sorensen and S. Hammarling, "Block reduction of matrices to condensed forms for eigenvalue
+//! computations", J. Comput. Appl. Math. 1989.
 //!
 //! K is kept in panels of four columns, each from its diagonal down. A panel is made of squares of
 //! eight rows, one column of a square after the other: a pass reads memory from end to end. The squares
@@ -52,7 +53,7 @@ impl Tridiagonal {
             reflections: Mat::zeros(n, n),
             taus: vec![f64::INFINITY; less],
         };
-        let vectors = aligned(&mut vectors, 4 * side);
+        let vectors = aligned(&mut vectors, 6 * side);
         Arch::new().dispatch(Reduce { panels, vectors, side, form: &mut form });
         form
     }
@@ -114,7 +115,7 @@ fn pack(matrix: &Mat<f64>, factor: f64, mut panels: &mut [f64]) {
 /// A struct and no closure: what a closure does is compiled without the processor's wide registers.
 struct Reduce<'a> {
     panels: &'a mut [f64],
-    vectors: &'a mut [f64], // v and w of the last reflection and of the next
+    vectors: &'a mut [f64], // v and w of the two reflections that wait and of the next
     side: usize,
     form: &'a mut Tridiagonal,
 }
@@ -126,21 +127,22 @@ impl WithSimd for Reduce<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { mut panels, vectors, side, form } = self;
         let n = form.diagonal.len();
-        let (last, next) = vectors.split_at_mut(2 * side);
-        let (last_v, last_w) = last.split_at_mut(side);
+        let (waiting, next) = vectors.split_at_mut(4 * side);
         let (v, w) = next.split_at_mut(side);
+        let mut count = 0; // of those that wait
         for k in 0..n {
             if k > 0 && k % COLUMNS == 0 {
                 let before = (side - top_of(k - COLUMNS)) * COLUMNS;
                 panels = &mut std::mem::take(&mut panels)[before..];
             }
-            let (of_v, of_w) = (last_v[k], last_w[k]);
             let own = panels.chunks_exact(ROWS * COLUMNS);
             let own = own.map(|square| &square[k % COLUMNS * ROWS..][..ROWS]);
             for (i, values) in (top_of(k)..side).step_by(ROWS).zip(own) {
-                for (i, value) in (i..i + ROWS).zip(values) {
-                    v[i] = value - (last_v[i] * of_w + last_w[i] * of_v);
-                }
+                v[i..i + ROWS].copy_from_slice(values);
+            }
+            for last in waiting.chunks_exact(2 * side).take(count) {
+                let (last_v, last_w) = last.split_at(side);
+                subtract(v, (last_v, last_w[k]), (last_w, last_v[k]));
             }
             form.diagonal[k] = v[k];
             if k + 1 == n {
@@ -158,17 +160,27 @@ impl WithSimd for Reduce<'_> {
             let (mut rest, mut j) = (&mut *panels, k - k % COLUMNS);
             while j < side {
                 let (panel, after) = rest.split_at_mut((side - top_of(j)) * COLUMNS);
-                pass(simd, panel, j, (last_v, last_w), v, w);
+                match count {
+                    2 => pass::<S, 4>(simd, panel, j, waiting, v, w),
+                    _ => pass::<S, 0>(simd, panel, j, waiting, v, w),
+                }
                 (rest, j) = (after, j + COLUMNS);
+            }
+            count %= 2; // a pass takes both or none
+            for last in waiting.chunks_exact(2 * side).take(count) {
+                let (last_v, last_w) = last.split_at(side);
+                subtract(w, (last_v, dot(simd, last_w, v)), (last_w, dot(simd, last_v, v)));
             }
             // p = K v / τ, w = p − (pᵀv / 2τ) v.
             w[..=k].fill(0.0);
             let scale = 1.0 / tau;
             let half = 0.5 * scale * dot(simd, v, w);
+            let (last_v, last_w) = waiting[count * 2 * side..][..2 * side].split_at_mut(side);
             for ((last_w, w), v) in last_w.iter_mut().zip(&*w).zip(&*v) {
                 *last_w = scale * (w - half * v);
             }
             last_v.copy_from_slice(v);
+            count += 1;
         }
     }
 }
@@ -195,6 +207,14 @@ fn reflect(x: &mut [f64]) -> (f64, f64) {
     (-length, 0.5 * (1.0 + square * inverse * inverse))
 }
 
+/// `x ← x − a y − b z`.
+#[inline(always)]
+fn subtract(x: &mut [f64], (y, a): (&[f64], f64), (z, b): (&[f64], f64)) {
+    for ((x, y), z) in x.iter_mut().zip(y).zip(z) {
+        *x -= a * y + b * z;
+    }
+}
+
 #[inline(always)]
 fn dot<S: Simd>(simd: S, one: &[f64], two: &[f64]) -> f64 {
     let mut sum = simd.splat_f64s(0.0);
@@ -204,28 +224,33 @@ fn dot<S: Simd>(simd: S, one: &[f64], two: &[f64]) -> f64 {
     simd.reduce_sum_f64s(sum)
 }
 
-/// The panel of columns j to j + 4 becomes its part of `K ← K − v wᵀ − w vᵀ`, `last` being (v, w); what
-/// it and the same numbers above the diagonal add to `K next` is added to `out`.
+/// The panel of columns j to j + 4 becomes its part of `K ← K − v wᵀ − w vᵀ` for the first `VECTORS`, v
+/// and w by turns, of those that wait; what it and the same numbers above the diagonal add to `K next`
+/// is added to `out`.
 #[inline(always)]
-fn pass<S: Simd>(
+fn pass<S: Simd, const VECTORS: usize>(
     simd: S,
     panel: &mut [f64],
     j: usize,
-    last: (&[f64], &[f64]),
+    waiting: &[f64],
     next: &[f64],
     out: &mut [f64],
 ) {
     let zero = simd.splat_f64s(0.0);
-    let (mut v, mut w, mut x, mut sums) =
-        ([zero; COLUMNS], [zero; COLUMNS], [zero; COLUMNS], [zero; COLUMNS]);
+    let top = top_of(j);
+    let mut of_rows: [&[S::f64s]; VECTORS] = [&[]; VECTORS];
+    let mut of_columns = [[zero; COLUMNS]; VECTORS];
+    for (at, vector) in waiting.chunks_exact(next.len()).take(VECTORS).enumerate() {
+        of_rows[at] = S::as_simd_f64s(&vector[top..]).0;
+        for c in 0..COLUMNS {
+            of_columns[at ^ 1][c] = simd.splat_f64s(-vector[j + c]);
+        }
+    }
+    let (mut x, mut sums) = ([zero; COLUMNS], [zero; COLUMNS]);
     for c in 0..COLUMNS {
-        v[c] = simd.splat_f64s(-last.0[j + c]);
-        w[c] = simd.splat_f64s(-last.1[j + c]);
         x[c] = simd.splat_f64s(next[j + c]);
     }
-    let top = top_of(j);
-    let [last_v, last_w, next] =
-        [last.0, last.1, next].map(|values| S::as_simd_f64s(&values[top..]).0);
+    let next = S::as_simd_f64s(&next[top..]).0;
     let totals = S::as_mut_simd_f64s(&mut out[top..]).0;
     let registers = ROWS / S::F64_LANES;
     let mut i = 0;
@@ -234,12 +259,16 @@ fn pass<S: Simd>(
         for part in 0..registers {
             let mut total = totals[i];
             for c in 0..COLUMNS {
-                let value = &mut square[c * registers + part];
-                let new = simd.mul_add_e_f64s(last_v[i], w[c], *value);
-                let new = simd.mul_add_e_f64s(last_w[i], v[c], new);
-                *value = new;
-                total = simd.mul_add_e_f64s(new, x[c], total);
-                sums[c] = simd.mul_add_e_f64s(new, next[i], sums[c]);
+                let place = &mut square[c * registers + part];
+                let mut value = *place;
+                for (of_row, of_column) in of_rows.iter().zip(&of_columns) {
+                    value = simd.mul_add_e_f64s(of_row[i], of_column[c], value);
+                }
+                if VECTORS > 0 {
+                    *place = value;
+                }
+                total = simd.mul_add_e_f64s(value, x[c], total);
+                sums[c] = simd.mul_add_e_f64s(value, next[i], sums[c]);
             }
             totals[i] = total;
             i += 1;
