@@ -66,7 +66,7 @@ impl WithSimd for Copies<'_> {
 /// Turns what it can within registers; returns how many rows, of how many columns.
 #[cfg(target_arch = "x86_64")]
 fn turn_squares(rows: Left<'_>, depth: usize, panel: &mut [f32]) -> (usize, usize) {
-    let Some(simd) = pulp::x86::V4::try_new() else { return (0, 0) };
+    let Arch::V4(simd) = Arch::new() else { return (0, 0) };
     simd.vectorize(squares::Squares { simd, rows, depth, panel });
     (rows.rows - rows.rows % squares::SIDE, depth - depth % squares::SIDE)
 }
