@@ -103,7 +103,7 @@ mod squares {
             let Self { simd, rows, depth, panel } = self;
             let width = width();
             let row = |j: usize| rows.data[j * rows.stride..][..depth].as_chunks::<SIDE>().0;
-            for j in (0..=rows.rows).step_by(SIDE).skip(1).map(|end| end - SIDE) {
+            for j in (0..rows.rows / SIDE).map(|square| square * SIDE) {
                 let square: [&[[f32; SIDE]]; SIDE] = std::array::from_fn(|i| row(j + i));
                 for (k, panel) in panel.chunks_exact_mut(SIDE * width).enumerate() {
                     let mut turned = [simd.avx512f._mm512_setzero_ps(); SIDE];
@@ -119,8 +119,9 @@ mod squares {
         }
     }
 
-    /// Number c of register r is number r of register c. Its place has the eight bits (r, c): to
-    /// interleave register i with register i + 8 turns them round by one, four times by half.
+    /// Number c of register r becomes number r of register c. To interleave register i with register
+    /// i + 8 moves the eight bits (r, c) of every place round by one; done four times, r and c change
+    /// places.
     #[inline(always)]
     fn turn(simd: V4, rows: [__m512; SIDE]) -> [__m512; SIDE] {
         let of = |half: usize| -> __m512i {
