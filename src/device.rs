@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::rows::Factors;
-use crate::sketch::Products;
+use crate::sketch::{columns_of, Products};
 
 /// Columns in one float32 product; the sums across products are float64.
 const CHUNK: i64 = 8192;
@@ -218,8 +218,6 @@ fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
 
 /// The columns of a matrix, as rows on a device.
 fn turned(matrix: &Mat<f64>, device: Device) -> Result<Tensor> {
-    let columns = (0..matrix.ncols()).flat_map(|j| matrix.col_as_slice(j));
-    let numbers: Vec<f32> = columns.map(|value| *value as f32).collect();
-    let flat = Tensor::f_from_slice(&numbers)?;
+    let flat = Tensor::f_from_slice(&columns_of(matrix))?;
     Ok(flat.f_view([matrix.ncols() as i64, matrix.nrows() as i64])?.f_to_device(device)?)
 }

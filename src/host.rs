@@ -16,10 +16,10 @@ use crate::error::Result;
 use crate::panels::{multiply, width, Left, Panel};
 use crate::pool::pool;
 use crate::rows::{Factors, HostRows, Values};
-use crate::sketch::Products;
+use crate::sketch::{columns_of, Products};
 use crate::transpose::transpose;
 
-/// Columns in one float32 sum: a chunk of 640 rows, and a panel of it, stay in a core's second cache.
+/// Columns in one float32 sum: a chunk of 160 rows, and a panel of it, stay in a core's second cache.
 const DEPTH: usize = 1024;
 /// Numbers from one gathered row to the next: no power of two, whose rows would share cache lines.
 const STRIDE: usize = DEPTH + 16;
@@ -331,9 +331,7 @@ impl RowMajor {
 
 /// The columns of a matrix, as rows.
 fn turned(matrix: &Mat<f64>) -> RowMajor {
-    let columns = (0..matrix.ncols()).flat_map(|j| matrix.col_as_slice(j));
-    let data = columns.map(|value| *value as f32).collect();
-    RowMajor { data, rows: matrix.ncols(), columns: matrix.nrows() }
+    RowMajor { data: columns_of(matrix), rows: matrix.ncols(), columns: matrix.nrows() }
 }
 
 /// The pieces of every row that belong to some columns, so that columns can be written side by side.

@@ -331,6 +331,11 @@ fn check_norms(squared_norms: &[f64], before: f64) -> Result<()> {
     Ok(())
 }
 
+/// A matrix column by column, for float32 products.
+pub fn columns_of(matrix: &Mat<f64>) -> Vec<f32> {
+    (0..matrix.ncols()).flat_map(|j| matrix.col_as_slice(j)).map(|value| *value as f32).collect()
+}
+
 /// Factors that turn `S g` into the coordinates of a basis: 1, or `1/σ_j` (0 on a missing row).
 pub fn column_scale(singular_values: &[f64], orthonormal: bool) -> Vec<f64> {
     let scale = |value: &f64| match (orthonormal, *value > 0.0) {
