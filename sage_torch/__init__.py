@@ -43,7 +43,7 @@ from sage_torch.select import select_subset
 from sage_torch.selection import Certificate, Selection
 from sage_torch.stream import SageStream
 
-__version__ = "0.1.0"
+from sage_torch.version import __version__
 
 __all__ = [
     "Certificate",

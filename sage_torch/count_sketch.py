@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sage_torch import _core
+import sage_torch._core as _core
 
 __all__ = ["DEFAULT_WIDTH", "CountSketch"]
 

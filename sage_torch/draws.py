@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 
 _VALUES = 2**62  # numbers drawn lie below: each fits an int64, and is a seed in its turn
 

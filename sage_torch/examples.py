@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.fingerprint import same_contents
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch

@@ -66,7 +66,7 @@ def fingerprint(
     Cost:
         One reading of the model's memory and of the labels.
     """
-    from sage_torch import __version__
+    from sage_torch.version import __version__
 
     read = dataset if options.score_dataset is None else options.score_dataset
     asked = {name: v for name, v in options.as_json().items() if name not in _INDIFFERENT}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch._core import SageError
 from sage_torch.classes import ClassBook
 from sage_torch.gradients.outer import given_by, size_of

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.gradients.outer import Rows, given_by
 from sage_torch.options import Basis
 from sage_torch.pass_1 import Sketched

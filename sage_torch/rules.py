@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.classes import ClassBook
 from sage_torch.draws import Draws
 from sage_torch.options import STREAMED, Options

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.classes import ClassBook
 from sage_torch.distributed import Ranks, ranks
 from sage_torch.gradients import (
@@ -376,7 +376,7 @@ def _labels(classes: ClassBook) -> NDArray[np.int64] | None:
 
 
 def _settings(options: Options, k: int, chosen: Chosen, shards: int) -> dict[str, Any]:
-    from sage_torch import __version__
+    from sage_torch.version import __version__
 
     return options.as_json() | {
         "k": k,

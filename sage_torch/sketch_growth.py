@@ -13,7 +13,7 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.classes import ClassBook
 from sage_torch.gradients.outer import Rows, add_to, part_of
 from sage_torch.shards import Shard

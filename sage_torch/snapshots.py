@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.archive import lock, pack, unpack, write_whole
 from sage_torch.fingerprint import digest_of, short
 from sage_torch.selection import Selection

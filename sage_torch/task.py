@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.compression import compressed
 from sage_torch.distributed import Ranks
 from sage_torch.examples import Examples

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.gradients import GradientComputer, rows_of
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.last_layer import LastLayerGradients

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.classes import ClassBook
 from sage_torch.compression import compressed
 from sage_torch.draws import whole_number

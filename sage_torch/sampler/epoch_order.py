@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.draws import whole_number
 
 _VALUES = 2**62  # what names a repetition lies below, and is a seed in its turn

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sage_torch import _core
+import sage_torch._core as _core
 from sage_torch.compression import compressed
 from sage_torch.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
