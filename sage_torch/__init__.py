@@ -42,7 +42,6 @@ from sage_torch.sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection import Certificate, Selection
 from sage_torch.stream import SageStream
-
 from sage_torch.version import __version__
 
 __all__ = [

@@ -19,7 +19,7 @@ from sage_torch.gradients.functional import FunctionalGradients
 from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
-from sage_torch.gradients.projected import ProjectedGradients
+from sage_torch.gradients.projected.projected_gradients import ProjectedGradients
 
 __all__ = [
     "Batch",

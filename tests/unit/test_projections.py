@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sage_torch.gradients.projections import Block, SideMap
+from sage_torch.gradients.projected.maps import Block, SideMap
 
 CPU = torch.device("cpu")
 # Never to be changed: what was saved under a seed must fit what is computed later.

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
-from sage_torch.gradients.projections import Block
+from sage_torch.gradients.projected.maps import Block
 
 __all__ = ["refuse_if_examples_interact", "tolerance_of", "wrong_blocks"]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sage_torch.gradients.projections import Block, SideMap, matrix_form, project
+from sage_torch.gradients.projected.maps import Block, SideMap, matrix_form, project
 
 __all__ = ["DerivedTarget", "ParameterTarget", "Target", "add_whole"]
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sage_torch.gradients.recording import Call
-from sage_torch.gradients.targets import add_whole
+from sage_torch.gradients.projected.columns import add_whole
+from sage_torch.gradients.projected.recorder import Call
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 

@@ -20,15 +20,15 @@ from sage_torch.gradients.parameters import (
     choose_parameters,
     covers_whole_network,
 )
-from sage_torch.gradients.projections import Block
-from sage_torch.gradients.recording import UnsupportedUseError, Uses
-from sage_torch.gradients.running import WatchedModel
-from sage_torch.gradients.self_check import (
+from sage_torch.gradients.projected.maps import Block
+from sage_torch.gradients.projected.recorder import UnsupportedUseError, Uses
+from sage_torch.gradients.projected.self_check import (
     refuse_if_examples_interact,
     tolerance_of,
     wrong_blocks,
 )
-from sage_torch.gradients.tracking import UnstableModelError, name_of
+from sage_torch.gradients.projected.uses import UnstableModelError, name_of
+from sage_torch.gradients.projected.watched_model import WatchedModel
 
 __all__ = ["ProjectedGradients"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sage_torch.gradients.chunks import is_out_of_memory
-from sage_torch.gradients.projections import Block
-from sage_torch.gradients.targets import DerivedTarget, ParameterTarget, Target
-from sage_torch.gradients.tracking import Function, ParameterFunctions, Use, tensors_in
+from sage_torch.gradients.projected.columns import DerivedTarget, ParameterTarget, Target
+from sage_torch.gradients.projected.maps import Block
+from sage_torch.gradients.projected.uses import Function, ParameterFunctions, Use, tensors_in
 
 __all__ = ["Call", "Recorder", "Rule", "UnsupportedUseError", "Uses"]
 

@@ -17,11 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sage_torch.gradients.elementwise import add, by_vmap, expand, multiply, repeat, subtract
-from sage_torch.gradients.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from sage_torch.gradients.recording import Call, Rule
-from sage_torch.gradients.targets import Target, add_whole
-from sage_torch.gradients.tracking import Layout
+from sage_torch.gradients.projected.columns import Target, add_whole
+from sage_torch.gradients.projected.elementwise import (
+    add,
+    by_vmap,
+    expand,
+    multiply,
+    repeat,
+    subtract,
+)
+from sage_torch.gradients.projected.norms import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
+from sage_torch.gradients.projected.recorder import Call, Rule
+from sage_torch.gradients.projected.uses import Layout
 
 __all__ = ["RULES", "by_vmap"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sage_torch.gradients.recording import Call
-from sage_torch.gradients.targets import add_whole
+from sage_torch.gradients.projected.columns import add_whole
+from sage_torch.gradients.projected.recorder import Call
 
 __all__ = ["add", "by_vmap", "expand", "multiply", "repeat", "subtract"]
 

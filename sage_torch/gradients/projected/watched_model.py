@@ -11,12 +11,12 @@ from torch.func import functional_call
 
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.layers import RULES, by_vmap
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
-from sage_torch.gradients.projections import Block
-from sage_torch.gradients.recording import Recorder, Uses
-from sage_torch.gradients.tracking import Observer, backward
+from sage_torch.gradients.projected.layers import RULES, by_vmap
+from sage_torch.gradients.projected.maps import Block
+from sage_torch.gradients.projected.recorder import Recorder, Uses
+from sage_torch.gradients.projected.uses import Observer, backward
 
 __all__ = ["WatchedModel"]
 
