@@ -28,9 +28,9 @@ from torch import Tensor
 from trials import Condition, Problem, Training, network, problem
 
 from sage_torch import FrequentDirections, _core
-from sage_torch.compression import compressed
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 from sage_torch.gradients import ProjectedGradients, rows_of
+from sage_torch.gradients.compressed import compressed
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 CONDITIONS = (

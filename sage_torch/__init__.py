@@ -36,8 +36,8 @@ except ModuleNotFoundError as _error:
         "not built. Run `pip install .` (or `pip install -e .`) in the project root; it needs Rust."
     ) from _error
 
-from sage_torch.compression import CountSketch
 from sage_torch.gradients import FunctionalGradients, LastLayerGradients, ProjectedGradients
+from sage_torch.gradients.compressed import CountSketch
 from sage_torch.sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection import Certificate, Selection

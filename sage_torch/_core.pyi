@@ -555,7 +555,7 @@ class WeightedReservoir:
 
 @final
 class CountSketch:
-    """The map behind `sage_torch.compression.CountSketch`, on CPU memory."""
+    """The map behind `sage_torch.gradients.compressed.CountSketch`, on CPU memory."""
 
     def __new__(cls, dim: int, out_dim: int, seed: int) -> CountSketch: ...
     def apply(self, rows: Tensor, out: Tensor) -> None:

@@ -12,9 +12,9 @@ from typing import Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 
-from sage_torch.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients.functional import FunctionalGradients
 from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.loss import LossFunction, unwrap

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import sage_torch._core as _core
-from sage_torch.compression import compressed
-from sage_torch.count_sketch import DEFAULT_WIDTH
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.compressed import compressed
+from sage_torch.gradients.count_sketch import DEFAULT_WIDTH
 from sage_torch.options import Options
 from sage_torch.pass_1 import unit_rows
 from sage_torch.task import naming_the_example

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sage_torch import CountSketch, _core
-from sage_torch.compression import DEFAULT_WIDTH, CompressedGradients, compressed
+from sage_torch.gradients.compressed import DEFAULT_WIDTH, CompressedGradients, compressed
 
 checked = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 # (D, d): one run, several, a rest, more buckets than coordinates, more runs than one torch step.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage_torch.count_sketch import CountSketch
+from sage_torch.gradients.count_sketch import CountSketch
 
 __all__ = ["Block", "SideMap", "VectorMap", "matrix_form", "project"]
 

@@ -41,7 +41,7 @@ class CountSketch:
 
     Example:
         >>> import torch
-        >>> from sage_torch.compression import CountSketch
+        >>> from sage_torch.gradients.compressed import CountSketch
         >>> CountSketch(10_000, 64)(torch.randn(5, 10_000)).shape
         torch.Size([5, 64])
     """
