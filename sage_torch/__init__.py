@@ -40,7 +40,7 @@ from sage_torch.gradients import FunctionalGradients, LastLayerGradients, Projec
 from sage_torch.gradients.compressed import CountSketch
 from sage_torch.sampler import SageSampler
 from sage_torch.select import select_subset
-from sage_torch.selection import Certificate, Selection
+from sage_torch.selection.result import Certificate, Selection
 from sage_torch.stream import SageStream
 from sage_torch.version import __version__
 

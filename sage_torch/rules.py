@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.classes import ClassBook
-from sage_torch.draws import Draws
 from sage_torch.options import STREAMED, Options
 from sage_torch.pass_2 import Scored
+from sage_torch.selection.draws import Draws
 from sage_torch.shards import Shard
 from sage_torch.task import Task
 

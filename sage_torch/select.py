@@ -40,7 +40,7 @@ from sage_torch.options import (
 from sage_torch.pass_1 import label_pass, sketch_pass
 from sage_torch.pass_2 import carried_score, score_pass, streaming_score_pass
 from sage_torch.rules import Chosen, choose, choose_at_random, streams_for
-from sage_torch.selection import Certificate, Selection
+from sage_torch.selection.result import Certificate, Selection
 from sage_torch.shards import cut
 from sage_torch.task import Task, identified, new_task
 from sage_torch.user_state import preserved

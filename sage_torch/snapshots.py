@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.archive import lock, pack, unpack, write_whole
 from sage_torch.fingerprint import digest_of, short
-from sage_torch.selection import Selection
+from sage_torch.selection.archive import lock, pack, unpack, write_whole
+from sage_torch.selection.result import Selection
 from sage_torch.shards import Shard
 
 _LOG = logging.getLogger("sage_torch")

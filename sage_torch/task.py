@@ -22,7 +22,7 @@ from sage_torch.fingerprint import difference, fingerprint, probed
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.gradients.compressed import compressed
 from sage_torch.options import Basis, Options
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 from sage_torch.shards import Shard, of_rank, places_of
 from sage_torch.snapshots import OtherSnapshotsError, Snapshots
 

@@ -10,7 +10,7 @@ import typer
 
 from sage_torch.command.failures import check_writable, need, one_line
 from sage_torch.command.objects import make_dataset
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 
 def report(

@@ -20,7 +20,7 @@ from sage_torch.command.summary import summary
 from sage_torch.command.values import read_configuration, scalar, word
 from sage_torch.options import Options
 from sage_torch.select import select_subset
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 _OWN = ("config", "model", "dataset", "weights_file", "device", "out", "traceback")
 _FLAGS = ("weights", "distributed", "progress", "traceback", "params")

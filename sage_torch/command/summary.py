@@ -6,7 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 
 def summary(selection: Selection) -> Table:

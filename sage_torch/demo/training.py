@@ -18,7 +18,7 @@ from sage_torch.demo.data import DemoData
 from sage_torch.options import budget
 from sage_torch.sampler import SageSampler
 from sage_torch.select import select_subset
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 FULL, RANDOM, SAGE = METHODS = ("full data", "random subset", "SAGE subset")
 _TEST_BATCH = 1_000

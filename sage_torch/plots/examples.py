@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sage_torch.plots.images import GAP, draw_grid, read_images, write_under
 from sage_torch.plots.scores import score_histogram
 from sage_torch.plots.style import DROPPED, KEPT, is_kept, known_values, members, name_of
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure

@@ -20,7 +20,7 @@ from sage_torch.plots.style import (
     members,
     name_of,
 )
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

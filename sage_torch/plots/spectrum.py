@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sage_torch._core import FrequentDirections
 from sage_torch.plots.style import DROPPED, KEPT, bare
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from sage_torch.archive import write_whole
 from sage_torch.report.page import page
-from sage_torch.selection import Selection
+from sage_torch.selection.archive import write_whole
+from sage_torch.selection.result import Selection
 
 __all__ = ["page", "write_report"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sage_torch.plots.scores import score_histogram
 from sage_torch.plots.spectrum import spectrum
 from sage_torch.plots.style import DROPPED, KEPT, Values
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sage_torch.options import Options
 from sage_torch.plots.style import is_kept
 from sage_torch.report.charts import is_drawable, strip
-from sage_torch.selection import Certificate, Selection
+from sage_torch.selection.result import Certificate, Selection
 
 _CLASSES = 100  # shown; beyond, the others are one row
 _LONGEST = 400  # characters of a setting

@@ -24,7 +24,7 @@ from sage_torch.report.facts import (
     timing_rows,
 )
 from sage_torch.report.shown import Example, show
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 _PARAMETERS = 500  # shown
 

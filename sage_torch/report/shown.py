@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from sage_torch.plots.examples import spread
 from sage_torch.plots.images import read_images
 from sage_torch.plots.style import is_kept, members
-from sage_torch.selection import Selection
+from sage_torch.selection.result import Selection
 
 _CLASSES, _COLUMNS, _WORST = 10, 6, 12
 _LONGEST_TEXT, _NUMBERS = 240, 12

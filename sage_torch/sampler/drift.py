@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, Subset
 
 import sage_torch._core as _core
 from sage_torch.classes import ClassBook
-from sage_torch.draws import whole_number
 from sage_torch.examples import Examples
 from sage_torch.gradients import choose_gradients, rows_of, unwrap
 from sage_torch.gradients.compressed import compressed
 from sage_torch.options import Options, count_both
+from sage_torch.selection.draws import whole_number
 from sage_torch.shards import Shard
 from sage_torch.task import naming_the_example
 from sage_torch.user_state import preserved

@@ -13,14 +13,14 @@ from typing import Any
 from torch import nn
 
 from sage_torch.distributed import Ranks, ranks
-from sage_torch.draws import whole_number
 from sage_torch.options import Options, SelectionOptions, budget, count_examples
 from sage_torch.sampler.binding import Source
 from sage_torch.sampler.drift import DriftWatch, Reading, read_probe
 from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
 from sage_torch.sampler.schedule import Schedule
 from sage_torch.select import select_subset
-from sage_torch.selection import Selection
+from sage_torch.selection.draws import whole_number
+from sage_torch.selection.result import Selection
 from sage_torch.snapshots import OtherSnapshotsError
 
 _OURS = re.compile(r"sage-epoch-\d{8}")

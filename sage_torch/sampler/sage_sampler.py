@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
 from sage_torch.distributed import ranks
-from sage_torch.draws import whole_number
 from sage_torch.options import SelectionOptions, budget, checked, count_both, count_examples
 from sage_torch.sampler.binding import Binding
 from sage_torch.sampler.drift import DriftWatch
@@ -26,7 +25,8 @@ from sage_torch.sampler.epoch_iterator import (
 from sage_torch.sampler.epoch_order import EpochOrder, Split
 from sage_torch.sampler.refresh import Refresher
 from sage_torch.sampler.schedule import Length, Refresh, Schedule
-from sage_torch.selection import Selection
+from sage_torch.selection.draws import whole_number
+from sage_torch.selection.result import Selection
 
 _HIGHEST = 2**63 - 1
 _STATE = {"epoch", "position", "order", "since", "selection", "drift"} | {

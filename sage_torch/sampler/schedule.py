@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from sage_torch.draws import whole_number
+from sage_torch.selection.draws import whole_number
 
 Refresh: TypeAlias = int | Callable[[int], bool] | Literal["drift"] | None
 Length: TypeAlias = Literal["subset", "fixed"]

@@ -16,7 +16,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_torch.draws import Draws, whole_number
+from sage_torch.selection.draws import Draws, whole_number
 
 Ints = npt.NDArray[np.int64]
 

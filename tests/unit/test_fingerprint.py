@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from sage_torch.archive import pack, unpack
 from sage_torch.fingerprint import difference, fingerprint, probed, same_contents, short
 from sage_torch.options import Options
+from sage_torch.selection.archive import pack, unpack
 
 
 def of(model: nn.Module, data: Any, **options: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch.archive import pack, unpack, write_whole
-from sage_torch.draws import Draws, whole_number
+from sage_torch.selection.archive import pack, unpack, write_whole
+from sage_torch.selection.draws import Draws, whole_number
 
 _FORMAT = 3
 _READABLE = (1, 2, 3)  # 1: before weights, draws and margins; 2: before singular values

@@ -46,7 +46,7 @@ class Draws:
 
     Example:
         >>> import numpy as np
-        >>> from sage_torch.draws import Draws
+        >>> from sage_torch.selection.draws import Draws
         >>> whole = np.array([0, 6]), np.array([0]), np.array([3])
         >>> draws = Draws("rotate", np.array([4, 1, 5, 0, 3, 2]), *whole, seed=0, is_herded=True)
         >>> draws.epoch(0).tolist(), draws.epoch(1).tolist()

@@ -1,0 +1,5 @@
+"""What a selection gives: indices, scores, what the sketch guarantees, and draws for each epoch."""
+
+from sage_torch.selection.result import Certificate, Selection
+
+__all__ = ["Certificate", "Selection"]
