@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch._core import SageError
-from sage_torch.classes import ClassBook
 from sage_torch.gradients.outer import given_by, size_of
 from sage_torch.options import Basis
-from sage_torch.shards import MergeTree, Shard
+from sage_torch.reading.classes import ClassBook
+from sage_torch.reading.shards import MergeTree, Shard
 from sage_torch.sketch_growth import Growth
 from sage_torch.task import Task, naming_the_example
 

@@ -17,7 +17,7 @@ import sage_torch._core as _core
 from sage_torch.gradients.outer import Rows, given_by
 from sage_torch.options import Basis
 from sage_torch.pass_1 import Sketched
-from sage_torch.shards import Shard
+from sage_torch.reading.shards import Shard
 from sage_torch.task import Task, naming_the_example
 
 _TITLE = "SAGE pass 2 of 2: score"

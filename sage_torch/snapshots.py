@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.fingerprint import digest_of, short
+from sage_torch.reading.shards import Shard
 from sage_torch.selection.archive import lock, pack, unpack, write_whole
 from sage_torch.selection.result import Selection
-from sage_torch.shards import Shard
 
 _LOG = logging.getLogger("sage_torch")
 _LONGEST_SEGMENT = 2**26  # bytes of sketched gradients that wait to be written

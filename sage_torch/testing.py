@@ -17,8 +17,8 @@ from typing_extensions import Unpack
 
 from sage_torch.comparison import Comparison, t_quantile
 from sage_torch.options import Options, SelectionOptions, budget, count_examples
+from sage_torch.reading.user_state import preserved, seed_everything
 from sage_torch.select import select_subset
-from sage_torch.user_state import preserved, seed_everything
 
 __all__ = ["Comparison", "assert_subset_accuracy"]
 

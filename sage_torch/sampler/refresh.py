@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from sage_torch.distributed import Ranks, ranks
 from sage_torch.options import Options, SelectionOptions, budget, count_examples
+from sage_torch.reading.ranks import Ranks, ranks
 from sage_torch.sampler.binding import Source
 from sage_torch.sampler.drift import DriftWatch, Reading, read_probe
 from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor

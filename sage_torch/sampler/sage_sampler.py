@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
-from sage_torch.distributed import ranks
 from sage_torch.options import SelectionOptions, budget, checked, count_both, count_examples
+from sage_torch.reading.ranks import ranks
 from sage_torch.sampler.binding import Binding
 from sage_torch.sampler.drift import DriftWatch
 from sage_torch.sampler.epoch_iterator import (

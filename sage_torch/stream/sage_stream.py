@@ -15,10 +15,10 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, batches, unwrap
 from sage_torch.options import Collate, Options
+from sage_torch.reading.user_state import preserved
 from sage_torch.stream.rate import RateKeeper
 from sage_torch.stream.reading import Example, read
 from sage_torch.stream.scores import OnlineScores, device_of
-from sage_torch.user_state import preserved
 
 __all__ = ["SageStream"]
 

@@ -24,8 +24,8 @@ from torch.utils.data import TensorDataset
 
 import sage_torch
 from sage_torch import SageError, select_subset
-from sage_torch.distributed import Ranks, ranks
-from sage_torch.shards import MergeTree, Shard, cut, of_rank, places_of
+from sage_torch.reading.ranks import Ranks, ranks
+from sage_torch.reading.shards import MergeTree, Shard, cut, of_rank, places_of
 
 JOB = Path(__file__).parents[1] / "distributed_job.py"
 

@@ -21,8 +21,8 @@ from sage_torch import (
     select_subset,
     sketch_growth,
 )
-from sage_torch.examples import SeededOrder
-from sage_torch.shards import cut
+from sage_torch.reading.reader import SeededOrder
+from sage_torch.reading.shards import cut
 
 N, DIM, FIRST, MOST = 520, 100, 8, 64
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from sage_torch import FrequentDirections, FunctionalGradients, Selection, select_subset
-from sage_torch.examples import SeededOrder
-from sage_torch.shards import cut
+from sage_torch.reading.reader import SeededOrder
+from sage_torch.reading.shards import cut
 
 Floats = npt.NDArray[np.float64]
 # (n, d, l): whole blocks or a rest; one, some and many shrinks (groups of moves are 32).

@@ -25,8 +25,8 @@ from sage_torch import (
     _core,
     select_subset,
 )
-from sage_torch.examples import SeededOrder
-from sage_torch.shards import Shard
+from sage_torch.reading.reader import SeededOrder
+from sage_torch.reading.shards import Shard
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

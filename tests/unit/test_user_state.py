@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from sage_torch import select_subset
-from sage_torch.user_state import preserved
+from sage_torch.reading.user_state import preserved
 
 N = 48
 

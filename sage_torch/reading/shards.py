@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sage_torch.distributed import Ranks
+from sage_torch.reading.ranks import Ranks
 
 _T = TypeVar("_T")
 

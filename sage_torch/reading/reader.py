@@ -19,8 +19,8 @@ from sage_torch.fingerprint import same_contents
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options, count_both
-from sage_torch.shards import Shard
-from sage_torch.user_state import seed_everything
+from sage_torch.reading.shards import Shard
+from sage_torch.reading.user_state import seed_everything
 
 _ORDER_STREAM = 2**32  # keeps the reading order apart from the sampler's epochs, streams 0, 1, ...
 _CHUNK = 8_192

@@ -1,0 +1,1 @@
+"""How a selection reads the data set: batches in a seeded order, by shards, by ranks."""
