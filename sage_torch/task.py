@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import sage_torch._core as _core
-from sage_torch.fingerprint import difference, fingerprint, probed
+from sage_torch.checkpoint.fingerprint import difference, fingerprint, probed
+from sage_torch.checkpoint.snapshots import OtherSnapshotsError, Snapshots
 from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.gradients.compressed import compressed
 from sage_torch.options import Basis, Options
@@ -24,7 +25,6 @@ from sage_torch.reading.ranks import Ranks
 from sage_torch.reading.reader import Examples
 from sage_torch.reading.shards import Shard, of_rank, places_of
 from sage_torch.selection.result import Selection
-from sage_torch.snapshots import OtherSnapshotsError, Snapshots
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from sage_torch.checkpoint.snapshots import OtherSnapshotsError
 from sage_torch.options import Options, SelectionOptions, budget, count_examples
 from sage_torch.reading.ranks import Ranks, ranks
 from sage_torch.sampler.binding import Source
@@ -21,7 +22,6 @@ from sage_torch.sampler.schedule import Schedule
 from sage_torch.select import select_subset
 from sage_torch.selection.draws import whole_number
 from sage_torch.selection.result import Selection
-from sage_torch.snapshots import OtherSnapshotsError
 
 _OURS = re.compile(r"sage-epoch-\d{8}")
 _OF_TRAINING = (

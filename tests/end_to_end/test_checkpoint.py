@@ -192,7 +192,7 @@ def test_a_finished_selection_can_be_read_where_nothing_can_be_written(
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("sage_torch.snapshots.write_whole", refuse)
+    monkeypatch.setattr("sage_torch.checkpoint.snapshots.write_whole", refuse)
     assert_same(select(checkpoint=tmp_path), first)
     with pytest.raises(PermissionError, match="read-only"):
         select(checkpoint=tmp_path / "other")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from sage_torch.fingerprint import difference, fingerprint, probed, same_contents, short
+from sage_torch.checkpoint.fingerprint import difference, fingerprint, probed, same_contents, short
 from sage_torch.options import Options
 from sage_torch.selection.archive import pack, unpack
 

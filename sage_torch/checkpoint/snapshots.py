@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.fingerprint import digest_of, short
+from sage_torch.checkpoint.fingerprint import digest_of, short
 from sage_torch.reading.shards import Shard
 from sage_torch.selection.archive import lock, pack, unpack, write_whole
 from sage_torch.selection.result import Selection

@@ -1,0 +1,1 @@
+"""What a killed selection continues from, and how it knows that it is the same selection."""
