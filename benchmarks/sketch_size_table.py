@@ -9,7 +9,7 @@ from typing import Any
 from record import RESULTS
 
 from sage_torch.options import FIRST_ROWS
-from sage_torch.sketch_growth import EXAMPLES_A_ROW, MOST_ROWS, TARGET
+from sage_torch.passes.growth import EXAMPLES_A_ROW, MOST_ROWS, TARGET
 
 TEXT = """\
 ## Sketch size: what more rows are good for

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.options import STREAMED, Options
-from sage_torch.pass_2 import Scored
+from sage_torch.passes.job import Task
+from sage_torch.passes.scoring import Scored
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.shards import Shard
 from sage_torch.selection.draws import Draws
-from sage_torch.task import Task
 
 _ORDER_BLOCK = 512  # examples herded together where all of them are put in order
 _STREAM_BLOCK = 1024  # the same on a stream, where the quota alone is picked

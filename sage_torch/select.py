@@ -35,15 +35,15 @@ from sage_torch.options import (
     budget,
     count_examples,
 )
-from sage_torch.pass_1 import label_pass, sketch_pass
-from sage_torch.pass_2 import carried_score, score_pass, streaming_score_pass
+from sage_torch.passes.job import Task, identified, new_task
+from sage_torch.passes.scoring import carried_score, score_pass, streaming_score_pass
+from sage_torch.passes.sketching import label_pass, sketch_pass
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.ranks import Ranks, ranks
 from sage_torch.reading.shards import cut
 from sage_torch.reading.user_state import preserved
 from sage_torch.rules import Chosen, choose, choose_at_random, streams_for
 from sage_torch.selection.result import Certificate, Selection
-from sage_torch.task import Task, identified, new_task
 
 _LOG = logging.getLogger("sage_torch")
 

@@ -18,12 +18,12 @@ import sage_torch._core as _core
 from sage_torch.gradients import choose_gradients, rows_of, unwrap
 from sage_torch.gradients.compressed import compressed
 from sage_torch.options import Options, count_both
+from sage_torch.passes.job import naming_the_example
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.reader import Examples
 from sage_torch.reading.shards import Shard
 from sage_torch.reading.user_state import preserved
 from sage_torch.selection.draws import whole_number
-from sage_torch.task import naming_the_example
 
 _LOG = logging.getLogger("sage_torch")
 _PROBE_STREAM = 2**33  # apart from epochs and reading orders: see `examples.SeededOrder`

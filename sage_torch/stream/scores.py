@@ -16,8 +16,8 @@ from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.compressed import compressed
 from sage_torch.gradients.count_sketch import DEFAULT_WIDTH
 from sage_torch.options import Options
-from sage_torch.pass_1 import unit_rows
-from sage_torch.task import naming_the_example
+from sage_torch.passes.job import naming_the_example
+from sage_torch.passes.sketching import unit_rows
 
 # The first of a class stand for nothing but themselves, and would all agree with their consensus.
 _FIRST_OF_CLASS = 16

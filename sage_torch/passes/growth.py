@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.gradients.outer import Rows, add_to, part_of
+from sage_torch.passes.job import Task, naming_the_example
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.shards import Shard
-from sage_torch.task import Task, naming_the_example
 
 _LOG = logging.getLogger("sage_torch")
 MOST_ROWS = 512

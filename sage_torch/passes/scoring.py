@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.gradients.outer import Rows, given_by
 from sage_torch.options import Basis
-from sage_torch.pass_1 import Sketched
+from sage_torch.passes.job import Task, naming_the_example
+from sage_torch.passes.sketching import Sketched
 from sage_torch.reading.shards import Shard
-from sage_torch.task import Task, naming_the_example
 
 _TITLE = "SAGE pass 2 of 2: score"
 

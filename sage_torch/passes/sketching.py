@@ -17,10 +17,10 @@ import sage_torch._core as _core
 from sage_torch._core import SageError
 from sage_torch.gradients.outer import given_by, size_of
 from sage_torch.options import Basis
+from sage_torch.passes.growth import Growth
+from sage_torch.passes.job import Task, naming_the_example
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.shards import MergeTree, Shard
-from sage_torch.sketch_growth import Growth
-from sage_torch.task import Task, naming_the_example
 
 _COLUMNS = 4  # of the coordinates, sorted at once
 

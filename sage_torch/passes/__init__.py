@@ -1,0 +1,1 @@
+"""The two passes: gradients into a sketch, sketched gradients into scores."""
