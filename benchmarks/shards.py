@@ -27,8 +27,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from sage_torch import Selection, select_subset
-from sage_torch.comparison import t_quantile
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
+from sage_torch.testing.comparison import t_quantile
 
 KEEP, SHARDS = 0.25, 8
 

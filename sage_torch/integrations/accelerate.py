@@ -27,7 +27,7 @@ from typing import Any
 
 from sage_torch.integrations import state_at
 from sage_torch.sampler import SageSampler
-from sage_torch.sampler.holders import chain
+from sage_torch.sampler.splitters import chain
 
 try:
     from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard

@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 
 from sage_torch.integrations import state_at
 from sage_torch.sampler import SageSampler
-from sage_torch.sampler.holders import chain
+from sage_torch.sampler.splitters import chain
 
 try:
     import lightning.pytorch as pl

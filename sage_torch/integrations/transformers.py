@@ -43,7 +43,7 @@ import torch
 
 from sage_torch.integrations import state_at
 from sage_torch.sampler import SageSampler
-from sage_torch.sampler.holders import chain
+from sage_torch.sampler.splitters import chain
 
 try:
     from transformers import Trainer, TrainerCallback

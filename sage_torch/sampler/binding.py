@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sage_torch.options import Collate, count_examples
 from sage_torch.sampler.epoch_order import Split
-from sage_torch.sampler.holders import (
+from sage_torch.sampler.splitters import (
     chain,
     check_lengths,
     check_not_dispatched,

@@ -17,8 +17,8 @@ from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, 
 from sage_torch.options import Collate, Options
 from sage_torch.reading.user_state import preserved
 from sage_torch.stream.rate import RateKeeper
-from sage_torch.stream.reading import Example, read
 from sage_torch.stream.scores import OnlineScores, device_of
+from sage_torch.stream.workers import Example, read
 
 __all__ = ["SageStream"]
 

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from sage_torch.sampler.holders import (
+from sage_torch.sampler.splitters import (
     Splitter,
     chain,
     check_lengths,
@@ -200,7 +200,7 @@ def test_loops_of_samplers_end(blobs: TensorDataset) -> None:
 
 def test_importing_imports_no_framework() -> None:
     code = (
-        "import sys, sage_torch, sage_torch.sampler.holders\n"
+        "import sys, sage_torch, sage_torch.sampler.splitters\n"
         "frameworks = {'lightning', 'pytorch_lightning', 'accelerate', 'transformers'}\n"
         "print(sorted((frameworks | {'torchdata'}) & set(sys.modules)))"
     )

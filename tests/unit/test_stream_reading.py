@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from sage_torch.gradients.batches import same_item
 from sage_torch.stream.rate import RateKeeper
-from sage_torch.stream.reading import pack, read, unpack
+from sage_torch.stream.workers import pack, read, unpack
 
 EXAMPLES: list[Any] = [
     (torch.arange(6.0).view(2, 3), 3),

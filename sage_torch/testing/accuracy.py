@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from typing_extensions import Unpack
 
-from sage_torch.comparison import Comparison, t_quantile
 from sage_torch.options import Options, SelectionOptions, budget, count_examples
 from sage_torch.reading.user_state import preserved, seed_everything
 from sage_torch.select import select_subset
+from sage_torch.testing.comparison import Comparison, t_quantile
 
 __all__ = ["Comparison", "assert_subset_accuracy"]
 
@@ -99,7 +99,7 @@ def assert_subset_accuracy(
     Example:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
-        >>> from sage_torch.testing import assert_subset_accuracy
+        >>> from sage_torch.testing.accuracy import assert_subset_accuracy
         >>> labels = torch.arange(1_200) % 4
         >>> noise = torch.randn(1_200, 4, generator=torch.Generator().manual_seed(0))
         >>> data = torch.eye(4)[labels] + 0.4 * noise
