@@ -36,13 +36,15 @@ except ModuleNotFoundError as _error:
         "not built. Run `pip install .` (or `pip install -e .`) in the project root; it needs Rust."
     ) from _error
 
-from sage_torch.gradients import FunctionalGradients, LastLayerGradients, ProjectedGradients
 from sage_torch.gradients.compressed import CountSketch
-from sage_torch.sampler import SageSampler
+from sage_torch.gradients.functional import FunctionalGradients
+from sage_torch.gradients.last_layer import LastLayerGradients
+from sage_torch.gradients.projected.projected_gradients import ProjectedGradients
+from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection.result import Certificate, Selection
-from sage_torch.stream import SageStream
-from sage_torch.version import __version__
+from sage_torch.stream.sage_stream import SageStream
+from sage_torch.version import __version__ as __version__
 
 __all__ = [
     "Certificate",

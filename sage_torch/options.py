@@ -11,7 +11,10 @@ from typing import Any, Literal, TypedDict, get_args
 
 from torch.utils.data import Dataset, IterableDataset
 
-from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, check_choice
+from sage_torch.gradients.choice import check_choice
+from sage_torch.gradients.computer import GradientChoice
+from sage_torch.gradients.loss import LossFunction
+from sage_torch.gradients.parameters import ParameterChoice
 
 Rule = Literal["herding", "facility_location", "agreement", "stratified", "weighted", "random"]
 Basis = Literal["weighted", "orthonormal"]

@@ -16,14 +16,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import sage_torch._core as _core
-from sage_torch.gradients import (
-    GradientChoice,
-    LossFunction,
-    ParameterChoice,
-    handling_of,
-    reason_of,
-    unwrap,
-)
+from sage_torch.gradients.choice import handling_of, reason_of
+from sage_torch.gradients.computer import GradientChoice
+from sage_torch.gradients.loss import LossFunction, unwrap
+from sage_torch.gradients.parameters import ParameterChoice
 from sage_torch.options import (
     Basis,
     Collate,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from sage_torch.options import Options
+from sage_torch.reading.digest import digest
 
 _PROBED = 16
 # What changes no example's place in the subset, or shows in the probe's batch and gradients.
@@ -72,8 +72,8 @@ def fingerprint(
     asked = {name: v for name, v in options.as_json().items() if name not in _INDIFFERENT}
     parameters = [(name, p.requires_grad, p) for name, p in model.named_parameters()]
     return {
-        "model": _digest([repr(model), parameters, list(model.named_buffers())]),
-        "data set": _digest([len(read), batch, _known_of(read)]),  # type: ignore[arg-type]
+        "model": digest([repr(model), parameters, list(model.named_buffers())]),
+        "data set": digest([len(read), batch, _known_of(read)]),  # type: ignore[arg-type]
         "options": asked | {"k": k, "shards": shards},
         "gradients": [] if gradients is None else _shown(gradients),
         "versions": {"sage_torch": __version__, "torch": torch.__version__.split("+")[0]},
@@ -103,16 +103,6 @@ def short(whole: Mapping[str, Any]) -> str:
     exact = {name: value for name, value in whole.items() if name != "gradients"}
     text = json.dumps(exact, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def digest_of(*tensors: Tensor) -> str:
-    """Return a word for the contents of tensors."""
-    return _digest(list(tensors))
-
-
-def same_contents(first: object, second: object) -> bool:
-    """Return whether two readings of items gave the same."""
-    return _digest(first) == _digest(second)
 
 
 def _shown(gradients: Tensor) -> list[list[float]]:
@@ -156,49 +146,3 @@ def _known_of(dataset: object) -> list[Any]:
         if isinstance(value, (Tensor, np.ndarray, list, tuple, str)):
             known.append(value)
     return known
-
-
-def _digest(value: object) -> str:
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:32]
-
-
-def _feed(digest: Any, value: object) -> None:
-    """Hash contents, not identities; of an object of no known kind, its type."""
-    if isinstance(value, Tensor):
-        _feed_tensor(digest, value)
-    elif isinstance(value, (np.ndarray, np.generic)):
-        array = np.ascontiguousarray(value)
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes() if array.dtype != object else repr(array).encode())
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            digest.update(f"{name}:".encode())
-            _feed(digest, item)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}]".encode())
-        for item in value:
-            _feed(digest, item)
-    elif isinstance(value, bytes):
-        digest.update(value)
-    elif isinstance(value, (str, int, float, complex, type(None))):
-        digest.update(repr(value).encode())
-    elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # pictures
-        _feed(digest, np.asarray(value))
-    elif is_dataclass(value):
-        _feed(digest, {field.name: getattr(value, field.name) for field in fields(value)})
-    else:
-        digest.update(type(value).__qualname__.encode())
-
-
-def _feed_tensor(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tensor.dtype} {tensor.layout} {tuple(tensor.shape)}".encode())
-    try:
-        dense = tensor.detach()
-        if dense.layout is not torch.strided:
-            dense = dense.to_dense()
-        flat = dense.cpu().resolve_conj().resolve_neg().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    except (RuntimeError, TypeError, NotImplementedError):
-        pass  # without values that could be read: meta tensors, exotic layouts

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.checkpoint.fingerprint import digest_of, short
+from sage_torch.checkpoint.fingerprint import short
+from sage_torch.reading.digest import digest
 from sage_torch.reading.shards import Shard
 from sage_torch.selection.archive import lock, pack, unpack, write_whole
 from sage_torch.selection.result import Selection
@@ -155,7 +156,7 @@ class Snapshots:
 
     def follow(self, sketch: _core.FrequentDirections) -> None:
         """Name the sketch of pass 1: sketched gradients under another one are of no use."""
-        self._of_sketch = digest_of(sketch.matrix())
+        self._of_sketch = digest([sketch.matrix()])
 
     def sketch(
         self, shard: Shard, load: Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sage_torch.demo.data import DemoData
 from sage_torch.options import budget
-from sage_torch.sampler import SageSampler
+from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection.result import Selection
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sage_torch._core import SageError
-from sage_torch.gradients import GradientComputer, batches, rows_of
+from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.count_sketch import DEFAULT_WIDTH, CountSketch
 from sage_torch.gradients.loss import in_whole_batch
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sage_torch._core as _core
-from sage_torch.gradients import GradientComputer, rows_of
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.last_layer import LastLayerGradients
 
 

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sage_torch.integrations import state_at
-from sage_torch.sampler import SageSampler
+from sage_torch.integrations.state import state_at
+from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.sampler.splitters import chain
 
 try:

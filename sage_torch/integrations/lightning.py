@@ -36,8 +36,8 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
-from sage_torch.integrations import state_at
-from sage_torch.sampler import SageSampler
+from sage_torch.integrations.state import state_at
+from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.sampler.splitters import chain
 
 try:

@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sage_torch.integrations import state_at
-from sage_torch.sampler import SageSampler
+from sage_torch.integrations.state import state_at
+from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.sampler.splitters import chain
 
 try:

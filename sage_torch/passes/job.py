@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 import sage_torch._core as _core
 from sage_torch.checkpoint.fingerprint import difference, fingerprint, probed
 from sage_torch.checkpoint.snapshots import OtherSnapshotsError, Snapshots
-from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
+from sage_torch.gradients.choice import choose_gradients
 from sage_torch.gradients.compressed import compressed
+from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.options import Basis, Options
 from sage_torch.reading.ranks import Ranks
 from sage_torch.reading.reader import Examples

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 import sage_torch._core as _core
-from sage_torch.checkpoint.fingerprint import same_contents
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options, count_both
+from sage_torch.reading.digest import same_contents
 from sage_torch.reading.shards import Shard
 from sage_torch.reading.user_state import seed_everything
 

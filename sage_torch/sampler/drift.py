@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import sage_torch._core as _core
-from sage_torch.gradients import choose_gradients, rows_of, unwrap
+from sage_torch.gradients.choice import choose_gradients
 from sage_torch.gradients.compressed import compressed
+from sage_torch.gradients.computer import rows_of
+from sage_torch.gradients.loss import unwrap
 from sage_torch.options import Options, count_both
 from sage_torch.passes.job import naming_the_example
 from sage_torch.reading.classes import ClassBook

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from sage_torch.gradients import GradientChoice, LossFunction, ParameterChoice, batches, unwrap
+from sage_torch.gradients import batches
+from sage_torch.gradients.computer import GradientChoice
+from sage_torch.gradients.loss import LossFunction, unwrap
+from sage_torch.gradients.parameters import ParameterChoice
 from sage_torch.options import Collate, Options
 from sage_torch.reading.user_state import preserved
 from sage_torch.stream.rate import RateKeeper

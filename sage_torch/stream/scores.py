@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import sage_torch._core as _core
-from sage_torch.gradients import GradientComputer, choose_gradients, rows_of
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.choice import choose_gradients
 from sage_torch.gradients.compressed import compressed
+from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.count_sketch import DEFAULT_WIDTH
 from sage_torch.options import Options
 from sage_torch.passes.job import naming_the_example

@@ -1,0 +1,159 @@
+"""Which gradient computer to take, and why."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+from torch import nn
+
+from sage_torch.gradients.computer import GradientChoice, GradientComputer
+from sage_torch.gradients.count_sketch import DEFAULT_WIDTH
+from sage_torch.gradients.functional import FunctionalGradients
+from sage_torch.gradients.last_layer import LastLayerGradients
+from sage_torch.gradients.loss import LossFunction, unwrap
+from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
+from sage_torch.gradients.projected.projected_gradients import ProjectedGradients
+
+# Exact gradients up to this length go into the sketch as they are; above, projecting them layer by
+# layer is cheaper than computing them (benchmarks/speed/gradients.py).
+LONGEST_EXACT = DEFAULT_WIDTH
+
+_NAMES = ("auto", "functional", "projected", "last_layer")
+
+
+def choose_gradients(
+    model: nn.Module,
+    loss: LossFunction | None = None,
+    kind: GradientChoice = "auto",
+    *,
+    params: ParameterChoice | None = None,
+    seed: int = 0,
+    memory_budget: int = 2**30,
+) -> GradientComputer:
+    """Return the gradient computer that `kind` names, and log the choice.
+
+    Args:
+        model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
+        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says. A
+            computer of the user's own has its own loss.
+        kind: `"functional"` (exact, one gradient of length D an example), `"projected"` (the whole
+            network, cheaper than a training step), `"last_layer"` (the classifier only), `"auto"`
+            (functional up to D = 8,192 chosen parameters, which the sketch takes as they are; else
+            projected), or a computer of the user's own, which is returned as it is, attributes
+            missing or not.
+        params: Which parameters: None for all that require grad, names or fnmatch patterns
+            (`"blocks.11.*"`, `"*lora*"`), or a predicate `(name, parameter) -> bool`.
+        seed: Seed of the projections.
+        memory_budget: Bytes for the temporaries of `"functional"` and `"projected"`.
+
+    Returns:
+        The computer.
+
+    Raises:
+        ValueError: `kind` is an unknown name, `params` matches nothing or does not go with `kind`,
+            or the model has no parameter that requires grad.
+        TypeError: `kind` is neither a name nor callable.
+
+    Example:
+        >>> import torch
+        >>> from sage_torch.gradients import choose_gradients
+        >>> choose_gradients(torch.nn.Linear(4, 3)).describe()
+        'functional: vmap(grad) over 2 parameters, D = 15'
+    """
+    check_choice(kind, params)
+    inner = unwrap(model)
+    if not isinstance(kind, str):
+        computer = cast(GradientComputer, kind)
+        name = getattr(computer, "__name__", type(computer).__name__)
+        _log_choice(inner, f"{name}, {reason_of(inner, kind)}")
+        return computer
+    reason = reason_of(inner, kind, params)
+    if kind == "auto":
+        kind = "functional" if _length(inner, params) <= LONGEST_EXACT else "projected"
+    if kind == "functional":
+        chosen: GradientComputer = FunctionalGradients(
+            inner, loss, params, memory_budget=memory_budget
+        )
+    elif kind == "projected":
+        chosen = ProjectedGradients(
+            inner, loss=loss, params=params, seed=seed, memory_budget=memory_budget
+        )
+    else:
+        chosen = LastLayerGradients(inner, loss)
+    _log_choice(inner, f"{chosen.describe()}; {reason}; budget {memory_budget / 2**20:,.0f} MiB")
+    return chosen
+
+
+def reason_of(
+    model: nn.Module, kind: GradientChoice = "auto", params: ParameterChoice | None = None
+) -> str:
+    """Say why `choose_gradients` chooses what it does.
+
+    Returns:
+        For example "auto: D = 106,000 > 8,192".
+
+    Raises:
+        ValueError: As `choose_gradients`.
+    """
+    if not isinstance(kind, str):
+        return "given by the caller"
+    length = _length(unwrap(model), params)  # also where it does not matter: it may be refused
+    if kind != "auto":
+        return "as asked for"
+    return f"auto: D = {length:,} {'<=' if length <= LONGEST_EXACT else '>'} {LONGEST_EXACT:,}"
+
+
+def check_choice(kind: object, params: object = None) -> None:
+    """Refuse what `choose_gradients` does not know, before there is a model or a batch.
+
+    Raises:
+        ValueError: An unknown name, or `params` beside a computer that does not take it.
+        TypeError: Neither a name nor callable, or a class instead of its instance.
+    """
+    if isinstance(kind, str):
+        if kind not in _NAMES:
+            names = ", ".join(f'"{name}"' for name in _NAMES)
+            raise ValueError(
+                f"expected gradients to be {names} or a callable batch -> (n, D), got {kind!r}"
+            )
+    elif isinstance(kind, type):
+        raise TypeError(f"expected a gradient computer, got the class {kind.__name__}; call it")
+    elif not callable(kind):
+        raise TypeError(
+            f"expected gradients to be a name or a callable batch -> (n, D), got {kind!r}"
+        )
+    if params is not None and (kind == "last_layer" or not isinstance(kind, str)):
+        raise ValueError(
+            'params goes with gradients="auto", "functional" and "projected"; '
+            f"{'the last layer' if kind == 'last_layer' else 'a computer of your own'} chooses "
+            "its parameters itself"
+        )
+
+
+def handling_of(model: nn.Module, computer: object) -> dict[str, str]:
+    """Say of each parameter of a model how its gradient is computed.
+
+    Args:
+        model: The model.
+        computer: Its gradient computer, after the first batch.
+
+    Returns:
+        Names and words, such as `{"conv1.weight": "conv2d: (64, 27) projected to (64, 27)"}`; empty
+        for a computer that does not say.
+    """
+    handling = getattr(computer, "handling", None)
+    if not isinstance(handling, dict):
+        return {}
+    return {
+        name: handling.get(name, "left out" if parameter.requires_grad else "frozen, left out")
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _length(model: nn.Module, params: ParameterChoice | None) -> int:
+    return sum(parameter.numel() for parameter in choose_parameters(model, params).values())
+
+
+def _log_choice(model: nn.Module, choice: str) -> None:
+    logging.getLogger("sage_torch").info("gradients of %s: %s", type(model).__name__, choice)
