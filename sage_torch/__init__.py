@@ -42,7 +42,8 @@ from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.projected.projected_gradients import ProjectedGradients
 from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.select import select_subset
-from sage_torch.selection.result import Certificate, Selection
+from sage_torch.selection.certificate import Certificate
+from sage_torch.selection.result import Selection
 from sage_torch.stream.sage_stream import SageStream
 from sage_torch.version import __version__ as __version__
 

@@ -1,39 +1,43 @@
-"""What a selection can be asked for, checked before any work starts."""
+"""The options of a selection: each is written once, with its default, its help and its check.
+
+`select_subset`'s documentation, the flags of `python -m sage_torch select` and the fingerprint of a
+selection are read off the fields of `Options`.
+"""
 
 from __future__ import annotations
 
-import math
+import inspect
 import os
+import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
+from sage_torch.checks import count_examples, one_of, truth, whole_number
 from sage_torch.gradients.choice import check_choice
 from sage_torch.gradients.computer import GradientChoice
 from sage_torch.gradients.loss import LossFunction
-from sage_torch.gradients.parameters import ParameterChoice
+from sage_torch.gradients.parameters import ParameterChoice, check_params
 
-Rule = Literal["herding", "facility_location", "agreement", "stratified", "weighted", "random"]
-Basis = Literal["weighted", "orthonormal"]
+Rule = Literal["herding", "agreement", "random"]
 Quotas = Literal["proportional", "equal"]
 ConsensusMode = Literal["auto", "exact", "streaming", "one_pass"]
 Draw = Literal["fixed", "rotate", "random"]
-STREAMED = ("herding", "facility_location")  # compare examples with each other, block by block
 Collate = Callable[[list[Any]], Any]
-FIRST_ROWS = 64  # of a sketch that chooses its size (see sketch_growth.py)
+_F = TypeVar("_F", bound=Callable[..., Any])
+GivenAs = Literal["value", "switch", "object", "dataset", "folder", "names"]
 
 
 class SelectionOptions(TypedDict, total=False):
-    """Keyword options of `SageSampler` that go to `select_subset`; documented there."""
+    """The same options for a type checker; a test compares both lists."""
 
     rule: Rule
     draw: Draw
     weights: bool
     trim: Literal["negative"] | float | None
-    basis: Basis
     class_balanced: Literal["auto"] | bool
     quotas: Quotas
     sketch_size: int | Literal["auto"]
@@ -51,105 +55,254 @@ class SelectionOptions(TypedDict, total=False):
     shards: int | None
     distributed: bool
     checkpoint: str | os.PathLike[str] | None
-    checkpoint_every: float
+
+
+class SeededOptions(SelectionOptions, total=False):
+    """With the seed, which `SageSampler` takes as an argument of its own."""
+
+    seed: int
+
+
+def _option(
+    default: Any, text: str, *, given_as: GivenAs = "value", names_subset: bool = True
+) -> Any:
+    """Return the field of an option.
+
+    Args:
+        default: Its default.
+        text: Its help; the command line shows the first sentence.
+        given_as: How the command line takes it.
+        names_subset: Whether another value may give another subset, and is not seen otherwise.
+    """
+    about = {"help": " ".join(text.split()), "given_as": given_as, "names_subset": names_subset}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
 class Options:
-    """The same options with their defaults, checked on construction."""
+    """All options of a selection, checked when they are made.
+
+    Raises:
+        TypeError: A value is of a wrong kind.
+        ValueError: A value is out of range, or two do not go together.
+    """
 
     keep: float
-    rule: Rule = "herding"
-    draw: Draw = "fixed"
-    weights: bool = False
-    trim: Literal["negative"] | float | None = "negative"
-    basis: Basis = "weighted"
-    class_balanced: Literal["auto"] | bool = "auto"
-    quotas: Quotas = "proportional"
-    sketch_size: int | Literal["auto"] = 64
-    gradients: GradientChoice = "auto"
-    params: ParameterChoice | None = None
-    compress: Literal["auto"] | int | None = "auto"
-    consensus: ConsensusMode = "auto"
-    memory_budget: int = 2**30
-    loss: LossFunction | None = None
-    score_dataset: Dataset[Any] | None = None
-    collate_fn: Collate | None = None
-    batch_size: int = 256
-    num_workers: int = 0
-    seed: int = 0
-    progress: bool = True
-    shards: int | None = None
-    distributed: bool = True
-    checkpoint: str | os.PathLike[str] | None = None
-    checkpoint_every: float = 30.0
+    rule: Rule = _option(
+        "herding",
+        """How scores become a subset: herding, agreement or random. `"herding"` takes greedy kernel
+        herding in each class: it covers the class. `"agreement"` is the paper's rule, the k highest
+        scores: the most typical examples, without cover. `"random"` is the baseline and computes no
+        gradients.""",
+    )
+    draw: Draw = _option(
+        "fixed",
+        """What each epoch sees: fixed, rotate or random. `"fixed"` is one subset. `"rotate"` is a
+        new subset each epoch: the herding order of the untrimmed examples in windows, so that each
+        one is seen within a turn. `"random"` draws a new random subset of them each epoch. The last
+        two need rule "herding" or "random". See `Selection.epoch_indices`.""",
+    )
+    weights: bool = _option(
+        False,
+        """Whether to count how many untrimmed examples of its class each kept one stands for. See
+        `Selection.weights`. Rule "random" has none; in streaming mode only herding has them.""",
+        given_as="switch",
+    )
+    trim: Literal["negative"] | float | None = _option(
+        "negative",
+        """What is dropped before the rule chooses: negative, a share of each class, or none.
+        `"negative"` drops examples with a negative margin: they oppose another class more than
+        twice as much as they agree with their own. A share drops the lowest margins of each class.
+        The trim never leaves fewer than the quota. The rules "agreement" and "random" do not
+        trim.""",
+    )
+    class_balanced: Literal["auto"] | bool = _option(
+        "auto",
+        """Whether consensus and quotas go by class: auto, true or false. `"auto"`: where targets
+        are integer classes.""",
+    )
+    quotas: Quotas = _option(
+        "proportional",
+        """How the budget is shared among classes: proportional or equal. Use `"equal"` for long
+        tails; the other classes get what a short class cannot give.""",
+    )
+    sketch_size: int | Literal["auto"] = _option(
+        64,
+        """Rows l of the sketch, or auto. `"auto"` begins with 64 rows. It doubles them, up to 512
+        and within `memory_budget`, as long as the sketch has lost over a quarter of the energy of
+        the first 8 l examples of the first shard. `settings["sketch_rows"]` says how many it
+        took.""",
+    )
+    gradients: GradientChoice = _option(
+        "auto",
+        """Which gradients: auto, functional, projected, last_layer or a computer of your own.
+        `"auto"` takes `"functional"` up to 8,192 parameters, else `"projected"`. `"functional"` is
+        exact. `"projected"` is of the whole network and cheaper than a training step. For your own
+        see `sage_torch.gradients`.""",
+    )
+    params: ParameterChoice | None = _option(
+        None,
+        """Parameters to take gradients of. Names or patterns (`"blocks.11.*"`), a predicate `(name,
+        parameter) -> bool`, or None for all that require grad.""",
+        given_as="names",
+    )
+    compress: Literal["auto"] | int | None = _option(
+        "auto",
+        """Count sketch of gradients longer than auto (8,192) or this many coordinates, or none.
+        None takes gradients as they are.""",
+    )
+    consensus: ConsensusMode = _option(
+        "auto",
+        """When the consensus is taken: auto, exact, streaming or one_pass. `"exact"` keeps N x l
+        numbers on the host. `"streaming"` scores at once with a consensus carried along in pass 1;
+        its memory grows with N by scores, margins, labels and indices only: at keep=0.25 by about
+        24 bytes per example with herding and 45 with a draw. `"auto"` is exact while its numbers
+        fit `memory_budget`. `"one_pass"` asks for one gradient per example instead of two: every
+        example's coordinates are carried along with the sketch, so that scores are those under a
+        sketch that grew meanwhile (benchmarks/RESULTS.md says how near they come). Where the sketch
+        keeps little of the energy, as with an untrained model (see `certificate.energy_kept`), they
+        have nothing to do with the exact ones; `certificate.consensus_cosine` is NaN then, because
+        the exact consensus is not known. `"exact"` and `"one_pass"` hold 4 l bytes per example
+        whatever `memory_budget` is.""",
+    )
+    memory_budget: int = _option(
+        2**30,
+        """Bytes for gradients held at once. With consensus "auto" also for exact scoring.""",
+    )
+    loss: LossFunction | None = _option(
+        None,
+        """A function loss(model, batch) -> (n,). It gives one loss per example. None takes the
+        cross-entropy of integer class or token targets, and what Hugging Face models train on.""",
+        given_as="object",
+    )
+    score_dataset: Dataset[Any] | None = _option(
+        None,
+        """The same examples without augmentation. They are read instead of `dataset`.""",
+        given_as="dataset",
+        names_subset=False,
+    )
+    collate_fn: Collate | None = _option(
+        None,
+        """How examples become a batch. None for torch's default.""",
+        given_as="object",
+        names_subset=False,
+    )
+    batch_size: int = _option(
+        256,
+        """Examples scored at once. It does not change the result beyond rounding.""",
+        names_subset=False,
+    )
+    num_workers: int = _option(
+        0,
+        """Worker processes that read the data.""",
+        names_subset=False,
+    )
+    seed: int = _option(
+        0,
+        """Names the compression, the reading order and every draw.""",
+    )
+    progress: bool = _option(
+        True,
+        """Whether to show a progress bar on a pass that takes over two seconds.""",
+        given_as="switch",
+        names_subset=False,
+    )
+    shards: int | None = _option(
+        None,
+        """Contiguous parts that the data set is cut into. They are sketched apart and merged in a
+        fixed tree; in streaming mode herding covers each by itself, too. The subset depends on
+        their number and not on who shares them. None: 8 in a process group (N, if fewer), else
+        1.""",
+    )
+    distributed: bool = _option(
+        True,
+        """Whether the ranks of torch.distributed's default process group share the shards. All must
+        call this together then, with one model. All get the same selection, and all raise when one
+        fails (within a day, when one hangs). Buffers are rank 0's meanwhile.""",
+        given_as="switch",
+        names_subset=False,
+    )
+    checkpoint: str | os.PathLike[str] | None = _option(
+        None,
+        """A folder for snapshots of this one selection. The ranks share it. After a kill, the same
+        call resumes and gives the same subset; once it is finished there, the call returns at once.
+        The same means: the model, the options, the data set's length, its labels (where `targets`,
+        `labels` or a TensorDataset hold them) and 16 examples with their gradients. A snapshot is
+        written every 30 seconds of the passes; merging shards and the rule have none. Where reading
+        an example draws random numbers, the parts read before and after a kill draw other ones than
+        in one go.""",
+        given_as="folder",
+        names_subset=False,
+    )
 
     def __post_init__(self) -> None:
         _check_keep(self.keep)
-        _one_of("rule", self.rule, *get_args(Rule))
-        _one_of("draw", self.draw, *get_args(Draw))
+        one_of("rule", self.rule, get_args(Rule))
+        one_of("draw", self.draw, get_args(Draw))
         self._check_draw_and_weights()
-        _one_of("basis", self.basis, "weighted", "orthonormal")
-        _one_of("quotas", self.quotas, "proportional", "equal")
+        one_of("quotas", self.quotas, get_args(Quotas))
         check_choice(self.gradients, self.params)
-        _check_params(self.params)
-        _one_of("consensus", self.consensus, *get_args(ConsensusMode))
+        check_params(self.params)
+        one_of("consensus", self.consensus, get_args(ConsensusMode))
         if self.class_balanced != "auto" and not isinstance(self.class_balanced, bool):
             raise ValueError(
                 f'expected class_balanced "auto", True or False, got {self.class_balanced!r}'
             )
-        if self.trim not in ("negative", None) and not (
-            _is_number(self.trim, Real) and 0 <= float(self.trim) < 1
-        ):
+        is_share = isinstance(self.trim, Real) and not isinstance(self.trim, bool)
+        if self.trim not in ("negative", None) and not (is_share and 0 <= float(self.trim) < 1):
             raise ValueError(
                 'expected trim "negative" (drop negative margins), a share in [0, 1) or None, '
                 f"got {self.trim!r}"
             )
         if self.compress not in ("auto", None):
-            _at_least(1, "compress", self.compress, '"auto", None or a number of coordinates')
+            self._whole("compress", 1, '"auto", None or a number of coordinates')
         if self.sketch_size != "auto":
-            _at_least(1, "sketch_size", self.sketch_size, '"auto" or a whole number')
-            object.__setattr__(self, "sketch_size", int(self.sketch_size))
-        _at_least(1, "memory_budget", self.memory_budget, "a number of bytes")
-        _at_least(1, "batch_size", self.batch_size)
-        _at_least(0, "num_workers", self.num_workers)
-        _at_least(0, "seed", self.seed)
-        if self.seed >= 2**63:
-            raise ValueError(f"expected a seed below 2**63, got {self.seed}")
-        for name in ("memory_budget", "batch_size", "num_workers", "seed"):
-            object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's integers, too
+            self._whole("sketch_size", 1, '"auto" or a whole number')
+        self._whole("memory_budget", 1, "a number of bytes")
+        self._whole("batch_size", 1)
+        self._whole("num_workers", 0)
+        self._whole("seed", 0)
         for name in ("loss", "collate_fn"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
         if self.score_dataset is not None:
             count_examples(self.score_dataset, "score_dataset")
-        self._check_shards_and_checkpoint()
-
-    def _check_shards_and_checkpoint(self) -> None:
         if self.shards is not None:
-            _at_least(1, "shards", self.shards, "a whole number or None")
-        if not isinstance(self.distributed, bool):
-            raise TypeError(f"expected distributed to be True or False, got {self.distributed!r}")
+            self._whole("shards", 1, "a whole number or None")
+        truth("distributed", self.distributed)
         if self.checkpoint is not None:
             if not isinstance(self.checkpoint, (str, os.PathLike)):
                 raise TypeError(
                     f"expected checkpoint to be a folder or None, got {self.checkpoint!r}"
                 )
             object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
-        every = self.checkpoint_every
-        if not _is_number(every, Real):
-            raise TypeError(f"expected checkpoint_every in seconds, got {every!r}")
-        if not 0 <= float(every) < math.inf:
-            raise ValueError(f"expected checkpoint_every of at least 0 seconds, got {every}")
+
+    @classmethod
+    def given(cls, **options: Any) -> Options:
+        """Return the options given by name.
+
+        Raises:
+            TypeError, ValueError: As the class; an unknown name, with those that there are.
+        """
+        known = [each.name for each in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            shown = ", ".join(map(repr, unknown))
+            raise TypeError(f"unknown option {shown}; expected some of {', '.join(known)}")
+        return cls(**options)
+
+    def _whole(self, name: str, least: int, wanted: str = "a whole number") -> None:
+        """Check a whole number and keep it as an int: it may be one of NumPy's."""
+        number = whole_number(name, getattr(self, name), least=least, wanted=wanted)
+        object.__setattr__(self, name, number)
 
     def _check_draw_and_weights(self) -> None:
-        if self.draw != "fixed" and self.rule not in ("herding", "random"):
+        if self.draw != "fixed" and self.rule == "agreement":
             raise ValueError(
                 f'expected rule "herding" or "random" with draw="{self.draw}", got '
-                f'rule="{self.rule}": the other rules choose one subset; pass draw="fixed"'
+                f'rule="{self.rule}": it chooses one subset; pass draw="fixed"'
             )
-        if not isinstance(self.weights, bool):
-            raise TypeError(f"expected weights to be True or False, got {self.weights!r}")
+        truth("weights", self.weights)
         if self.weights and self.rule == "random":
             raise ValueError(
                 'expected weights=False with rule="random", got True: random examples stand for '
@@ -161,129 +314,78 @@ class Options:
                 "to one subset"
             )
         if self.consensus == "streaming":
-            self._check_streamed_weights()
+            self.check_streamed_weights()
 
-    def _check_streamed_weights(self) -> None:
-        if self.weights and self.rule not in STREAMED:
+    def check_streamed_weights(self) -> None:
+        """Refuse weights in streaming mode, which keeps no coordinates, but of herding.
+
+        Raises:
+            ValueError: They are asked for of a rule that would need all coordinates.
+        """
+        if self.weights and self.rule != "herding":
             raise ValueError(
                 f'expected weights=False with rule="{self.rule}" in streaming mode, which keeps no '
                 'coordinates, got True: pass consensus="exact" (and a memory_budget that allows '
-                'it), or rule="herding" or "facility_location"'
+                'it), or rule="herding"'
             )
 
-    @property
-    def first_rows(self) -> int:
-        """Rows that a sketch begins with."""
-        return FIRST_ROWS if self.sketch_size == "auto" else self.sketch_size
+    def budget(self, total: int) -> int:
+        """Return `k`, the number of examples to keep: `round(keep * N)`, or the count itself.
 
-    def is_streaming(self, total: int) -> bool:
-        """Return whether a data set of `total` examples is scored in streaming mode.
+        Args:
+            total: Number of examples N.
+
+        Returns:
+            k, with Python's rounding (half to even).
 
         Raises:
-            ValueError: It is, and weights are asked for of a rule that would need all coordinates.
+            ValueError: The count exceeds `total`, or the share rounds to 0.
         """
-        needed = 4 * total * self.first_rows
-        is_streaming = self.consensus == "streaming" or (
-            self.consensus == "auto" and needed > self.memory_budget
-        )
-        if is_streaming:
-            self._check_streamed_weights()
-        return is_streaming
-
-    def number_of_shards(self, total: int, *, is_group: bool) -> int:
-        """Return the number of shards of `total` examples, alone or in a process group."""
-        if self.shards is not None:
-            return int(self.shards)
-        return min(8, total) if is_group else 1
+        if isinstance(self.keep, Integral):
+            if self.keep > total:
+                raise ValueError(
+                    f"expected to keep at most {total} examples (all there are), got "
+                    f"keep={self.keep}"
+                )
+            return int(self.keep)
+        k = round(float(self.keep) * total)
+        if k == 0:
+            raise ValueError(
+                f"expected to keep at least one example, but keep={self.keep} of {total} rounds to "
+                f"0; keep at least {1 / total:.2g}, or give a count"
+            )
+        return k
 
     def as_json(self) -> dict[str, Any]:
         """Return what can be written down: callables and data sets by name."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+    def naming_the_subset(self) -> dict[str, Any]:
+        """Return, as `as_json`, those options that must be equal for the subset to be the same."""
+        named = [each.name for each in fields(self) if each.metadata.get("names_subset", True)]
+        return {name: value for name, value in self.as_json().items() if name in named}
 
 
-def checked(options: SelectionOptions, *, keep: float, seed: int) -> Options:
-    """Return the options of a selection.
-
-    Raises:
-        TypeError: One is unknown, or of a wrong kind.
-        ValueError: One is out of range, or does not go with another.
-    """
-    unknown = set(options) - set(SelectionOptions.__annotations__)
-    if unknown:
-        raise TypeError(
-            f"unknown option {', '.join(map(repr, sorted(unknown)))}; expected some of "
-            f"{', '.join(sorted(SelectionOptions.__annotations__))}"
+def documented(function: _F) -> _F:
+    """Write the options into a function's signature and, for `{options}`, into its docstring."""
+    options = [each for each in fields(Options) if each.name != "keep"]
+    entries = [f"{each.name}: {each.metadata['help']}" for each in options]
+    wrapped = [
+        textwrap.fill(entry, 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        for entry in entries
+    ]
+    function.__doc__ = (function.__doc__ or "").replace("{options}", "\n".join(wrapped).lstrip())
+    own = inspect.signature(function)
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    added = [
+        inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
         )
-    return Options(keep=keep, seed=seed, **options)
-
-
-def budget(keep: float, total: int) -> int:
-    """Return `k`, the number of examples to keep: `round(keep * N)`, or the count itself.
-
-    Args:
-        keep: A share in (0, 1], or a count from 1 to `total`.
-        total: Number of examples N.
-
-    Returns:
-        k, with Python's rounding (half to even).
-
-    Raises:
-        ValueError: The count exceeds `total`, or the share rounds to 0.
-    """
-    _check_keep(keep)
-    if isinstance(keep, Integral):
-        if keep > total:
-            raise ValueError(
-                f"expected to keep at most {total} examples (all there are), got keep={keep}"
-            )
-        return int(keep)
-    k = round(float(keep) * total)
-    if k == 0:
-        raise ValueError(
-            f"expected to keep at least one example, but keep={keep} of {total} rounds to 0; keep "
-            f"at least {1 / total:.2g}, or give a count"
-        )
-    return k
-
-
-def count_examples(dataset: object, name: str = "dataset") -> int:
-    """Return `len(dataset)` of a map-style data set with at least one example.
-
-    Raises:
-        TypeError: An `IterableDataset`, or no data set at all.
-        ValueError: It is empty.
-    """
-    if isinstance(dataset, IterableDataset):
-        raise TypeError(
-            f"expected a map-style {name} with len() and indices, got the IterableDataset "
-            f"{type(dataset).__name__}: a stream has no examples to come back to; filter it with "
-            "sage_torch.SageStream, or load it into a map-style data set first"
-        )
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"expected a map-style {name} with __getitem__ and __len__, got "
-            f"{type(dataset).__name__}"
-        )
-    total = len(dataset)
-    if total == 0:
-        raise ValueError(f"expected a {name} with at least one example, got an empty one")
-    return total
-
-
-def count_both(dataset: object, score_dataset: object | None) -> int:
-    """Return the number of examples of a data set and of its other view, which must agree.
-
-    Raises:
-        TypeError: One is not a map-style data set.
-        ValueError: One is empty, or they differ in length.
-    """
-    total = count_examples(dataset)
-    if score_dataset is not None and count_examples(score_dataset, "score_dataset") != total:
-        raise ValueError(
-            f"expected score_dataset to hold the same {total} examples as the data set, got "
-            f"{count_examples(score_dataset)}"
-        )
-    return total
+        for each in options
+        if each.name not in own.parameters
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
+    return function
 
 
 def _check_keep(keep: object) -> None:
@@ -293,19 +395,8 @@ def _check_keep(keep: object) -> None:
     if isinstance(keep, Integral):
         if keep < 1:
             raise ValueError(f"{wanted}{keep!r}")
-    elif math.isnan(keep) or not 0 < float(keep) <= 1:
+    elif not 0 < float(keep) <= 1:  # NaN is in no interval
         raise ValueError(f"{wanted}{keep!r}")
-
-
-def _check_params(params: object) -> None:
-    is_names = isinstance(params, (list, tuple, set, frozenset)) and all(
-        isinstance(name, str) for name in params
-    )
-    if not (params is None or isinstance(params, str) or is_names or callable(params)):
-        raise TypeError(
-            "expected params to be a name, names or patterns, a predicate (name, parameter) -> "
-            f"bool, or None, got {params!r}"
-        )
 
 
 def _plain(value: object) -> str | int | float | bool | list[str] | None:
@@ -318,20 +409,3 @@ def _plain(value: object) -> str | int | float | bool | list[str] | None:
     if isinstance(value, (list, tuple, set, frozenset)):
         return sorted(map(str, value))
     return getattr(value, "__name__", type(value).__name__)
-
-
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _one_of(name: str, value: object, *allowed: str) -> None:
-    if value not in allowed:
-        words = ", ".join(f'"{word}"' for word in allowed)
-        raise ValueError(f"expected {name} to be one of {words}, got {value!r}")
-
-
-def _at_least(least: int, name: str, value: object, what: str = "a whole number") -> None:
-    if not _is_number(value, Integral):
-        raise TypeError(f"expected {name} to be {what}, got {value!r}")
-    if int(value) < least:  # type: ignore[call-overload]
-        raise ValueError(f"expected {name} of at least {least}, got {value}")

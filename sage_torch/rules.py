@@ -1,30 +1,26 @@
-"""From scores and sketched gradients to a subset: which rule runs, and what it leaves behind.
+"""From scores and sketched gradients to a subset: one object per rule.
 
-In the exact mode every rank has all scores and coordinates, and applies the rule to them. On a
-stream, rules that compare examples with each other have picked shard by shard.
+A rule is shown batches while they are scored (`take`; only herding in streaming mode looks), and
+chooses when all scores are known (`finish`). It gives every rank the same subset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.options import STREAMED, Options
-from sage_torch.passes.job import Task
-from sage_torch.passes.scoring import Scored
+from sage_torch.options import Options
+from sage_torch.passes.job import Job
+from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.reading.classes import ClassBook
-from sage_torch.reading.shards import Shard
 from sage_torch.selection.draws import Draws
 
 _ORDER_BLOCK = 512  # examples herded together where all of them are put in order
 _STREAM_BLOCK = 1024  # the same on a stream, where the quota alone is picked
-_OF_SCORES = {"stratified": _core.stratified, "weighted": _core.weighted_subset}
-_OF_COORDINATES = {"herding": _core.herding, "facility_location": _core.facility_location}
 
 
 @dataclass(frozen=True)
@@ -32,145 +28,238 @@ class Chosen:
     """What a rule leaves behind."""
 
     indices: NDArray[np.int64]  # (k,) ascending
-    weights: NDArray[np.float32] | None  # (k,)
-    draws: Draws | None  # None for draw="fixed"
     trimmed: int  # examples that the trim dropped
+    draws: Draws | None = None  # None for draw="fixed"
+    weights: NDArray[np.float32] | None = None  # (k,)
+
+
+class Rule(Protocol):
+    """How scores become a subset."""
+
+    def take(self, batch: ScoredBatch) -> None:
+        """Look at a batch of this rank while streaming."""
+
+    def finish(self, scored: Scored) -> Chosen:
+        """Choose.
+
+        Raises:
+            ValueError: The data set changed between the passes.
+            SageError: Another rank failed.
+        """
+        ...
+
+
+def rule_for(job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int) -> Rule:
+    """Return the rule that the options name.
+
+    Args:
+        job: `options.rule`, `draw`, `trim`, `weights`, `seed`; the mode; the shards.
+        classes: The class of every example.
+        quotas: int64 (C,), how many of each class to keep.
+        width: Rows l of the sketch.
+    """
+    options, class_ids = job.options, classes.of(slice(None))
+    if options.rule == "agreement":
+        return Agreement(class_ids, quotas, options)
+    if options.draw == "random":
+        return RandomDraws(class_ids, quotas, options)
+    if job.mode.is_streaming:
+        return HerdingInBlocks(job, classes, quotas, width)
+    return Herding(class_ids, quotas, options)
+
+
+@dataclass(frozen=True)
+class _OnScores:
+    """A rule that needs no batch before all scores are known."""
+
+    class_ids: NDArray[np.int32]  # (N,)
+    quotas: NDArray[np.int64]  # (C,)
+    options: Options
+
+    def take(self, batch: ScoredBatch) -> None:
+        """Let it pass."""
+
+    def _untrimmed(self, scored: Scored) -> NDArray[np.int64]:
+        return _core.untrimmed(scored.margins, self.class_ids, self.quotas, trim=self.options.trim)
+
+    def _chosen(
+        self, scored: Scored, left: NDArray[np.int64], indices: NDArray[np.int64]
+    ) -> Chosen:
+        """Return one subset, with weights where they are asked for."""
+        weights, trimmed = None, len(self.class_ids) - len(left)
+        if self.options.weights:
+            classes, seed = len(self.quotas), self.options.seed
+            weights = _core.weights(
+                scored.coordinates, self.class_ids, classes, left, indices, seed=seed
+            )
+        return Chosen(indices, trimmed, weights=weights)
+
+
+class Agreement(_OnScores):
+    """The paper's rule: the highest scores of each class. It trims nothing."""
+
+    def finish(self, scored: Scored) -> Chosen:
+        """Choose."""
+        everything = np.arange(len(self.class_ids))
+        indices = _core.top_k(scored.scores, self.class_ids, self.quotas)
+        return self._chosen(scored, everything, indices)
+
+
+class RandomDraws(_OnScores):
+    """A new random subset of the untrimmed examples in each epoch."""
+
+    def finish(self, scored: Scored) -> Chosen:
+        """Choose."""
+        left = self._untrimmed(scored)
+        draws = draws_of(left, self.class_ids, self.quotas, "random", self.options.seed)
+        return Chosen(draws.epoch(0), len(self.class_ids) - len(left), draws)
+
+
+class Herding(_OnScores):
+    """Trim, then greedy kernel herding within each class, on all coordinates."""
+
+    def finish(self, scored: Scored) -> Chosen:
+        """Choose."""
+        if self.options.draw == "rotate":
+            return self._in_order(scored)
+        indices = _core.herding(
+            scored.coordinates,
+            scored.margins,
+            self.class_ids,
+            self.quotas,
+            trim=self.options.trim,
+            seed=self.options.seed,
+        )
+        return self._chosen(scored, self._untrimmed(scored), indices)
+
+    def _in_order(self, scored: Scored) -> Chosen:
+        order, starts, of_blocks = _core.herding_order(
+            scored.coordinates,
+            scored.margins,
+            self.class_ids,
+            self.quotas,
+            trim=self.options.trim,
+            block_size=_ORDER_BLOCK,
+            seed=self.options.seed,
+        )
+        seed, trimmed = self.options.seed, len(self.class_ids) - len(order)
+        draws = Draws("rotate", order, starts, of_blocks, self.quotas, seed, is_herded=True)
+        return Chosen(draws.epoch(0), trimmed, draws)
+
+
+_Order = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # order, starts, classes
 
 
 @dataclass(frozen=True)
 class _Picked:
-    """The same of one shard of a stream."""
+    """What herding leaves behind of one shard."""
 
-    indices: NDArray[np.int64]
-    weights: NDArray[np.float32] | None
-    order: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None
     trimmed: int
-    # (C,) untrimmed examples that none of the shard's own stands for.
-    left_alone: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
+    left_alone: NDArray[np.int64] | None = None  # (C,) that none of the shard's own stands for
+    order: _Order | None = None
 
 
-def quotas_of_shards(
-    class_ids: NDArray[np.int32], quotas: NDArray[np.int64], shards: Sequence[Shard]
-) -> NDArray[np.int64]:
-    """Return how many of each class to keep in each shard, (S, C); they add up to `quotas` (C,)."""
-    counts = np.stack([np.bincount(class_ids[s.places], minlength=len(quotas)) for s in shards])
-    parts = np.zeros_like(counts)
-    for class_id in np.flatnonzero(quotas):
-        parts[:, class_id] = _core.class_quotas(counts[:, class_id].copy(), quotas[class_id])
-    return parts
+class HerdingInBlocks:
+    """The same on a stream: block by block and shard by shard, without all coordinates."""
 
+    def __init__(self, job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int) -> None:
+        self._job, self._quotas = job, quotas
+        self._class_ids = classes.of(slice(None))
+        self._is_order = job.options.draw == "rotate"
+        self._of_shards = self._quotas_of_shards()
+        self._streams = {
+            shard.number: _core.BlockStream(
+                classes.sizes(shard.places),
+                self._of_shards[shard.number],
+                width=width,
+                trim=job.options.trim,
+                whole_order=self._is_order,
+                weights=job.options.weights,
+                block_size=_ORDER_BLOCK if self._is_order else _STREAM_BLOCK,
+            )
+            for shard in job.own
+        }
 
-def streams_for(
-    task: Task, classes: ClassBook, quotas: NDArray[np.int64], width: int
-) -> list[_core.BlockStream | None]:
-    """Return what gets the batches of each own shard in a streaming pass 2.
+    def take(self, batch: ScoredBatch) -> None:
+        """Put a batch's examples into their blocks; herd those that are full."""
+        stream = self._streams[batch.shard.number]
+        stream.add(batch.coordinates, batch.margins, batch.class_ids, batch.indices)
 
-    Args:
-        task: `options.rule`, `draw`, `trim`, `weights`.
-        classes: The class of every example.
-        quotas: int64 (C,), how many of each to keep.
-        width: Rows l of the sketch.
-
-    Returns:
-        One a shard; None for rules that read scores only.
-    """
-    options = task.options
-    if options.rule not in STREAMED or options.draw == "random":
-        return [None for _ in task.own]
-    is_order = options.draw == "rotate"
-    of_shards = quotas_of_shards(classes.of(slice(None)), quotas, task.shards)
-    return [
-        _core.BlockStream(
-            classes.sizes(shard.places),
-            of_shards[shard.number],
-            width=width,
-            trim=options.trim,
-            rule="herding" if options.rule == "herding" else "facility_location",
-            whole_order=is_order,
-            weights=options.weights,
-            block_size=_ORDER_BLOCK if is_order else _STREAM_BLOCK,
+    def finish(self, scored: Scored) -> Chosen:
+        """Choose."""
+        job = self._job
+        parts = job.ranks.gather(
+            job.ranks.together(lambda: [self._picked(shard.number, scored) for shard in job.own])
         )
-        for shard in task.own
-    ]
+        picked = [part for of_rank in parts for part in of_rank]
+        trimmed = sum(part.trimmed for part in picked)
+        if self._is_order:
+            draws = self._joined([part.order for part in picked if part.order is not None])
+            return Chosen(draws.epoch(0), trimmed, draws)
+        indices = np.concatenate([part.indices for part in picked])  # ascending, as shards are
+        weights = self._weights(picked, indices) if job.options.weights else None
+        return Chosen(indices, trimmed, weights=weights)
 
+    def _quotas_of_shards(self) -> NDArray[np.int64]:
+        """Return how many of each class to keep in each shard, (S, C); they add up to quotas."""
+        ids, classes = self._class_ids, len(self._quotas)
+        counts = np.stack([np.bincount(ids[s.places], minlength=classes) for s in self._job.shards])
+        parts = np.zeros_like(counts)
+        for class_id in np.flatnonzero(self._quotas):
+            of_class = counts[:, class_id].copy()
+            parts[:, class_id] = _core.class_quotas(of_class, self._quotas[class_id])
+        return parts
 
-def choose(
-    task: Task,
-    scored: Scored,
-    classes: ClassBook,
-    quotas: NDArray[np.int64],
-    streams: Sequence[_core.BlockStream | None],
-) -> Chosen:
-    """Apply the rule.
+    def _picked(self, number: int, scored: Scored) -> _Picked:
+        stream = self._streams[number]
+        if self._is_order:
+            order = stream.finish_order()
+            return _Picked(stream.trimmed, np.empty(0, np.int64), order=order)
+        indices, weights = stream.finish()
+        left_alone = None
+        if weights is not None:
+            places, quotas = self._job.shards[number].places, self._of_shards[number]
+            ids, trim = self._class_ids[places], self._job.options.trim
+            left = _core.untrimmed(scored.margins[places], ids, quotas, trim=trim)
+            counts = np.bincount(ids[left], minlength=len(quotas))
+            left_alone = np.where(quotas == 0, counts, 0)
+        return _Picked(stream.trimmed, indices, weights, left_alone)
 
-    Args:
-        task: `options.rule`, `trim`, `draw`, `weights`, `seed`, and the shards.
-        scored: What pass 2 left behind.
-        classes: The class of every example.
-        quotas: int64 (C,), how many of each class to keep.
-        streams: What has seen the batches of a streaming pass 2 (see `streams_for`), one for each
-            of this rank's shards; empty in the exact mode.
+    def _weights(self, picked: list[_Picked], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return all weights; a shard that keeps none of a class gives its examples to the rest."""
+        weights = np.concatenate([part.weights for part in picked if part.weights is not None])
+        alone = sum(part.left_alone for part in picked if part.left_alone is not None)
+        kept_ids, classes = self._class_ids[indices], len(self._quotas)
+        stood_for = np.bincount(kept_ids, weights=weights, minlength=classes)
+        share = 1 + np.divide(alone, stood_for, out=np.zeros(classes), where=stood_for > 0)
+        return (weights * share[kept_ids]).astype(np.float32)
 
-    Returns:
-        The subset; with a draw that of epoch 0, and the draws.
-
-    Raises:
-        ValueError: The data set changed between the passes.
-        SageError: Another rank failed.
-    """
-    options, class_ids = task.options, classes.of(slice(None))
-    if task.is_streaming and options.rule in STREAMED and options.draw != "random":
-        return _from_streams(task, scored, class_ids, quotas, streams)
-    if options.draw == "rotate":
-        return _in_order(scored, class_ids, quotas, options)
-    trim = None if options.rule == "agreement" else options.trim  # the paper's rule trims nothing
-    left = _core.untrimmed(scored.margins, class_ids, quotas, trim=trim)
-    trimmed = len(class_ids) - len(left)
-    if options.draw == "random":
-        return _drawn(draws_of(left, class_ids, quotas, "random", options.seed), trimmed)
-    indices = _indices(scored, class_ids, quotas, left, options)
-    weights = None
-    if options.weights:
-        assert scored.coordinates is not None  # `Options.is_streaming` has refused
-        weights = _core.weights(
-            scored.coordinates, class_ids, len(quotas), left, indices, seed=options.seed
+    def _joined(self, orders: list[_Order]) -> Draws:
+        blocks: list[tuple[int, NDArray[np.int64]]] = []
+        for order, starts, of_blocks in orders:
+            blocks += zip(of_blocks.tolist(), np.split(order, starts[1:-1]), strict=True)
+        blocks.sort(key=lambda block: block[0])  # stable: in a class by shard
+        return Draws(
+            draw="rotate",
+            order=np.concatenate([members for _, members in blocks]),
+            starts=np.cumsum([0, *(len(members) for _, members in blocks)]),
+            classes=np.array([class_id for class_id, _ in blocks], np.int64),
+            quotas=self._quotas,
+            seed=self._job.options.seed,
+            is_herded=True,
         )
-    return Chosen(indices, weights, None, trimmed)
-
-
-def _indices(
-    scored: Scored,
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-    left: NDArray[np.int64],
-    options: Options,
-) -> NDArray[np.int64]:
-    if options.rule == "agreement":
-        return _core.top_k(scored.scores, class_ids, quotas)
-    if options.rule in _OF_SCORES:
-        places = _OF_SCORES[options.rule](
-            scored.agreement[left], class_ids[left], quotas, trim=None, seed=options.seed
-        )
-        chosen: NDArray[np.int64] = left[places]
-        return chosen
-    assert scored.coordinates is not None  # kept whenever there is no stream
-    return _OF_COORDINATES[options.rule](
-        scored.coordinates,
-        scored.margins,
-        class_ids,
-        quotas,
-        trim=options.trim,
-        seed=options.seed,
-    )
 
 
 def choose_at_random(classes: ClassBook, quotas: NDArray[np.int64], options: Options) -> Chosen:
     """Apply `rule="random"`, which knows no scores and trims nothing."""
     class_ids = classes.of(slice(None))
     if options.draw == "fixed":
-        return Chosen(_core.random_subset(class_ids, quotas, options.seed), None, None, 0)
+        return Chosen(_core.random_subset(class_ids, quotas, options.seed), 0)
     everything = np.arange(len(class_ids))
-    return _drawn(draws_of(everything, class_ids, quotas, options.draw, options.seed), 0)
+    draws = draws_of(everything, class_ids, quotas, options.draw, options.seed)
+    return Chosen(draws.epoch(0), 0, draws)
 
 
 def draws_of(
@@ -200,99 +289,3 @@ def draws_of(
         seed=seed,
         is_herded=False,
     )
-
-
-def _from_streams(
-    task: Task,
-    scored: Scored,
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-    streams: Sequence[_core.BlockStream | None],
-) -> Chosen:
-    """Return what all shards' picks come to, the same on every rank."""
-    of_shards = quotas_of_shards(class_ids, quotas, task.shards)
-
-    def finish() -> list[_Picked]:
-        return [
-            _picked(stream, task.options, scored.margins[shard.places], class_ids[shard.places],
-                    of_shards[shard.number])
-            for shard, stream in zip(task.own, streams, strict=True)
-            if stream is not None
-        ]  # fmt: skip
-
-    parts = task.ranks.gather(task.ranks.together(finish))
-    picked = [part for of_rank in parts for part in of_rank]
-    trimmed = sum(part.trimmed for part in picked)
-    if task.options.draw == "rotate":
-        return _drawn(_joined_order(picked, quotas, task.options.seed), trimmed)
-    indices = np.concatenate([part.indices for part in picked])  # ascending, as shards are
-    if not task.options.weights:
-        return Chosen(indices, None, None, trimmed)
-    weights = np.concatenate([part.weights for part in picked if part.weights is not None])
-    # In a shard that keeps none of a class, its examples are shared by those kept elsewhere.
-    kept_ids = class_ids[indices]
-    stood_for = np.bincount(kept_ids, weights=weights, minlength=len(quotas))
-    alone = np.sum([part.left_alone for part in picked], axis=0)
-    share = 1 + np.divide(alone, stood_for, out=np.zeros(len(quotas)), where=stood_for > 0)
-    return Chosen(indices, (weights * share[kept_ids]).astype(np.float32), None, trimmed)
-
-
-def _picked(
-    stream: _core.BlockStream,
-    options: Options,
-    margins: NDArray[np.float32],
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-) -> _Picked:
-    left_alone = np.zeros_like(quotas)
-    if options.draw == "rotate":
-        order = stream.finish_order()
-        return _Picked(np.empty(0, np.int64), None, order, stream.trimmed, left_alone)
-    indices, weights = stream.finish()
-    if options.weights:
-        left = _core.untrimmed(margins, class_ids, quotas, trim=options.trim)
-        counts = np.bincount(class_ids[left], minlength=len(quotas))
-        left_alone = np.where(quotas == 0, counts, 0)
-    return _Picked(indices, weights, None, stream.trimmed, left_alone)
-
-
-def _joined_order(picked: list[_Picked], quotas: NDArray[np.int64], seed: int) -> Draws:
-    blocks: list[tuple[int, NDArray[np.int64]]] = []
-    for part in picked:
-        assert part.order is not None
-        order, starts, of_blocks = part.order
-        blocks += zip(of_blocks.tolist(), np.split(order, starts[1:-1]), strict=True)
-    blocks.sort(key=lambda block: block[0])  # stable: in a class by shard
-    return Draws(
-        draw="rotate",
-        order=np.concatenate([members for _, members in blocks]),
-        starts=np.cumsum([0, *(len(members) for _, members in blocks)]),
-        classes=np.array([class_id for class_id, _ in blocks], np.int64),
-        quotas=quotas,
-        seed=seed,
-        is_herded=True,
-    )
-
-
-def _in_order(
-    scored: Scored,
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-    options: Options,
-) -> Chosen:
-    assert scored.coordinates is not None  # kept whenever there is no stream
-    order, starts, of_blocks = _core.herding_order(
-        scored.coordinates,
-        scored.margins,
-        class_ids,
-        quotas,
-        trim=options.trim,
-        block_size=_ORDER_BLOCK,
-        seed=options.seed,
-    )
-    draws = Draws("rotate", order, starts, of_blocks, quotas, options.seed, is_herded=True)
-    return _drawn(draws, len(class_ids) - len(order))
-
-
-def _drawn(draws: Draws, trimmed: int) -> Chosen:
-    return Chosen(draws.epoch(0), None, draws, trimmed)

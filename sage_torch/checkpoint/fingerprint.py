@@ -18,17 +18,6 @@ from sage_torch.options import Options
 from sage_torch.reading.digest import digest
 
 _PROBED = 16
-# What changes no example's place in the subset, or shows in the probe's batch and gradients.
-_INDIFFERENT = (
-    "batch_size",
-    "checkpoint",
-    "checkpoint_every",
-    "collate_fn",
-    "distributed",
-    "num_workers",
-    "progress",
-    "score_dataset",
-)
 _SAME_GRADIENT = 0.01  # of its length: rounding is far below, another loss far above
 
 
@@ -69,12 +58,11 @@ def fingerprint(
     from sage_torch.version import __version__
 
     read = dataset if options.score_dataset is None else options.score_dataset
-    asked = {name: v for name, v in options.as_json().items() if name not in _INDIFFERENT}
     parameters = [(name, p.requires_grad, p) for name, p in model.named_parameters()]
     return {
         "model": digest([repr(model), parameters, list(model.named_buffers())]),
         "data set": digest([len(read), batch, _known_of(read)]),  # type: ignore[arg-type]
-        "options": asked | {"k": k, "shards": shards},
+        "options": options.naming_the_subset() | {"k": k, "shards": shards},
         "gradients": [] if gradients is None else _shown(gradients),
         "versions": {"sage_torch": __version__, "torch": torch.__version__.split("+")[0]},
     }

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,16 +18,20 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 import sage_torch._core as _core
 from sage_torch.checkpoint.fingerprint import short
+from sage_torch.checks import warn
 from sage_torch.reading.digest import digest
 from sage_torch.reading.shards import Shard
 from sage_torch.selection.archive import lock, pack, unpack, write_whole
 from sage_torch.selection.result import Selection
 
 _LOG = logging.getLogger("sage_torch")
+SECONDS_BETWEEN = 30.0  # of the passes: what a kill costs, besides a batch
 _LONGEST_SEGMENT = 2**26  # bytes of sketched gradients that wait to be written
+Load = Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]
 _FINGERPRINT, _RESULT = "fingerprint.json", "selection.npz"
 _OF_COORDINATES = ("rows", "starts", "changes")
 _NUMBERS = ("shrinkage", "squared_norm", "rows_seen", "weight")
@@ -49,7 +52,66 @@ class OtherSnapshotsError(ValueError):
         self.differs = differs
 
 
-class Snapshots:
+class NoSnapshots:
+    """No folder was given: nothing is found, nothing is written."""
+
+    def __enter__(self) -> None:
+        """Write from here on."""
+
+    def __exit__(self, *_: object) -> None:
+        """Let others write there."""
+
+    def follow(self, sketch: _core.FrequentDirections) -> None:
+        """Name the sketch of pass 1: sketched gradients under another one are of no use."""
+
+    def sketch(self, shard: Shard, load: Load) -> int:
+        """Give the latest snapshot of a shard's pass 1 to `load`; return how far it had come.
+
+        Args:
+            shard: The shard.
+            load: `load(state, classes)`, a sketch's state and arrays of its classes, as saved.
+
+        Returns:
+            Examples of the shard in it; 0 where there is no readable one.
+        """
+        return 0
+
+    def save_sketch(
+        self,
+        shard: Shard,
+        done: int,
+        sketch: _core.FrequentDirections,
+        classes: Callable[[], dict[str, NDArray[Any]]],
+    ) -> None:
+        """Write a snapshot of a shard's pass 1 if one is due, or the shard is done."""
+
+    def rows(self, shard: Shard, width: int) -> Iterator[NDArray[np.float32]]:
+        """Yield the sketched gradients of a shard's pass 2 that were written, in reading order."""
+        return iter(())
+
+    def save_rows(self, shard: Shard, done: int, rows: NDArray[np.float32]) -> None:
+        """Take a batch of sketched gradients, and write those that wait when it is time.
+
+        Args:
+            shard: The shard.
+            done: Examples of it with this batch.
+            rows: float32 (n, l).
+        """
+
+    def sign(self, selection: Selection) -> None:
+        """Mark a selection as the one that these snapshots led to."""
+
+    def finish(self, selection: Selection, shards: Sequence[Shard], *, is_first: bool) -> None:
+        """Write the finished selection and remove what led to it.
+
+        Args:
+            selection: It is signed.
+            shards: Those whose files this rank has written.
+            is_first: Whether this is rank 0, which writes the selection.
+        """
+
+
+class Snapshots(NoSnapshots):
     """The snapshots of one selection, in a folder of their own.
 
     Every file appears whole or not at all and carries checksums. Ranks write the files of their own
@@ -57,12 +119,11 @@ class Snapshots:
 
     Args:
         folder: Where.
-        every: Seconds between two snapshots.
         fingerprint: What the selection is of.
     """
 
-    def __init__(self, folder: str, every: float, fingerprint: dict[str, Any]) -> None:
-        self._folder, self._every, self._fingerprint = Path(folder), every, fingerprint
+    def __init__(self, folder: str, fingerprint: dict[str, Any]) -> None:
+        self._folder, self._fingerprint = Path(folder), fingerprint
         self.name = short(fingerprint)
         self._last = time.monotonic()
         self._rows: list[NDArray[np.float32]] = []  # of pass 2, not written yet
@@ -133,43 +194,31 @@ class Snapshots:
                 part.unlink(missing_ok=True)
         write_whole(self._folder / _FINGERPRINT, json.dumps(self._fingerprint).encode())
 
+    @override
     def finish(self, selection: Selection, shards: Sequence[Shard], *, is_first: bool) -> None:
-        """Write the finished selection and remove what led to it.
-
-        Args:
-            selection: It is marked with the fingerprint.
-            shards: Those whose files this rank has written.
-            is_first: Whether this is rank 0, which writes the selection.
-        """
         if is_first:
             selection.save(self._folder / _RESULT)
         for shard in shards:
             for path in self._folder.glob(self._of(shard, "*").name):
                 path.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Let others write there."""
+    @override
+    def sign(self, selection: Selection) -> None:
+        selection.settings["fingerprint"] = self.name
+
+    @override
+    def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
             (self._folder / "lock").unlink(missing_ok=True)
 
+    @override
     def follow(self, sketch: _core.FrequentDirections) -> None:
-        """Name the sketch of pass 1: sketched gradients under another one are of no use."""
         self._of_sketch = digest([sketch.matrix()])
 
-    def sketch(
-        self, shard: Shard, load: Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]
-    ) -> int:
-        """Give the latest snapshot of a shard's pass 1 to `load`; return how far it had come.
-
-        Args:
-            shard: The shard.
-            load: `load(state, classes)`, a sketch's state and arrays of its classes, as saved.
-
-        Returns:
-            Examples of the shard in it; 0 where there is no readable one.
-        """
+    @override
+    def sketch(self, shard: Shard, load: Load) -> int:
         path = self._of(shard, "sketch")
         read = self._read(path)
         if read is None:
@@ -185,6 +234,7 @@ class Snapshots:
             return 0
         return done
 
+    @override
     def save_sketch(
         self,
         shard: Shard,
@@ -192,26 +242,24 @@ class Snapshots:
         sketch: _core.FrequentDirections,
         classes: Callable[[], dict[str, NDArray[Any]]],
     ) -> None:
-        """Write a snapshot of a shard's pass 1 if one is due, or the shard is done."""
         if done < len(shard) and not self._is_due():
             return
         state = sketch.state_dict()
         arrays = {name: _numpy(state[name]) for name in ("sketch", "pending")} | classes()
         arrays["singular_values"] = np.asarray(state["singular_values"], np.float64)
         arrays["pending_ids"] = np.asarray(state["pending_ids"], np.int32)
-        for place, (_, sums) in enumerate(state["consensus"]):
-            arrays[f"sums_{place}"] = _numpy(sums)
+        if state["consensus"] is not None:  # of the streaming mode
+            arrays["consensus"] = _numpy(state["consensus"])
         carried = state.get("coordinates")  # of the one-pass mode
         if carried is not None:
             arrays |= {f"coordinates_{name}": _numpy(carried[name]) for name in _OF_COORDINATES}
         meta = {name: state[name] for name in _NUMBERS}
         meta |= {"done": done, "factors": state["factors"]}
-        meta |= {"bases": [orthonormal for orthonormal, _ in state["consensus"]]}
         meta["open_moves"] = None if carried is None else carried["open"]
         self._write(self._of(shard, "sketch"), meta, arrays)
 
+    @override
     def rows(self, shard: Shard, width: int) -> Iterator[NDArray[np.float32]]:
-        """Yield the sketched gradients of a shard's pass 2 that were written, in reading order."""
         done = 0
         while done < len(shard):
             path = self._of(shard, f"rows-{done:012}")
@@ -230,14 +278,8 @@ class Snapshots:
             yield part
             done += len(part)
 
+    @override
     def save_rows(self, shard: Shard, done: int, rows: NDArray[np.float32]) -> None:
-        """Take a batch of sketched gradients, and write those that wait when it is time.
-
-        Args:
-            shard: The shard.
-            done: Examples of it with this batch.
-            rows: float32 (n, l).
-        """
         self._rows.append(rows)
         waiting = sum(map(len, self._rows))
         is_long = 4 * waiting * rows.shape[1] > _LONGEST_SEGMENT
@@ -251,7 +293,7 @@ class Snapshots:
         return self._folder / f"shard-{shard.number:05}-{what}.npz"
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._last >= self._every
+        return time.monotonic() - self._last >= SECONDS_BETWEEN
 
     def _write(self, path: Path, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         meta |= {"fingerprint": self.name, "file": path.name}
@@ -273,11 +315,7 @@ class Snapshots:
         return meta, arrays
 
     def _ignore(self, path: Path, error: Exception) -> None:
-        warnings.warn(
-            f"ignoring the snapshot {os.fspath(path)!r}, and doing its part again: {error}",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"ignoring the snapshot {os.fspath(path)!r}, and doing its part again: {error}")
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
@@ -292,10 +330,7 @@ def _state(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, A
     state["singular_values"] = arrays["singular_values"].tolist()
     state["pending_ids"] = arrays["pending_ids"].tolist()
     state["factors"] = None if meta["factors"] is None else tuple(meta["factors"])
-    state["consensus"] = [
-        (bool(orthonormal), torch.from_numpy(arrays[f"sums_{place}"]))
-        for place, orthonormal in enumerate(meta["bases"])
-    ]
+    state["consensus"] = torch.from_numpy(arrays["consensus"]) if "consensus" in arrays else None
     if meta.get("open_moves") is not None:
         of_each = {n: torch.from_numpy(arrays[f"coordinates_{n}"]) for n in _OF_COORDINATES}
         state["coordinates"] = of_each | {"open": meta["open_moves"]}

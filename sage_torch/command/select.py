@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,9 +24,10 @@ from sage_torch.select import select_subset
 from sage_torch.selection.result import Selection
 
 _OWN = ("config", "model", "dataset", "weights_file", "device", "out", "traceback")
-_FLAGS = ("weights", "distributed", "progress", "traceback", "params")
-_RULES = "herding, facility_location, stratified, weighted, agreement or random."
-_UNRECORDED = ("config", "traceback", "progress", "checkpoint", "checkpoint_every", "distributed")
+_OPTIONS = [option for option in dataclasses.fields(Options) if option.name != "keep"]
+_GIVEN_AS = {option.name: option.metadata["given_as"] for option in _OPTIONS}
+_FLAGS = ("traceback", *(name for name, how in _GIVEN_AS.items() if how in ("switch", "names")))
+_UNRECORDED = ("config", "traceback", "progress", "checkpoint", "distributed")
 
 
 def _configured(context: typer.Context, path: str | None) -> str | None:
@@ -60,6 +62,37 @@ def _place(words: str, metavar: str = "MODULE:NAME") -> Any:
     return typer.Option(help=words, parser=_text, metavar=metavar)
 
 
+def _flag(option: dataclasses.Field[Any]) -> Any:
+    """Return how the command line takes an option; the field's first sentence is its help."""
+    words, given_as = option.metadata["help"].partition(". ")[0] + ".", option.metadata["given_as"]
+    if given_as == "value":
+        return Annotated[Any, _option(words)]
+    if given_as == "switch":
+        return Annotated[bool | None, typer.Option(help=words)]
+    if given_as == "names":
+        words += " Or MODULE:NAME for a predicate. Repeatable."
+        return Annotated[list[str] | None, typer.Option(help=words)]
+    return Annotated[str | None, _place(words, "DIR" if given_as == "folder" else "MODULE:NAME")]
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each option of a selection, before its last parameter."""
+    own = inspect.signature(command, eval_str=True)
+    *first, traceback = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    flags = [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(option)
+        )
+        for option in _OPTIONS
+    ]
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in first]
+    parameters += [*flags, traceback.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
+    return command
+
+
+@_with_options
 def select(
     context: typer.Context,
     model: Annotated[str, _place("A torch.nn.Module, or a function that makes it.")],
@@ -79,42 +112,10 @@ def select(
         str | None, _place("State dict for the model.", "FILE.pt|safetensors")
     ] = None,
     device: Annotated[str | None, _place("Where the model computes.", "DEVICE")] = None,
-    rule: Annotated[Any, _option(_RULES)] = None,
-    draw: Annotated[Any, _option("fixed, rotate or random.")] = None,
-    weights: Annotated[
-        bool | None, typer.Option(help="Count whom each kept example stands for.")
-    ] = None,
-    trim: Annotated[Any, _option("negative, a share of each class, or none.")] = None,
-    basis: Annotated[Any, _option("weighted or orthonormal.")] = None,
-    class_balanced: Annotated[Any, _option("auto, true or false.")] = None,
-    quotas: Annotated[Any, _option("proportional or equal.")] = None,
-    sketch_size: Annotated[Any, _option("Rows of the sketch, or auto.", "COUNT")] = None,
-    gradients: Annotated[
-        Any, _option("auto, functional, projected, last_layer, or MODULE:NAME.")
-    ] = None,
-    params: Annotated[
-        list[str] | None,
-        typer.Option(help="Parameter names or patterns; MODULE:NAME for a predicate. Repeatable."),
-    ] = None,
-    compress: Annotated[Any, _option("auto, a number of coordinates, or none.")] = None,
-    consensus: Annotated[Any, _option("auto, exact, streaming or one_pass.")] = None,
-    memory_budget: Annotated[Any, _option("Bytes for gradients at once.", "BYTES")] = None,
-    loss: Annotated[str | None, _place("loss(model, batch) -> (n,).")] = None,
-    score_dataset: Annotated[str | None, _place("The examples without augmentation.")] = None,
-    collate_fn: Annotated[str | None, _place("How examples become a batch.")] = None,
-    batch_size: Annotated[Any, _option("Examples scored at once.", "COUNT")] = None,
-    num_workers: Annotated[Any, _option("Processes that read the data.", "COUNT")] = None,
-    seed: Annotated[Any, _option("Names every draw.", "NUMBER")] = None,
-    shards: Annotated[Any, _option("Parts that ranks share; names the subset.", "COUNT")] = None,
-    distributed: Annotated[
-        bool | None, typer.Option(help="Whether the processes of torchrun share the work.")
-    ] = None,
-    checkpoint: Annotated[str | None, _place("Folder for snapshots to resume.", "DIR")] = None,
-    checkpoint_every: Annotated[Any, _option("Seconds between them.", "SECONDS")] = None,
-    progress: Annotated[bool | None, typer.Option(help="Show progress bars.")] = None,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="On an error, show where it came from.")
     ] = False,
+    **_: Any,
 ) -> None:
     """Choose the examples worth a gradient step, and write them to a file.
 
@@ -122,8 +123,8 @@ def select(
     function make_model of training.py in this folder, called without arguments after
     torch.manual_seed(seed); an object is taken as it is. Every option of
     sage_torch.select_subset is here under its own name, and in the configuration under the same
-    one. What is not given has the default of select_subset. `torchrun ... -m sage_torch select`
-    shares the work among processes.
+    one. Options that are not given have the defaults of select_subset. `torchrun ... -m sage_torch
+    select` shares the work among processes.
     """
     given = {
         name: value
@@ -136,7 +137,7 @@ def select(
         _check(options)
         check_writable(Path(out))
         torch.manual_seed(options.get("seed", 0))  # also for what modules make when imported
-        options |= {name: _object(name, value) for name, value in options.items()}
+        options |= {n: _object(n, v) for n, v in options.items() if n != "score_dataset"}
         made = make_model(model, None if weights_file is None else Path(weights_file), device)
         data = make_dataset(dataset)
         if options.get("score_dataset") is not None:
@@ -154,8 +155,7 @@ def select(
 
 def _check(options: dict[str, Any]) -> None:
     """Refuse wrong values before any code of the user's runs, which may take long."""
-    known = {field.name for field in dataclasses.fields(Options)} - {"score_dataset"}
-    Options(**{n: value for n, value in options.items() if n in known and not _names(n, value)})
+    Options(**{name: value for name, value in options.items() if not _names(name, value)})
 
 
 def _names(name: str, value: Any) -> bool:
@@ -164,7 +164,7 @@ def _names(name: str, value: Any) -> bool:
         return value is not None and len(value) == 1 and ":" in value[0]
     if name == "gradients":
         return isinstance(value, str) and ":" in value
-    return name in ("loss", "collate_fn") and value is not None
+    return _GIVEN_AS.get(name) in ("object", "dataset") and value is not None
 
 
 def _object(name: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from sage_torch.demo.data import DemoData
-from sage_torch.options import budget
+from sage_torch.options import Options
 from sage_torch.sampler.sage_sampler import SageSampler
 from sage_torch.select import select_subset
 from sage_torch.selection.result import Selection
@@ -93,7 +93,7 @@ def compare(data: DemoData, plan: Plan, *, progress: bool = True) -> Comparison:
         )
     total = len(data.train)
     # One size for all, and no short last batch: every step of every run sees as many examples.
-    batch_size = min(plan.batch_size, budget(plan.keep, total))
+    batch_size = min(plan.batch_size, Options(plan.keep).budget(total))
     epoch = total // batch_size
     runs: list[Run] = []
     selections: list[Selection] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -20,27 +18,50 @@ __all__ = ["CompressedGradients", "CountSketch", "compressed"]
 class CompressedGradients:
     """A gradient computer followed by a count sketch; rows of length D live only in parts.
 
+    Where D is known only after the first batch and turns out to be at most `width`, rows stay as
+    they are.
+
     Args:
         gradients: The computer of the long rows.
-        sketch: The map from its rows to short ones.
+        width: Length of the short rows.
+        seed: Seed of the map.
         memory_budget: Bytes for the long rows held at once.
     """
 
     def __init__(
-        self, gradients: GradientComputer, sketch: CountSketch, memory_budget: int
+        self, gradients: GradientComputer, width: int, *, seed: int, memory_budget: int
     ) -> None:
         self.gradients = gradients
-        self.dim = sketch.out_dim
         self.covers_whole_network = bool(getattr(gradients, "covers_whole_network", False))
-        self._sketch, self._memory_budget = sketch, memory_budget
+        self._width, self._seed, self._memory_budget = width, seed, memory_budget
+        self._sketch: CountSketch | None = None
+
+    @property
+    def dim(self) -> int:
+        """Length of the short rows; raises what the computer raises while it does not know D."""
+        return min(self.gradients.dim, self._width) if self._sketch is None else self._width
 
     @property
     def handling(self) -> dict[str, str] | None:
         """How each parameter is handled, if the computer says so."""
         return getattr(self.gradients, "handling", None)
 
+    def settled(self, batch: Batch) -> GradientComputer:
+        """Return the computer that a batch needs: this one, or the inner one of short rows."""
+        if self._sketch is None:
+            try:
+                dim = self.gradients.dim
+            except (AttributeError, RuntimeError):
+                dim = rows_of(self.gradients, batches.take(batch, 0, 1)).shape[1]
+            if dim <= self._width:
+                return self.gradients
+            self._sketch = CountSketch(dim, self._width, self._seed)
+        return self
+
     def __call__(self, batch: Batch) -> Tensor:
         """Return compressed gradients (n, dim) float32."""
+        if self.settled(batch) is not self or self._sketch is None:
+            return rows_of(self.gradients, batch)
         # Two copies of the long rows: the computer's own and the concatenation it came from.
         at_once = max(1, self._memory_budget // (8 * self._sketch.dim))
         n = batches.length(batch)
@@ -59,36 +80,30 @@ class CompressedGradients:
     def describe(self) -> str:
         """Say in one line what is computed."""
         inner = getattr(self.gradients, "describe", lambda: repr(self.gradients))()
-        return f"{inner}; count sketch to {self.dim:,}"
+        return inner if self._sketch is None else f"{inner}; count sketch to {self.dim:,}"
 
 
 def compressed(
-    gradients: GradientComputer,
-    compress: str | int | None,
-    first_batch: Callable[[], Batch],
-    *,
-    seed: int,
-    memory_budget: int,
+    gradients: GradientComputer, compress: str | int | None, *, seed: int, memory_budget: int
 ) -> GradientComputer:
     """Return the computer with a count sketch behind it where its rows are longer than asked for.
 
     Args:
         gradients: Any gradient computer.
         compress: `"auto"` (8,192), a number of coordinates, or None for no compression.
-        first_batch: Reads the first batch; called where the computer does not know D yet.
         seed: Seed of the map.
         memory_budget: Bytes for the long rows held at once.
 
     Returns:
-        `gradients` itself when its rows are short enough.
+        `gradients` itself when its rows are known to be short enough.
     """
     if compress is None:
         return gradients
     width = DEFAULT_WIDTH if compress == "auto" else int(compress)
     try:
-        dim = gradients.dim
+        is_short = gradients.dim <= width
     except (AttributeError, RuntimeError):
-        dim = rows_of(gradients, batches.take(first_batch(), 0, 1)).shape[1]
-    if dim <= width:
+        is_short = False  # not known yet: the first batch shows
+    if is_short:
         return gradients
-    return CompressedGradients(gradients, CountSketch(dim, width, seed), memory_budget)
+    return CompressedGradients(gradients, width, seed=seed, memory_budget=memory_budget)

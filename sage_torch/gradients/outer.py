@@ -11,6 +11,7 @@ from torch import Tensor
 
 import sage_torch._core as _core
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.compressed import CompressedGradients
 from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.last_layer import LastLayerGradients
 
@@ -36,6 +37,8 @@ def given_by(gradients: GradientComputer, batch: Batch) -> Rows:
     Raises:
         TypeError, ValueError, SageError: As `rows_of`.
     """
+    if isinstance(gradients, CompressedGradients):
+        gradients = gradients.settled(batch)
     if not isinstance(gradients, LastLayerGradients):
         return rows_of(gradients, batch)
     found = gradients.factors(batch)

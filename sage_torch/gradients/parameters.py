@@ -11,7 +11,7 @@ from torch import nn
 # Names or fnmatch patterns of parameters, or a predicate on name and parameter.
 ParameterChoice: TypeAlias = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
-__all__ = ["ParameterChoice", "choose_parameters", "covers_whole_network"]
+__all__ = ["ParameterChoice", "check_params", "choose_parameters", "covers_whole_network"]
 
 
 def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[str, nn.Parameter]:
@@ -54,6 +54,22 @@ def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[
             f"expected real parameters, got the complex {complex_name!r}; leave it out with params="
         )
     return chosen
+
+
+def check_params(params: object) -> None:
+    """Refuse what cannot choose parameters, before there is a model.
+
+    Raises:
+        TypeError: It is neither a name, names, a predicate nor None.
+    """
+    is_names = isinstance(params, (list, tuple, set, frozenset)) and all(
+        isinstance(name, str) for name in params
+    )
+    if not (params is None or isinstance(params, str) or is_names or callable(params)):
+        raise TypeError(
+            "expected params to be a name, names or patterns, a predicate (name, parameter) -> "
+            f"bool, or None, got {params!r}"
+        )
 
 
 def covers_whole_network(model: nn.Module, chosen: dict[str, nn.Parameter]) -> bool:

@@ -1,9 +1,9 @@
 """`sketch_size="auto"`: a sketch that gets more rows while too much of the energy is lost.
 
-Agreement needs far fewer rows than energy does: measured, that of 64 rows ranks examples nearly as
-that of 512 does (Spearman 0.97 and above), whether those 64 keep a third of the energy or nearly
-all of it (benchmarks/sketch_size.py). So growth begins there, and the target is a compromise: most
-of the energy, and no threshold that the data show.
+Agreement needs far fewer rows than energy does. Measured, 64 rows rank examples nearly as 512 do
+(Spearman 0.97 and above), whether those 64 keep a third of the energy or nearly all of it
+(benchmarks/choices/sketch_size.py). So growth begins at 64. The target is a compromise, most of the
+energy; the data show no threshold.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.gradients.outer import Rows, add_to, part_of
-from sage_torch.passes.job import Task, naming_the_example
+from sage_torch.passes.job import Job
+from sage_torch.passes.mode import first_rows
 from sage_torch.reading.classes import ClassBook
+from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
 
 _LOG = logging.getLogger("sage_torch")
@@ -32,19 +34,19 @@ class Growth:
     """Feeds a shard's sketch, and decides at fixed places of the shard how many rows it has.
 
     Args:
-        task: `options.memory_budget`, number of examples and shards, mode.
+        job: `options.memory_budget`, number of examples and shards, mode.
         shard: Whose rows come, from the first on.
         classes: What is known of the shard's classes.
         size: Rows of the sketch where they are known; None where this shard decides.
     """
 
-    def __init__(self, task: Task, shard: Shard, classes: ClassBook, size: int | None) -> None:
-        self._task, self._shard, self._classes, self._size = task, shard, classes, size
+    def __init__(self, job: Job, shard: Shard, classes: ClassBook, size: int | None) -> None:
+        self._job, self._shard, self._classes, self._size = job, shard, classes, size
 
     @property
     def first_rows(self) -> int:
         """Rows to begin with."""
-        return self._task.options.first_rows if self._size is None else self._size
+        return first_rows(self._job.options) if self._size is None else self._size
 
     def is_settled(self, sketch: _core.FrequentDirections) -> bool:
         """Return whether a sketch has the size that it will keep."""
@@ -53,7 +55,7 @@ class Growth:
             self._size is not None
             or sketch.sketch_size >= MOST_ROWS
             or place <= sketch.rows_seen
-            or place > self._task.examples.total // 2  # too late to do much good
+            or place > self._job.reader.total // 2  # too late to do much good
             or sketch.rows_seen >= len(self._shard)
         )
 
@@ -123,17 +125,17 @@ class Growth:
 
     def _most_rows(self, sketch: _core.FrequentDirections) -> int:
         """Return how many rows the memory budget, and sense, have room for."""
-        task, seen = self._task, sketch.rows_seen
-        total, shards = task.examples.total, len(task.shards)
+        job, seen = self._job, sketch.rows_seen
+        total, shards = job.reader.total, len(job.shards)
         at_once = 1 + (shards - 1).bit_length()  # sketches, while shards wait to be merged
         of_row = at_once * _ROWS_HELD * 4 * sketch.dim
         of_sums = 0
-        if task.is_streaming:
-            known = np.unique(self._classes.of(task.examples.indices(self._shard, 0, seen)))
-            of_sums = at_once * len(task.bases) * len(known) * 4 * sketch.dim
+        if job.mode.is_streaming:
+            known = np.unique(self._classes.of(job.reader.indices(self._shard, 0, seen)))
+            of_sums = at_once * len(known) * 4 * sketch.dim
         else:
             of_row += 4 * total  # the coordinates that pass 2 keeps
-        room = int(max(0, task.options.memory_budget - of_sums) // of_row)
+        room = int(max(0, job.options.memory_budget - of_sums) // of_row)
         return min(room, sketch.dim, total, MOST_ROWS)
 
 

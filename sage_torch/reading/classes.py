@@ -1,4 +1,4 @@
-"""Which class every example belongs to, learned while the data set streams by."""
+"""Which class each example belongs to, learned while the data streams by."""
 
 from __future__ import annotations
 
@@ -12,27 +12,105 @@ from torch import Tensor
 _CHUNK = 8_192
 
 
-class ClassBook:
-    """The class of every example, learned while it streams by: 4 bytes an example.
+class Classes:
+    """Labels and their class ids, numbered as they come.
+
+    Args:
+        wanted: `"auto"`: balance classes where the data has them; True: it must; False: never.
+
+    Attributes:
+        has_labels: Whether batches have integer labels; None before the first batch.
+    """
+
+    def __init__(self, wanted: bool | str) -> None:
+        self._wanted = wanted
+        self._positions: dict[int, int] = {}  # label -> class id, in order of appearance
+        self.has_labels: bool | None = None
+
+    @classmethod
+    def known(cls, wanted: bool | str, values: Any, has_labels: Any) -> Classes:
+        """Return classes with labels numbered before, as `values().tolist()` gave them.
+
+        Raises:
+            ValueError: They are no different whole numbers.
+        """
+        is_numbers = isinstance(values, list) and all(type(value) is int for value in values)
+        if not is_numbers or len(set(values)) < len(values):
+            raise ValueError(f"expected different labels in the order they came, got {values}")
+        if has_labels not in (None, True, False):
+            raise ValueError(f"expected has_labels True, False or None, got {has_labels!r}")
+        classes = cls(wanted)
+        classes._positions = {value: place for place, value in enumerate(values)}
+        classes.has_labels = has_labels
+        return classes
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the rules choose within each class."""
+        return bool(self.has_labels) and self._wanted is not False
+
+    @property
+    def count(self) -> int:
+        """Number of classes that the rules see."""
+        return len(self._positions) if self.is_balanced else 1
+
+    def values(self) -> NDArray[np.int64]:
+        """Return the label of each class id (C,)."""
+        return np.fromiter(self._positions, np.int64, len(self._positions))
+
+    def ids_of(self, labels: Tensor | None, n: int) -> NDArray[np.int32]:
+        """Number the labels of a batch; return its class ids (n,), 0 throughout without classes.
+
+        Raises:
+            ValueError: Labels are missing where they are wanted, or where other batches have them.
+        """
+        self._expect_labels(labels is not None)
+        if labels is None or self._wanted is False:
+            return np.zeros(n, np.int32)
+        return self._number(labels)
+
+    def _number(self, labels: Tensor) -> NDArray[np.int32]:
+        """Return the id of each label, whatever the rules see."""
+        values, inverse = np.unique(labels.to(torch.int64).numpy(), return_inverse=True)
+        return self._ids_of_values(values)[inverse]
+
+    def _ids_of_values(self, values: NDArray[np.int64]) -> NDArray[np.int32]:
+        positions = self._positions
+        return np.array(
+            [positions.setdefault(value, len(positions)) for value in values.tolist()], np.int32
+        )
+
+    def _expect_labels(self, are_there: bool) -> None:
+        if self.has_labels is None:
+            if self._wanted is True and not are_there:
+                raise ValueError(
+                    "expected integer class labels for class_balanced=True, but batches have "
+                    "none: give (inputs, labels) batches with labels of shape (n,) and an integer "
+                    'dtype (a dict needs "labels"), or pass class_balanced=False'
+                )
+            self.has_labels = are_there
+        if self.has_labels != are_there:
+            raise ValueError("expected every batch to have integer labels, or none to")
+
+
+class ClassBook(Classes):
+    """The class of each of N examples: 4 bytes per example.
 
     Args:
         total: Number of examples N.
-        wanted: `"auto"`: balance classes where the data has them; True: it must; False: never.
+        wanted: As of `Classes`.
     """
 
     def __init__(self, total: int, wanted: bool | str) -> None:
-        self._wanted = wanted
-        self._positions: dict[int, int] = {}  # label -> class id, in order of appearance
+        super().__init__(wanted)
         self._ids: NDArray[np.int32] | None = None
         self._total = total
-        self.has_labels: bool | None = None  # unknown before the first batch
 
     def add(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
         """Note a batch's labels and return its class ids (n,), 0 throughout without classes."""
         self._expect_labels(labels is not None)
         if labels is not None:
-            values, inverse = np.unique(labels.to(torch.int64).numpy(), return_inverse=True)
-            self._all_ids()[indices] = self._positions_of(values)[inverse]
+            self._all_ids()[indices] = self._number(labels)
         return self.of(indices)
 
     def adopt(
@@ -60,28 +138,31 @@ class ClassBook:
         self._expect_labels(len(values) > 0)
         if not len(values):
             return np.zeros(1, np.int32)
-        here = self._positions_of(values)
+        here = self._ids_of_values(values)
         self._all_ids()[indices] = here[ids]
         return here if self.is_balanced else np.zeros(1, np.int32)
 
     def part(self, indices: NDArray[np.int64] | slice) -> dict[str, NDArray[Any]]:
         """Return `values` int64 (C,), the label of each id, and `ids` int32 (n,) of examples."""
         if self._ids is None:
-            count = len(range(self._total)[indices] if isinstance(indices, slice) else indices)
-            return {"values": np.empty(0, np.int64), "ids": np.zeros(count, np.int32)}
+            return {"values": np.empty(0, np.int64), "ids": self._zeros(indices)}
         return {"values": self.values(), "ids": self._ids[indices]}
 
     def check(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
-        """Return the class ids (n,) again, after comparing labels with those of pass 1."""
-        if (labels is None) != (self._ids is None):
+        """Return the class ids (n,) again, after comparing labels with those of pass 1.
+
+        Raises:
+            ValueError: A label is another one now.
+        """
+        if (labels is not None) != self.has_labels:
             raise ValueError(
                 "expected integer labels in both passes or in neither; do not change the data set "
                 "during a selection"
             )
         if labels is not None:
-            now = labels.to(torch.int64).numpy()
-            if not np.array_equal(self.labels_of(indices), now):
-                at = int(indices[np.flatnonzero(self.labels_of(indices) != now)[0]])
+            before, now = self.labels_of(indices), labels.to(torch.int64).numpy()
+            if not np.array_equal(before, now):
+                at = int(indices[np.flatnonzero(before != now)[0]])
                 raise ValueError(
                     f"expected example {at} to keep its label between the passes; do not change "
                     "the data set during a selection"
@@ -91,19 +172,8 @@ class ClassBook:
     def of(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int32]:
         """Return the class ids of some examples, as the rules use them."""
         if self._ids is None or not self.is_balanced:
-            count = len(range(self._total)[indices] if isinstance(indices, slice) else indices)
-            return np.zeros(count, np.int32)
+            return self._zeros(indices)
         return self._ids[indices]
-
-    @property
-    def is_balanced(self) -> bool:
-        """Whether the rules choose within each class."""
-        return bool(self.has_labels) and self._wanted is not False
-
-    @property
-    def count(self) -> int:
-        """Number of classes the rules see."""
-        return len(self._positions) if self.is_balanced else 1
 
     def sizes(self, places: slice = slice(None)) -> NDArray[np.int64]:
         """Return the number of examples in each class (C,), of all or of some places."""
@@ -122,33 +192,19 @@ class ClassBook:
             self._positions = {int(values[old]): new for new, old in enumerate(order)}
         return order if self.is_balanced else np.zeros(1, np.int64)
 
+    def labels(self) -> NDArray[np.int64] | None:
+        """Return the labels of all examples (N,); None where they have none."""
+        return self.labels_of(slice(None)) if self.has_labels else None
+
     def labels_of(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int64]:
         """Return the labels of some examples, as the data set has them."""
-        assert self._ids is not None  # asked for only where there are labels
-        return self.values()[self._ids[indices]]
+        return self.values()[self._all_ids()[indices]]
 
-    def values(self) -> NDArray[np.int64]:
-        """Return the label of each class id (C,)."""
-        return np.fromiter(self._positions, np.int64, len(self._positions))
-
-    def _expect_labels(self, are_there: bool) -> None:
-        if self.has_labels is None:
-            self.has_labels = are_there
-            if self._wanted is True and not are_there:
-                raise ValueError(
-                    "expected integer class labels for class_balanced=True, but batches have "
-                    "none: give (inputs, labels) batches with labels of shape (n,) and an integer "
-                    'dtype (a dict needs "labels"), or pass class_balanced=False'
-                )
-        if self.has_labels != are_there:
-            raise ValueError("expected every batch to have integer labels, or none to")
+    def _zeros(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int32]:
+        count = len(range(self._total)[indices] if isinstance(indices, slice) else indices)
+        return np.zeros(count, np.int32)
 
     def _all_ids(self) -> NDArray[np.int32]:
         if self._ids is None:
             self._ids = np.zeros(self._total, np.int32)
         return self._ids
-
-    def _positions_of(self, values: NDArray[np.int64]) -> NDArray[np.int32]:
-        for value in values.tolist():
-            self._positions.setdefault(value, len(self._positions))
-        return np.array([self._positions[value] for value in values.tolist()], np.int32)

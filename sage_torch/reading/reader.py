@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 import sage_torch._core as _core
+from sage_torch.checks import count_both, warn
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.options import Options, count_both
+from sage_torch.options import Options
 from sage_torch.reading.digest import same_contents
 from sage_torch.reading.shards import Shard
 from sage_torch.reading.user_state import seed_everything
@@ -30,8 +30,8 @@ class SeededOrder(Sampler[int]):
     """A shard's indices in a seeded order, in memory that does not grow with their number.
 
     A stream sorted by class would show the sketch one class after the other, and a consensus that
-    is carried along would suffer (benchmarks/consensus.py); in this order every part of the stream
-    is a fair draw of the whole.
+    is carried along would suffer (benchmarks/choices/consensus.py). In this order every part of the
+    stream is a fair draw of the whole.
     """
 
     def __init__(self, shard: Shard, seed: int, *, begin: int = 0) -> None:
@@ -51,7 +51,7 @@ class SeededOrder(Sampler[int]):
         return self._first + self._order.take(start, count)
 
 
-class Examples:
+class Reader:
     """The data set as scoring reads it: batches on the model's device, with their indices.
 
     Args:
@@ -146,14 +146,6 @@ class Examples:
         collate = self._options.collate_fn or default_collate
         return batches.to_device(collate(readings[0]), self.device)
 
-    def first_batch(self, shard: Shard) -> Batch:
-        """Return the first batch of a shard, on the device."""
-        with_one = iter(self.batches(shard))
-        try:
-            return next(with_one)[1]
-        finally:
-            with_one.close()  # type: ignore[attr-defined]
-
     def _noticing_lost_examples(self, reading: Iterator[Batch]) -> Iterator[Batch]:
         self._check_length()
         try:
@@ -173,9 +165,23 @@ class Examples:
 
     def _warn_if_random(self) -> None:
         if not batches.same_item(self._read[0], self._read[0]):
-            warnings.warn(
+            warn(
                 "reading item 0 twice gave different inputs: scores will be those of one random "
-                "view of each example; pass score_dataset=, the same examples without augmentation",
-                UserWarning,
-                stacklevel=8,
+                "view of each example; pass score_dataset=, the same examples without augmentation"
             )
+
+
+@contextmanager
+def naming_the_example(
+    indices: NDArray[np.int64] | range, *, of: str = "the data set"
+) -> Iterator[None]:
+    """Turn the position in a batch that an error names into the example's index."""
+    try:
+        yield
+    except (_core.SageError, ValueError) as error:
+        row = getattr(error, "row", None)
+        if row is None:
+            raise
+        named = type(error)(f"example {indices[row]} of {of}: {error}")
+        named.row, named.index = row, int(indices[row])  # type: ignore[union-attr]
+        raise named from error

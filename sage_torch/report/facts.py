@@ -15,11 +15,12 @@ from markupsafe import Markup
 from sage_torch.options import Options
 from sage_torch.plots.style import is_kept
 from sage_torch.report.charts import is_drawable, strip
-from sage_torch.selection.result import Certificate, Selection
+from sage_torch.selection.certificate import Certificate
+from sage_torch.selection.result import Selection
 
 _CLASSES = 100  # shown; beyond, the others are one row
 _LONGEST = 400  # characters of a setting
-_INDIFFERENT = ("keep", "progress", "distributed", "checkpoint", "checkpoint_every", "num_workers")
+_INDIFFERENT = ("keep", "progress", "distributed", "checkpoint", "num_workers")
 _WORDS = {
     "pass_1": "pass 1: sketch the gradients",
     "pass_2": "pass 2: score every example",

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sage_torch.options import Collate, count_examples
+from sage_torch.checks import count_examples
+from sage_torch.options import Collate
 from sage_torch.sampler.epoch_order import Split
 from sage_torch.sampler.splitters import (
     chain,

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from sage_torch.checks import whole_number
 from sage_torch.sampler.epoch_order import EpochOrder
-from sage_torch.selection.draws import whole_number
 from sage_torch.selection.result import Selection
 
 _CHUNK = 8_192

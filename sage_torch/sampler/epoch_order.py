@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.selection.draws import whole_number
+from sage_torch.checks import whole_number
 
 _VALUES = 2**62  # what names a repetition lies below, and is a seed in its turn
 

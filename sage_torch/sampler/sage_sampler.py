@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
-from sage_torch.options import SelectionOptions, budget, checked, count_both, count_examples
+from sage_torch.checks import count_both, count_examples, whole_number
+from sage_torch.options import Options, SelectionOptions
+from sage_torch.passes.job import Plan
 from sage_torch.reading.ranks import ranks
 from sage_torch.sampler.binding import Binding
-from sage_torch.sampler.drift import DriftWatch
 from sage_torch.sampler.epoch_iterator import (
     EpochIterator,
     Place,
@@ -25,11 +26,10 @@ from sage_torch.sampler.epoch_iterator import (
 from sage_torch.sampler.epoch_order import EpochOrder, Split
 from sage_torch.sampler.refresh import Refresher
 from sage_torch.sampler.schedule import Length, Refresh, Schedule
-from sage_torch.selection.draws import whole_number
 from sage_torch.selection.result import Selection
 
 _HIGHEST = 2**63 - 1
-_STATE = {"epoch", "position", "order", "since", "selection", "drift"} | {
+_STATE = {"epoch", "position", "order", "since", "selection"} | {
     "epoch_is_set",
     "made_for",
     "generator",
@@ -61,28 +61,21 @@ class SageSampler(Sampler[int]):
             it when the epoch begins.
         warmup_epochs: So many epochs from 0 on are all examples, before anything is selected.
         refresh_every: Select again, on the model as it is then: at the start of each epoch
-            `warmup_epochs + m * refresh_every`; or of those for which a callable `epoch -> bool`
-            says so; or, with `"drift"`, when consensus or ranks of a probe have moved by more than
-            `drift_threshold` since the last selection; None to select once. With a draw the pointer
-            runs on: epoch e sees `selection.epoch_indices(e - warmup_epochs)` of whatever selection
-            is in place, so that later places of each new order are used, too, not its head only.
-            That all untrimmed examples are seen within a turn holds while the order stays.
-        drift_threshold: For `"drift"`: 1 - cosine, 1 - rank correlation (benchmarks/drift.py).
-        drift_probe: For `"drift"`: how many examples are scored at the start of each epoch.
+            `warmup_epochs + m * refresh_every`, or of those for which a callable `epoch -> bool`
+            says so; None to select once. With a draw the pointer runs on: epoch e sees
+            `selection.epoch_indices(e - warmup_epochs)` of the selection that is in place, so that
+            later places of each new order are used too, not its head only. All untrimmed examples
+            are seen within a turn while the order stays.
         length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: as many as the data
             set, the subset coming again and again, each time in a new order.
         num_replicas: Over how many ranks the epoch is split; None for those of the process group,
-            unless whoever holds the sampler splits already (Accelerate, Hugging Face's Trainer).
+            unless the holder of the sampler splits already (Accelerate, Hugging Face's Trainer).
         rank: Which part is this process's; goes with `num_replicas`.
         drop_last: All ranks get equally many indices: by cutting the end of the order, or (False)
             by padding it from its start.
-        **options: As in `select_subset`: rule, draw (`"rotate"` or `"random"`: each epoch takes
-            others of the untrimmed examples), weights (`selection.weights`, one for each of
-            `selection.indices`; the sampler yields indices only), trim, basis, class_balanced,
-            quotas, sketch_size, gradients, params, compress, consensus, memory_budget, loss,
-            score_dataset, collate_fn, batch_size (of scoring), num_workers (of scoring), progress,
-            shards, distributed, checkpoint (a folder in which each selection has one of its own),
-            checkpoint_every.
+        **options: Options of `select_subset` but `seed`. `batch_size` and `num_workers` are those
+            of scoring. `weights` are `selection.weights`; the sampler yields indices only. Each
+            selection has a folder of its own within `checkpoint`.
 
     Raises:
         TypeError: An option is unknown or of a wrong kind, a number of epochs is no whole number.
@@ -90,9 +83,8 @@ class SageSampler(Sampler[int]):
             given, with its size (weights in streaming mode).
 
     Cost:
-        A selection (see `select_subset`) once or at every refresh, then O(1) an index and 8 bytes
-        an index kept. A warm-up epoch keeps no indices. With `"drift"`, `drift_probe` gradients at
-        the start of each epoch.
+        A selection (see `select_subset`) once or at every refresh, then O(1) time and 8 bytes per
+        index kept. A warm-up epoch keeps no indices.
 
     Example:
         >>> import torch
@@ -118,8 +110,6 @@ class SageSampler(Sampler[int]):
         generator: torch.Generator | None = None,
         warmup_epochs: int = 0,
         refresh_every: Refresh = None,
-        drift_threshold: float = 0.2,
-        drift_probe: int = 512,
         length: Length = "subset",
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -128,29 +118,21 @@ class SageSampler(Sampler[int]):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-        asked = checked(options, keep=keep, seed=seed)  # now, long before the first epoch
+        asked = Options.given(
+            keep=keep, seed=seed, **options
+        )  # checked long before the first epoch
         self._schedule = Schedule(warmup_epochs, refresh_every, length)
-        if self._schedule.follows_drift and asked.rule == "random":
-            raise ValueError(
-                'expected a rule that scores with refresh_every="drift", got rule="random"'
-            )
-        if dataset is not None:
-            total = count_both(dataset, asked.score_dataset)
-            budget(keep, total)
-            asked.is_streaming(total)  # refuses what the first epoch would
+        if dataset is not None:  # what the first epoch would refuse
+            Plan.of(asked, count_both(dataset, asked.score_dataset), is_group=False)
         if generator is not None:
             if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
                 raise TypeError(f"expected generator to be a CPU torch.Generator, got {generator}")
             self.generator = generator
-        self.keep = keep
         self.shuffle = shuffle
-        self.seed = asked.seed
         self.epoch = 0
         split = Split.given(num_replicas, rank, drop_last)
         self._binding = Binding(dataset, split, drop_last=drop_last)
-        watch = DriftWatch(drift_threshold, drift_probe)
-        self._refresher = Refresher(model, keep, self.seed, self._schedule, watch, options)
-        self._is_distributed = asked.distributed
+        self._refresher = Refresher(model, self._schedule, asked)
         self._epoch_is_set = False
         self._named: int | None = None  # by the caller, and not begun
         self._running: Running | None = None  # the epoch last begun
@@ -175,6 +157,16 @@ class SageSampler(Sampler[int]):
     def model(self) -> nn.Module:
         """The model being trained."""
         return self._refresher.model
+
+    @property
+    def keep(self) -> float:
+        """The share, or the count, that is kept."""
+        return self._options.keep
+
+    @property
+    def seed(self) -> int:
+        """What names the selection's draws and the epochs' orders."""
+        return self._options.seed
 
     @property
     def selection(self) -> Selection | None:
@@ -207,11 +199,6 @@ class SageSampler(Sampler[int]):
     def length(self) -> Length:
         """Whether epochs are as long as the subset or as the data set."""
         return self._schedule.length
-
-    @property
-    def drift(self) -> tuple[float, float] | None:
-        """How far consensus and ranks had moved when last looked at; None before."""
-        return self._refresher.watch.distance
 
     def set_epoch(self, epoch: int) -> None:
         """Name the coming epoch; from now on the caller counts, and iterating does not.
@@ -330,6 +317,10 @@ class SageSampler(Sampler[int]):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_running": None}  # that of a loader's iterator, which stays
 
+    @property
+    def _options(self) -> Options:
+        return self._refresher.options
+
     def _begin(self, place: Place | None, *, is_loaded: bool) -> Running:
         """Return the epoch that begins now, or goes on from where an iterator was."""
         resumed = place if is_loaded else self._resumed
@@ -376,7 +367,7 @@ class SageSampler(Sampler[int]):
         if not (self.shuffle and hasattr(self, "generator")):
             return self.seed
         drawn = torch.randint(0, _HIGHEST, (), generator=self.generator, device="cpu")
-        return ranks(self._is_distributed).broadcast(int(drawn))
+        return ranks(self._options.distributed).broadcast(int(drawn))
 
     def _total(self) -> int:
         known = self._binding.known_total
@@ -385,7 +376,7 @@ class SageSampler(Sampler[int]):
         return self._binding.total(self) if known is None else known
 
     def _length(self, epoch: int, total: int) -> int:
-        return self._schedule.indices_in(epoch, budget(self.keep, total), total)
+        return self._schedule.indices_in(epoch, self._options.budget(total), total)
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from sage_torch.selection.draws import whole_number
+from sage_torch.checks import whole_number
 
-Refresh: TypeAlias = int | Callable[[int], bool] | Literal["drift"] | None
+Refresh: TypeAlias = int | Callable[[int], bool] | None
 Length: TypeAlias = Literal["subset", "fixed"]
 
 
@@ -19,7 +19,7 @@ class Schedule:
     Attributes:
         warmup_epochs: So many epochs from 0 on are all examples.
         refresh_every: Epochs from one selection to the next, a callable that says so of an epoch,
-            `"drift"` (asked of the model, see `sage_torch.sampler.drift`), or None to select once.
+            or None to select once.
         length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: N, by repetition.
 
     Raises:
@@ -47,29 +47,18 @@ class Schedule:
         every = self.refresh_every
         if every is None or callable(every):
             return
-        if isinstance(every, str):
-            if every == "drift":
-                return
-            raise ValueError(
-                'expected refresh_every to be "drift", a whole number, a callable epoch -> bool or '
-                f"None, got {every!r}"
-            )
-        object.__setattr__(self, "refresh_every", whole_number("refresh_every", every, least=1))
+        wanted = "a whole number, a callable epoch -> bool or None"
+        every = whole_number("refresh_every", every, least=1, wanted=wanted)
+        object.__setattr__(self, "refresh_every", every)
 
     def is_warming_up(self, epoch: int) -> bool:
         """Return whether an epoch is all examples."""
         return epoch < self.warmup_epochs
 
-    @property
-    def follows_drift(self) -> bool:
-        """Whether the model decides, not the clock."""
-        return self.refresh_every == "drift"
-
     def is_due(self, epoch: int, since: int) -> bool:
         """Return whether an epoch, after the warm-up, begins with another selection.
 
-        A period that was jumped over is made up for; a callable is asked of this epoch only. Drift
-        is not looked for here.
+        A period that was jumped over is made up for; a callable is asked of this epoch only.
 
         Args:
             epoch: The coming epoch.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
+from sage_torch.checks import whole_number
 
 _VALUES = 2**62  # numbers drawn lie below: each fits an int64, and is a seed in its turn
 
@@ -220,18 +220,3 @@ class _Turns:
         place = np.arange(sizes.sum()) - np.repeat(begins + shifts, sizes)  # (n,), within block
         size = np.repeat(sizes, sizes)
         return np.argsort((place % size + np.repeat(jitters, sizes)) / size, kind="stable")
-
-
-def whole_number(name: str, value: object, *, least: int = 0) -> int:
-    """Return `value` as an int in `[least, 2**63)`.
-
-    Raises:
-        TypeError: It is no whole number (a bool is none).
-        ValueError: It is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"expected {name} to be a whole number, got {value!r}")
-    number = int(value)
-    if not least <= number < 2**63:
-        raise ValueError(f"expected {name} of at least {least} and below 2**63, got {number}")
-    return number

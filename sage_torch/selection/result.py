@@ -9,46 +9,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sage_torch.checks import whole_number
 from sage_torch.selection.archive import pack, unpack, write_whole
-from sage_torch.selection.draws import Draws, whole_number
+from sage_torch.selection.certificate import Certificate
+from sage_torch.selection.draws import Draws
 
 _FORMAT = 3
-_READABLE = (1, 2, 3)  # 1: before weights, draws and margins; 2: before singular values
 _OPTIONAL = ("labels", "weights", "margins", "singular_values")
 _OF_DRAWS = ("order", "starts", "classes", "quotas")
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What Frequent Directions guarantees of the sketch behind a selection.
-
-    For every unit vector x: `0 <= |Ax|^2 - |Sx|^2 <= shrinkage`, A the compressed gradients, up to
-    float32 rounding. The compression before the sketch is only probabilistic and not part of it.
-    Each value is an attribute and, as in the saved JSON, an item.
-
-    Attributes:
-        shrinkage: `Delta`, the most that the sketch underestimates a squared length by.
-        relative_shrinkage: `Delta / sigma_1^2`, the same against the strongest direction.
-        squared_norm: `|A|_F^2`, the energy of all gradients.
-        energy_kept: `|S|_F^2 / |A|_F^2`: at least this share of the energy lies in the sketch.
-        energy_kept_at_most: `(|S|_F^2 + l Delta) / |A|_F^2`, at most 1: and no more than this.
-        consensus_cosine: Smallest cosine over classes between the consensus that scored the
-            examples and the exact one: 1 in the exact mode, below it when streaming, NaN in one
-            pass, where the exact one is not known.
-
-    Reference:
-        Ghashami, Liberty, Phillips and Woodruff, SIAM J. Comput. 2016, Thm 1.1.
-    """
-
-    shrinkage: float
-    relative_shrinkage: float
-    squared_norm: float
-    energy_kept: float
-    energy_kept_at_most: float
-    consensus_cosine: float
-
-    def __getitem__(self, name: str) -> float:
-        return float(asdict(self)[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,22 +26,22 @@ class Selection:
     Attributes:
         indices: int64 (k,), ascending, no repeats: the examples to train on (in epoch 0, where
             each epoch draws its own).
-        scores: float32 (N,) in [-1, 1]: every example's agreement with its consensus, in the basis
-            that was asked for; NaN throughout for `rule="random"`.
+        scores: float32 (N,) in [-1, 1]: every example's agreement with the consensus of its class;
+            NaN throughout for `rule="random"`.
         labels: int64 (N,) as the data set has them, or None where it has none.
         certificate: What the sketch guarantees; None for `rule="random"`.
         seconds: Wall time of `pass_1`, `pass_2`, `rule` and in `total`.
         settings: What was asked for and chosen, JSON-able: options, gradients, versions, and
             `trimmed`, how many examples the trim dropped.
-        weights: float32 (k,), beside `indices`: how many untrimmed examples of its class each kept
-            one stands for, itself included; None unless asked for.
+        weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
+            each kept one stands for, itself included; None unless asked for.
         draws: What each epoch sees; None for `draw="fixed"`.
         margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class less half
-            of its opposition to the class that it opposes most, in the weighted basis: what the
-            trim reads, and a better mark of wrong labels than `scores`, of which few are negative.
-            Below 0, an example opposes another class more than twice as much as it agrees with its
-            own. With one class (`class_balanced=False`, or no labels) it is the agreement itself.
-            None for `rule="random"`.
+            of its opposition to the class that it opposes most. The trim reads margins: they mark
+            wrong labels better than `scores`, of which few are negative. Below 0, an example
+            opposes another class more than twice as much as it agrees with its own. With one class
+            (`class_balanced=False`, or no labels) the margin is the agreement itself. None for
+            `rule="random"`.
         singular_values: float64 (l,), descending: the lengths of the sketch's rows, its spectrum;
             None for `rule="random"`.
 
@@ -197,10 +165,10 @@ class Selection:
     def _read(cls, source: bytes | BinaryIO, name: str) -> Selection:
         try:
             meta, arrays = unpack(source)
-            if meta["format"] not in _READABLE:
+            if meta["format"] != _FORMAT:
                 raise ValueError(
-                    f"expected a format up to {_FORMAT}, got {meta['format']}; read it with the "
-                    "version of sage_torch that wrote it"
+                    f"expected format {_FORMAT}, got {meta['format']}; read it with the version of "
+                    "sage_torch that wrote it, or select again"
                 )
             loaded = cls(
                 indices=arrays["indices"],
@@ -212,11 +180,8 @@ class Selection:
                 ),
                 seconds=_numbers("seconds", meta["seconds"]),
                 settings=dict(meta["settings"]),
-                draws=_draws(meta.get("draws"), arrays),
-                **{
-                    name: arrays[name] if meta.get(f"has_{name}", name in arrays) else None
-                    for name in _OPTIONAL
-                },
+                draws=_draws(meta["draws"], arrays),
+                **{name: arrays[name] if meta[f"has_{name}"] else None for name in _OPTIONAL},
             )
             loaded._check()
         except Exception as error:  # damaged bytes raise whatever they lead to

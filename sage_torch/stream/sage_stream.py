@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
+from sage_torch.checks import one_of, whole_number
 from sage_torch.gradients import batches
-from sage_torch.gradients.computer import GradientChoice
+from sage_torch.gradients.computer import GradientChoice, device_of
 from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice
 from sage_torch.options import Collate, Options
 from sage_torch.reading.user_state import preserved
 from sage_torch.stream.rate import RateKeeper
-from sage_torch.stream.scores import OnlineScores, device_of
+from sage_torch.stream.scores import OnlineScores
 from sage_torch.stream.workers import Example, read
 
 __all__ = ["SageStream"]
@@ -123,15 +124,19 @@ class SageStream(IterableDataset[Any]):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        _check(model, stream, keep, rule)
-        _check_count("warm_up", warm_up, 0)
+        _check(model, stream, keep)
+        one_of(
+            "rule", rule, ("agreement", "random")
+        )  # herding compares what a stream has forgotten
+        warm_up = whole_number("warm_up", warm_up, wanted="a number of examples")
         if isinstance(sketch_size, str):
             raise ValueError(
                 f"expected sketch_size to be a number of rows, got {sketch_size!r}: a stream is "
                 "scored from early on with one sketch; only selections choose its size"
             )
         if half_life not in ("auto", None):
-            _check_count("half_life", half_life, 1)
+            wanted = '"auto", None or a number of examples'
+            half_life = whole_number("half_life", half_life, least=1, wanted=wanted)
         self._options = Options(
             keep=keep,
             rule=rule,
@@ -149,15 +154,13 @@ class SageStream(IterableDataset[Any]):
         )
         self._stream = stream
         self._model = unwrap(model)
-        if isinstance(half_life, Integral):
-            half_life = int(half_life)  # of NumPy's integers, too
-        self._scores = OnlineScores(self._model, self._options, half_life, int(warm_up))
+        self._scores = OnlineScores(self._model, self._options, half_life, warm_up)
         self._rate = RateKeeper(float(keep), self._options.seed)
         self._settings = {
             "keep": float(keep),
             "rule": rule,
             "half_life": half_life,
-            "warm_up": int(warm_up),
+            "warm_up": warm_up,
         } | {
             name: getattr(self._options, name)
             for name in ("class_balanced", "sketch_size", "batch_size", "num_workers", "seed")
@@ -322,7 +325,7 @@ class SageStream(IterableDataset[Any]):
         self._turn += 1
 
 
-def _check(model: object, stream: object, keep: object, rule: object) -> None:
+def _check(model: object, stream: object, keep: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(stream, IterableDataset):
@@ -333,18 +336,6 @@ def _check(model: object, stream: object, keep: object, rule: object) -> None:
         )
     if isinstance(keep, Integral):
         raise TypeError(f"expected keep to be a share in (0, 1], as 1.0, got {keep!r}")
-    if rule not in ("agreement", "random"):
-        raise ValueError(
-            f'expected rule "agreement" or "random", got {rule!r}: the others compare examples '
-            "that a stream does not keep"
-        )
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"expected {name} to be a number of examples, got {value!r}")
-    if int(value) < least:
-        raise ValueError(f"expected {name} of at least {least}, got {value}")
 
 
 def _check_state(state: object, settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ Needs scipy (`pip install 'sage-torch[demo]'`), imported when a comparison is ju
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from typing_extensions import Unpack
 
-from sage_torch.options import Options, SelectionOptions, budget, count_examples
+from sage_torch.checks import count_examples, whole_number
+from sage_torch.options import Options, SelectionOptions
 from sage_torch.reading.user_state import preserved, seed_everything
 from sage_torch.select import select_subset
 from sage_torch.testing.comparison import Comparison, t_quantile
@@ -125,9 +126,9 @@ def assert_subset_accuracy(
     seeds = _checked_seeds(seeds)
     _check_numbers(gain, loss_of_interest, confidence, power)
     options.setdefault("progress", False)
-    _check_options(options, keep)
+    asked = _checked_options(options, keep)
     total = count_examples(dataset)
-    kept = budget(keep, total)
+    kept = asked.budget(total)
     if kept == total:
         raise ValueError(
             f"expected keep to leave examples out, got keep={keep}, which keeps all {total}"
@@ -214,13 +215,11 @@ def _refuse_fractions(runs: list[tuple[float, float]]) -> None:
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     found = tuple(seeds) if isinstance(seeds, (Sequence, np.ndarray)) else ()
-    if not all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in found):
-        raise TypeError(f"expected seeds to be whole numbers, got {seeds!r}")
-    if len(found) < 2 or len(set(found)) < len(found) or min(found) < 0 or max(found) >= 2**63:
+    if len(found) < 2 or len(set(found)) < len(found):
         raise ValueError(
             f"expected at least 2 different seeds in [0, 2**63), as range(10), got {seeds!r}"
         )
-    return tuple(int(seed) for seed in found)
+    return tuple(whole_number("seeds", seed, wanted="whole numbers") for seed in found)
 
 
 def _check_numbers(gain: float, loss_of_interest: float, confidence: float, power: float) -> None:
@@ -236,7 +235,7 @@ def _check_numbers(gain: float, loss_of_interest: float, confidence: float, powe
             raise ValueError(f"expected {name} to be {wanted}, got {value!r}")
 
 
-def _check_options(options: SelectionOptions, keep: float) -> None:
+def _checked_options(options: SelectionOptions, keep: float) -> Options:
     if "seed" in options:
         raise TypeError("expected seeds=, a sequence, got seed=: every seed is one paired run")
     for name, why in (("draw", "fixed"), ("weights", False)):
@@ -244,7 +243,7 @@ def _check_options(options: SelectionOptions, keep: float) -> None:
             raise ValueError(
                 f"expected {name}={why!r}, got {options[name]!r}: train sees one plain subset"  # type: ignore[literal-required]
             )
-    Options(keep=keep, **options)
+    return Options.given(keep=keep, **options)
 
 
 def _check_callables(**given: object) -> None:

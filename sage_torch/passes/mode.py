@@ -1,0 +1,71 @@
+"""The three ways to score: what pass 1 carries along, and what the rule gets of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sage_torch._core as _core
+from sage_torch.options import Options
+
+FIRST_ROWS = 64  # of a sketch that chooses its size (see growth.py)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How examples are scored.
+
+    Attributes:
+        name: `"exact"`: pass 2 keeps all coordinates, then takes the consensus. `"streaming"`: pass
+            1 carries the consensus along, and pass 2 scores each batch at once. `"one_pass"`: pass
+            1 carries every example's coordinates along, and nothing is read again.
+    """
+
+    name: Literal["exact", "streaming", "one_pass"]
+
+    @classmethod
+    def of(cls, options: Options, total: int) -> Mode:
+        """Return the mode of a data set of `total` examples.
+
+        Raises:
+            ValueError: It is streaming, and weights are asked for of a rule that needs all
+                coordinates.
+        """
+        needed = 4 * total * first_rows(options)
+        if options.consensus == "one_pass":
+            return cls("one_pass")
+        if options.consensus == "streaming" or (
+            options.consensus == "auto" and needed > options.memory_budget
+        ):
+            options.check_streamed_weights()
+            return cls("streaming")
+        return cls("exact")
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether batches are scored and forgotten, so that the rule never has all coordinates."""
+        return self.name == "streaming"
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether examples are read only once."""
+        return self.name == "one_pass"
+
+    def begin(self, sketch: _core.FrequentDirections) -> None:
+        """Let a new sketch carry along what scoring will need."""
+        if self.is_streaming:
+            sketch.carry_consensus()
+        elif self.is_one_pass:
+            sketch.carry_coordinates()
+
+    def carried_ids(self, class_ids: NDArray[np.int32]) -> NDArray[np.int32] | None:
+        """Return the class ids that the sketch is told: of those whose consensus it carries."""
+        return class_ids if self.is_streaming else None
+
+
+def first_rows(options: Options) -> int:
+    """Return the rows that a sketch begins with."""
+    return FIRST_ROWS if options.sketch_size == "auto" else options.sketch_size
