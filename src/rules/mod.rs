@@ -1,0 +1,14 @@
+//! How scores and quotas become a subset.
+
+pub mod block_stream;
+pub mod blocks;
+pub mod facility_location;
+pub mod herding;
+pub mod kernel;
+pub mod quotas;
+pub mod random;
+pub mod strata;
+pub mod top_k;
+pub mod trim;
+pub mod weighted;
+pub mod weights;
