@@ -3,9 +3,5 @@
 pub mod coordinates;
 pub mod eigen;
 pub mod folded;
-pub mod ql_iteration;
-pub mod reflections;
-pub mod secular;
 pub mod shrink;
 pub mod state;
-pub mod tridiagonal;
