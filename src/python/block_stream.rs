@@ -7,7 +7,6 @@ use pyo3::prelude::*;
 use super::rules::{arrays, Indices, OrderArrays, TrimArgument, Weights};
 use super::threads::on_threads;
 use crate::rules::block_stream::{self, Work};
-use crate::rules::blocks::BlockRule;
 use crate::rules::kernel::Examples;
 
 #[pyclass(module = "sage_torch")]
@@ -21,8 +20,7 @@ pub(super) struct BlockStream {
 impl BlockStream {
     #[new]
     #[pyo3(signature = (
-        counts, quotas, *, width, trim, rule="herding", whole_order=false, weights=false,
-        block_size=1024,
+        counts, quotas, *, width, trim, whole_order=false, weights=false, block_size=1024,
     ))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -30,21 +28,11 @@ impl BlockStream {
         quotas: Vec<u64>,
         width: usize,
         trim: TrimArgument,
-        rule: &str,
         whole_order: bool,
         weights: bool,
         block_size: usize,
     ) -> PyResult<Self> {
-        let rule = match rule {
-            "herding" => BlockRule::Herding,
-            "facility_location" => BlockRule::FacilityLocation,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "expected rule \"herding\" or \"facility_location\", got {other:?}"
-                )))
-            }
-        };
-        let work = Work { trim: trim.0, rule, is_whole_order: whole_order, has_weights: weights };
+        let work = Work { trim: trim.0, is_whole_order: whole_order, has_weights: weights };
         let stream = block_stream::BlockStream::new(&counts, &quotas, width, work, block_size)?;
         Ok(Self { stream, width, is_whole_order: whole_order })
     }

@@ -5,11 +5,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::threads::{detached, on_threads};
-use crate::rules::blocks::{self, BlockRule, Cut, Order};
+use crate::rules::blocks::{self, Cut, Order};
 use crate::rules::kernel::Examples;
 use crate::rules::quotas::{self, Division};
 use crate::rules::trim::{self, Trim};
-use crate::rules::{random, strata, top_k, weighted, weights};
+use crate::rules::{random, top_k, weights};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(class_quotas, module)?)?;
@@ -18,9 +18,6 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(untrimmed, module)?)?;
     module.add_function(wrap_pyfunction!(herding, module)?)?;
     module.add_function(wrap_pyfunction!(herding_order, module)?)?;
-    module.add_function(wrap_pyfunction!(facility_location, module)?)?;
-    module.add_function(wrap_pyfunction!(stratified, module)?)?;
-    module.add_function(wrap_pyfunction!(weighted_subset, module)?)?;
     module.add_function(wrap_pyfunction!(represented, module)?)
 }
 
@@ -90,26 +87,7 @@ fn herding<'py>(
 ) -> PyResult<Indices<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
     let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
-    let work = move || blocks::select(examples, ids, &quotas, BlockRule::Herding, cut);
-    Ok(on_threads(py, work)?.into_pyarray(py))
-}
-
-#[pyfunction]
-#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=4096, seed=0))]
-#[allow(clippy::too_many_arguments)]
-fn facility_location<'py>(
-    py: Python<'py>,
-    rows: PyReadonlyArray2<'py, f32>,
-    margins: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    block_size: usize,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
-    let work = move || blocks::select(examples, ids, &quotas, BlockRule::FacilityLocation, cut);
+    let work = move || blocks::select(examples, ids, &quotas, cut);
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
@@ -130,36 +108,6 @@ fn herding_order<'py>(
     let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
     let order = on_threads(py, move || blocks::herding_order(examples, ids, &quotas, cut))?;
     Ok(arrays(py, order))
-}
-
-#[pyfunction]
-#[pyo3(signature = (agreement, class_ids, quotas, *, trim, seed=0))]
-fn stratified<'py>(
-    py: Python<'py>,
-    agreement: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
-    let work = move || strata::stratified(agreement, ids, &quotas, trim.0, seed);
-    Ok(detached(py, work)?.into_pyarray(py))
-}
-
-#[pyfunction]
-#[pyo3(signature = (agreement, class_ids, quotas, *, trim, seed=0))]
-fn weighted_subset<'py>(
-    py: Python<'py>,
-    agreement: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
-    let work = move || weighted::weighted_subset(agreement, ids, &quotas, trim.0, seed);
-    Ok(detached(py, work)?.into_pyarray(py))
 }
 
 #[pyfunction]

@@ -1,16 +1,15 @@
 //! Draws and the count sketch as Python sees them: numpy in, numpy out.
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::threads::{detached, on_threads};
 use crate::products::tensor::{read_and_write, Borrowed};
-use crate::seeded::{count_sketch, draw, reservoir};
+use crate::seeded::{count_sketch, draw};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Permutation>()?;
-    module.add_class::<WeightedReservoir>()?;
     module.add_class::<CountSketch>()
 }
 
@@ -34,33 +33,6 @@ impl Permutation {
 
     fn __len__(&self) -> usize {
         self.1 as usize
-    }
-}
-
-#[pyclass(module = "sage_torch")]
-struct WeightedReservoir(reservoir::WeightedReservoir);
-
-#[pymethods]
-impl WeightedReservoir {
-    #[new]
-    #[pyo3(signature = (size, seed=0))]
-    fn new(size: usize, seed: u64) -> Self {
-        Self(reservoir::WeightedReservoir::new(size, seed))
-    }
-
-    fn add(
-        &mut self,
-        py: Python<'_>,
-        weights: PyReadonlyArray1<'_, f32>,
-        start: u64,
-    ) -> PyResult<()> {
-        let (weights, reservoir) = (weights.as_slice()?, &mut self.0);
-        detached(py, move || reservoir.add(weights, start))
-    }
-
-    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Indices<'py>> {
-        let reservoir = &mut self.0;
-        Ok(detached(py, move || reservoir.finish())?.into_pyarray(py))
     }
 }
 

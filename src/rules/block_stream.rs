@@ -1,11 +1,12 @@
-//! The rules that compare examples, on a stream: in memory that does not grow with it.
+//! Herding of a stream, in memory that does not grow with it.
 
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::rules::blocks::{block_sizes, BlockRule, Order};
+use crate::rules::blocks::{block_sizes, Order};
+use crate::rules::herding;
 use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::rules::quotas::{class_quotas, Division};
 use crate::rules::trim::{untrimmed, Trim};
@@ -16,8 +17,6 @@ use crate::rules::weights::weights;
 pub struct Work {
     /// What is dropped first, block by block.
     pub trim: Trim,
-    /// Who picks.
-    pub rule: BlockRule,
     /// Whether all that the trim leaves is put in order, or only the quota picked.
     pub is_whole_order: bool,
     /// Whether to count what each pick stands for.
@@ -233,7 +232,7 @@ impl FullBlock {
         let picks = if quota == 0 || (quota == left.len() && !work.is_whole_order) {
             left[..quota].to_vec()
         } else {
-            self.picks(&left, width, work.rule, quota)
+            self.picks(&left, width, quota)
         };
         let weights =
             if work.has_weights { self.weights(&picks, &left, width) } else { Vec::new() };
@@ -267,11 +266,11 @@ impl FullBlock {
         counts
     }
 
-    fn picks(&self, left: &[u32], width: usize, rule: BlockRule, quota: usize) -> Vec<u32> {
+    fn picks(&self, left: &[u32], width: usize, quota: usize) -> Vec<u32> {
         let block = Examples { rows: &self.rows, margins: &self.margins, width };
         let spread = left.len().div_ceil(BANDWIDTH_ROWS);
         let drawn: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
-        rule.picks(block, left, bandwidth(&unit_rows(block, &drawn)), quota)
+        herding::picks(block, left, bandwidth(&unit_rows(block, &drawn)), quota)
     }
 }
 
@@ -299,9 +298,8 @@ mod tests {
         let examples = Examples { rows: &rows, width: 2, margins: &margins };
         for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
             let cut = Cut { trim, block_size: 32, seed: 1 };
-            let chosen = select(examples, &class_ids, &quotas, BlockRule::Herding, cut).unwrap();
-            let work =
-                Work { trim, rule: BlockRule::Herding, is_whole_order: false, has_weights: true };
+            let chosen = select(examples, &class_ids, &quotas, cut).unwrap();
+            let work = Work { trim, is_whole_order: false, has_weights: true };
             let mut stream = BlockStream::new(&counts, &quotas, 2, work, 32).unwrap();
             for start in (0..n).step_by(37) {
                 let end = n.min(start + 37);
@@ -327,12 +325,7 @@ mod tests {
 
     #[test]
     fn a_stream_with_missing_or_surplus_members_is_refused() {
-        let work = Work {
-            trim: Trim::Nothing,
-            rule: BlockRule::Herding,
-            is_whole_order: false,
-            has_weights: true,
-        };
+        let work = Work { trim: Trim::Nothing, is_whole_order: false, has_weights: true };
         let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
         let one = Examples { rows: &[1.0], width: 1, margins: &[1.0] };
         stream.add(one, &[0], &[0]).unwrap();

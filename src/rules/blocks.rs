@@ -1,4 +1,4 @@
-//! The rules that compare examples with each other, in blocks: so they stay linear in N.
+//! Herding in blocks, which makes its cost linear in N.
 //!
 //! Each class is trimmed and cut into seeded blocks of nearly equal size; each block gives its
 //! share of the class's quota.
@@ -6,39 +6,11 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::rules::facility_location::cover;
-use crate::rules::herding::herd;
-use crate::rules::kernel::{bandwidth, unit_rows, Examples, Kernel, BANDWIDTH_ROWS};
+use crate::rules::herding::picks;
+use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::rules::quotas::{class_quotas, Division};
 use crate::rules::trim::{untrimmed_by_class, Trim};
 use crate::seeded::draw::Permutation;
-
-/// Which greedy rule picks within a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlockRule {
-    /// Kernel herding.
-    Herding,
-    /// Facility location.
-    FacilityLocation,
-}
-
-impl BlockRule {
-    /// The first `count` picks among some members, in the order they were picked.
-    pub fn picks(
-        self,
-        examples: Examples<'_>,
-        members: &[u32],
-        bandwidth: f64,
-        count: usize,
-    ) -> Vec<u32> {
-        let kernel = Kernel::new(&unit_rows(examples, members), bandwidth);
-        let picks = match self {
-            Self::Herding => herd(&kernel, count),
-            Self::FacilityLocation => cover(kernel, count),
-        };
-        picks.into_iter().map(|place| members[place]).collect()
-    }
-}
 
 /// How classes are cut into blocks.
 #[derive(Debug, Clone, Copy)]
@@ -85,11 +57,10 @@ pub fn select(
     examples: Examples<'_>,
     class_ids: &[i32],
     quotas: &[u64],
-    rule: BlockRule,
     cut: Cut,
 ) -> Result<Vec<i64>> {
     let blocks = blocks(examples, class_ids, quotas, cut)?;
-    let picked: Vec<Vec<u32>> = blocks.par_iter().map(|block| block.kept(examples, rule)).collect();
+    let picked: Vec<Vec<u32>> = blocks.par_iter().map(|block| block.kept(examples)).collect();
     let mut chosen: Vec<i64> = picked.into_iter().flatten().map(i64::from).collect();
     chosen.sort_unstable();
     Ok(chosen)
@@ -110,7 +81,7 @@ pub fn herding_order(
         .par_iter()
         .map(|block| {
             let all = block.members.len();
-            let order = BlockRule::Herding.picks(examples, &block.members, block.bandwidth, all);
+            let order = picks(examples, &block.members, block.bandwidth, all);
             (block.class, order.into_iter().map(i64::from).collect())
         })
         .collect();
@@ -125,12 +96,12 @@ struct Block {
 }
 
 impl Block {
-    fn kept(&self, examples: Examples<'_>, rule: BlockRule) -> Vec<u32> {
+    fn kept(&self, examples: Examples<'_>) -> Vec<u32> {
         let quota = self.quota as usize;
         if quota == self.members.len() || quota == 0 {
             return self.members[..quota].to_vec();
         }
-        rule.picks(examples, &self.members, self.bandwidth, quota)
+        picks(examples, &self.members, self.bandwidth, quota)
     }
 }
 
@@ -216,7 +187,7 @@ mod tests {
     fn picks_spread_over_a_circle() {
         let rows = circle(12);
         let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 12] };
-        let chosen = select(examples, &[0; 12], &[4], BlockRule::Herding, CUT).unwrap();
+        let chosen = select(examples, &[0; 12], &[4], CUT).unwrap();
         for pair in chosen.windows(2) {
             assert!(pair[1] - pair[0] >= 2, "{chosen:?}");
         }
@@ -226,7 +197,7 @@ mod tests {
     fn equal_rows_are_picked_in_order() {
         let rows = [1.0f32, 0.0].repeat(6);
         let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 6] };
-        let chosen = select(examples, &[0; 6], &[3], BlockRule::Herding, CUT).unwrap();
+        let chosen = select(examples, &[0; 6], &[3], CUT).unwrap();
         assert_eq!(chosen, [0, 1, 2]);
     }
 

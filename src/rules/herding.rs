@@ -2,11 +2,16 @@
 //!
 //! Chen, Welling and Smola, UAI 2010.
 
-use crate::rules::kernel::Kernel;
+use crate::rules::kernel::{unit_rows, Examples, Kernel};
 
-/// The first `count` picks in the order they were picked: step t takes
-/// `argmax_j μ_j − Σ_{s picked} K_js / (t + 1)`, μ_j the mean of K_j; ties to the lower place.
-pub fn herd(kernel: &Kernel, count: usize) -> Vec<usize> {
+/// The first `count` picks among some members, in the order they were picked; ties to the lower place.
+pub fn picks(examples: Examples<'_>, members: &[u32], bandwidth: f64, count: usize) -> Vec<u32> {
+    let kernel = Kernel::new(&unit_rows(examples, members), bandwidth);
+    herd(&kernel, count).into_iter().map(|place| members[place]).collect()
+}
+
+/// Step t picks `argmax_j μ_j − Σ_{s picked} K_js / (t + 1)`, where μ_j is the mean of K_j.
+fn herd(kernel: &Kernel, count: usize) -> Vec<usize> {
     let n = kernel.size();
     let sum = |j: usize| kernel.row(j).iter().map(|value| f64::from(*value)).sum::<f64>();
     let mean: Vec<f64> = (0..n).map(|j| sum(j) / n as f64).collect();

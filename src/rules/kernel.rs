@@ -1,4 +1,4 @@
-//! The kernel of herding and facility location on unit rows: `K_ij = exp(−‖ẑ_i − ẑ_j‖² / 2τ²)`.
+//! The kernel of herding on unit rows: `K_ij = exp(−‖ẑ_i − ẑ_j‖² / 2τ²)`.
 //!
 //! τ is the 10 % quantile of the pairwise distances. The linear kernel loses to random draws, so it
 //! is not offered.
@@ -84,11 +84,6 @@ impl Kernel {
     /// Number of examples n.
     pub fn size(&self) -> usize {
         self.n
-    }
-
-    /// All rows, one after another (n · n).
-    pub fn into_values(self) -> Vec<f32> {
-        self.values
     }
 
     /// `K_j` (n).

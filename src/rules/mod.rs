@@ -2,13 +2,10 @@
 
 pub mod block_stream;
 pub mod blocks;
-pub mod facility_location;
 pub mod herding;
 pub mod kernel;
 pub mod quotas;
 pub mod random;
-pub mod strata;
 pub mod top_k;
 pub mod trim;
-pub mod weighted;
 pub mod weights;

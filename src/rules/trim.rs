@@ -58,20 +58,6 @@ pub fn untrimmed_by_class(
     Ok(quotas.iter().enumerate().map(of_class).collect())
 }
 
-/// Refuses a score that has no place among the others.
-///
-/// # Errors
-/// `Shape` when an agreement is NaN or infinite.
-pub fn check_finite(agreement: &[f32]) -> Result<()> {
-    match agreement.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(index) => Err(Error::Shape(format!(
-            "expected finite agreement, got {} for example {index}",
-            agreement[index]
-        ))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

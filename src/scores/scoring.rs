@@ -114,7 +114,6 @@ impl Scorer {
 mod tests {
     use super::*;
     use crate::rules::block_stream::Work;
-    use crate::rules::blocks::BlockRule;
     use crate::rules::trim::Trim;
 
     const ROWS: [f32; 8] = [3.0, 0.0, 0.0, 0.5, 1.0, -2.0, 0.0, 0.0];
@@ -146,12 +145,7 @@ mod tests {
 
     #[test]
     fn a_stream_gets_orthonormal_coordinates_and_margins() {
-        let work = Work {
-            trim: Trim::Negative,
-            rule: BlockRule::Herding,
-            is_whole_order: false,
-            has_weights: true,
-        };
+        let work = Work { trim: Trim::Negative, is_whole_order: false, has_weights: true };
         let mut streams: Vec<BlockStream> =
             (0..2).map(|_| BlockStream::new(&[2, 2], &[1, 1], 2, work, 8).unwrap()).collect();
         let scores = scorer(false).score(&ROWS, &IDS, Some(&mut streams[0]), &INDICES).unwrap();
