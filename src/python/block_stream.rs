@@ -11,7 +11,7 @@ use crate::rules::kernel::Examples;
 
 #[pyclass(module = "sage_torch")]
 pub(super) struct BlockStream {
-    pub(super) stream: block_stream::BlockStream,
+    stream: block_stream::BlockStream,
     width: usize,
     is_whole_order: bool,
 }
