@@ -10,10 +10,11 @@
 use std::time::Instant;
 
 use _core::error::Result;
-use _core::host::{Host, HostBuffer};
-use _core::rows::{HostRows, Values};
-use _core::shrink::{shrink, whole_gram};
-use _core::sketch::{block_rows, Buffers, Products, State};
+use _core::products::host::{Host, HostBuffer};
+use _core::products::rows::{HostRows, Values};
+use _core::products::{Buffers, Products};
+use _core::sketch::shrink::{shrink, whole_gram};
+use _core::sketch::state::{block_rows, State};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
 

@@ -4,27 +4,27 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntyped
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::detached;
-use super::selection::{on_threads, Indices};
-use crate::block_stream::{self, Work};
-use crate::blocks::{self, BlockRule, Cut, Order};
-use crate::kernel::Examples;
-use crate::trim::{self, Trim};
-use crate::{strata, weighted, weights};
+use super::threads::{detached, on_threads};
+use crate::rules::blocks::{self, Cut, Order};
+use crate::rules::kernel::Examples;
+use crate::rules::quotas::{self, Division};
+use crate::rules::trim::{self, Trim};
+use crate::rules::{random, top_k, weights};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<BlockStream>()?;
+    module.add_function(wrap_pyfunction!(class_quotas, module)?)?;
+    module.add_function(wrap_pyfunction!(top_k_per_class, module)?)?;
+    module.add_function(wrap_pyfunction!(random_subset, module)?)?;
     module.add_function(wrap_pyfunction!(untrimmed, module)?)?;
     module.add_function(wrap_pyfunction!(herding, module)?)?;
     module.add_function(wrap_pyfunction!(herding_order, module)?)?;
-    module.add_function(wrap_pyfunction!(facility_location, module)?)?;
-    module.add_function(wrap_pyfunction!(stratified, module)?)?;
-    module.add_function(wrap_pyfunction!(weighted_subset, module)?)?;
     module.add_function(wrap_pyfunction!(represented, module)?)
 }
 
+pub(super) type Indices<'py> = Bound<'py, PyArray1<i64>>;
+
 /// `None`, `"negative"` or a share in [0, 1).
-struct TrimArgument(Trim);
+pub(super) struct TrimArgument(pub(super) Trim);
 
 impl FromPyObject<'_, '_> for TrimArgument {
     type Error = PyErr;
@@ -46,10 +46,10 @@ impl FromPyObject<'_, '_> for TrimArgument {
     }
 }
 
-type Weights<'py> = Bound<'py, PyArray1<f32>>;
-type OrderArrays<'py> = (Indices<'py>, Indices<'py>, Indices<'py>);
+pub(super) type Weights<'py> = Bound<'py, PyArray1<f32>>;
+pub(super) type OrderArrays<'py> = (Indices<'py>, Indices<'py>, Indices<'py>);
 
-fn arrays<'py>(py: Python<'py>, of: Order) -> OrderArrays<'py> {
+pub(super) fn arrays<'py>(py: Python<'py>, of: Order) -> OrderArrays<'py> {
     (of.order.into_pyarray(py), of.starts.into_pyarray(py), of.classes.into_pyarray(py))
 }
 
@@ -87,26 +87,7 @@ fn herding<'py>(
 ) -> PyResult<Indices<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
     let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
-    let work = move || blocks::select(examples, ids, &quotas, BlockRule::Herding, cut);
-    Ok(on_threads(py, work)?.into_pyarray(py))
-}
-
-#[pyfunction]
-#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=4096, seed=0))]
-#[allow(clippy::too_many_arguments)]
-fn facility_location<'py>(
-    py: Python<'py>,
-    rows: PyReadonlyArray2<'py, f32>,
-    margins: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    block_size: usize,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
-    let work = move || blocks::select(examples, ids, &quotas, BlockRule::FacilityLocation, cut);
+    let work = move || blocks::select(examples, ids, &quotas, cut);
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
@@ -127,36 +108,6 @@ fn herding_order<'py>(
     let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
     let order = on_threads(py, move || blocks::herding_order(examples, ids, &quotas, cut))?;
     Ok(arrays(py, order))
-}
-
-#[pyfunction]
-#[pyo3(signature = (agreement, class_ids, quotas, *, trim, seed=0))]
-fn stratified<'py>(
-    py: Python<'py>,
-    agreement: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
-    let work = move || strata::stratified(agreement, ids, &quotas, trim.0, seed);
-    Ok(detached(py, work)?.into_pyarray(py))
-}
-
-#[pyfunction]
-#[pyo3(signature = (agreement, class_ids, quotas, *, trim, seed=0))]
-fn weighted_subset<'py>(
-    py: Python<'py>,
-    agreement: PyReadonlyArray1<'py, f32>,
-    class_ids: PyReadonlyArray1<'py, i32>,
-    quotas: Vec<u64>,
-    trim: TrimArgument,
-    seed: u64,
-) -> PyResult<Indices<'py>> {
-    let (agreement, ids) = (agreement.as_slice()?, class_ids.as_slice()?);
-    let work = move || weighted::weighted_subset(agreement, ids, &quotas, trim.0, seed);
-    Ok(detached(py, work)?.into_pyarray(py))
 }
 
 #[pyfunction]
@@ -189,85 +140,46 @@ fn examples<'a>(
     Ok(Examples { rows: rows.as_slice()?, width, margins: margins.as_slice()? })
 }
 
-#[pyclass(module = "sage_torch")]
-pub(super) struct BlockStream {
-    pub(super) stream: block_stream::BlockStream,
-    width: usize,
-    is_whole_order: bool,
-}
-
-#[pymethods]
-impl BlockStream {
-    #[new]
-    #[pyo3(signature = (
-        counts, quotas, *, width, trim, rule="herding", whole_order=false, weights=false,
-        block_size=1024,
-    ))]
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        counts: Vec<u64>,
-        quotas: Vec<u64>,
-        width: usize,
-        trim: TrimArgument,
-        rule: &str,
-        whole_order: bool,
-        weights: bool,
-        block_size: usize,
-    ) -> PyResult<Self> {
-        let rule = match rule {
-            "herding" => BlockRule::Herding,
-            "facility_location" => BlockRule::FacilityLocation,
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "expected rule \"herding\" or \"facility_location\", got {other:?}"
-                )))
-            }
-        };
-        let work = Work { trim: trim.0, rule, is_whole_order: whole_order, has_weights: weights };
-        let stream = block_stream::BlockStream::new(&counts, &quotas, width, work, block_size)?;
-        Ok(Self { stream, width, is_whole_order: whole_order })
-    }
-
-    fn add(
-        &mut self,
-        py: Python<'_>,
-        rows: PyReadonlyArray2<'_, f32>,
-        margins: PyReadonlyArray1<'_, f32>,
-        class_ids: PyReadonlyArray1<'_, i32>,
-        indices: PyReadonlyArray1<'_, i64>,
-    ) -> PyResult<()> {
-        let examples =
-            Examples { rows: rows.as_slice()?, width: self.width, margins: margins.as_slice()? };
-        let (ids, indices) = (class_ids.as_slice()?, indices.as_slice()?);
-        let stream = &mut self.stream;
-        on_threads(py, move || stream.add(examples, ids, indices))
-    }
-
-    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<(Indices<'py>, Option<Weights<'py>>)> {
-        self.check_mode(false)?;
-        let (indices, weights) = self.stream.finish()?;
-        Ok((indices.into_pyarray(py), weights.map(|weights| weights.into_pyarray(py))))
-    }
-
-    fn finish_order<'py>(&mut self, py: Python<'py>) -> PyResult<OrderArrays<'py>> {
-        self.check_mode(true)?;
-        Ok(arrays(py, self.stream.finish_order()?))
-    }
-
-    #[getter]
-    fn trimmed(&self) -> u64 {
-        self.stream.trimmed()
-    }
-}
-
-impl BlockStream {
-    fn check_mode(&self, is_whole_order: bool) -> PyResult<()> {
-        if self.is_whole_order == is_whole_order {
-            return Ok(());
+#[pyfunction]
+#[pyo3(signature = (counts, budget, mode="proportional"))]
+fn class_quotas<'py>(
+    py: Python<'py>,
+    counts: Vec<u64>,
+    budget: u64,
+    mode: &str,
+) -> PyResult<Indices<'py>> {
+    let division = match mode {
+        "proportional" => Division::Proportional,
+        "equal" => Division::Equal,
+        other => {
+            return Err(PyValueError::new_err(format!(
+                "expected quotas \"proportional\" or \"equal\", got {other:?}"
+            )))
         }
-        Err(PyValueError::new_err(
-            "expected finish_order() of a stream made with whole_order=True and finish() of any \
-             other, got the opposite",
-        ))
-    }
+    };
+    let quotas = quotas::class_quotas(&counts, budget, division)?;
+    Ok(quotas.into_iter().map(|quota| quota as i64).collect::<Vec<_>>().into_pyarray(py))
+}
+
+#[pyfunction]
+#[pyo3(name = "top_k")]
+fn top_k_per_class<'py>(
+    py: Python<'py>,
+    scores: PyReadonlyArray1<'py, f32>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+) -> PyResult<Indices<'py>> {
+    let (scores, ids) = (scores.as_slice()?, class_ids.as_slice()?);
+    Ok(detached(py, move || top_k::top_k(scores, ids, &quotas))?.into_pyarray(py))
+}
+
+#[pyfunction]
+fn random_subset<'py>(
+    py: Python<'py>,
+    class_ids: PyReadonlyArray1<'py, i32>,
+    quotas: Vec<u64>,
+    seed: u64,
+) -> PyResult<Indices<'py>> {
+    let ids = class_ids.as_slice()?;
+    Ok(detached(py, move || random::random_subset(ids, &quotas, seed))?.into_pyarray(py))
 }

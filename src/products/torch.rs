@@ -1,0 +1,223 @@
+//! Long products on torch tensors, through tch: what CUDA uses, and the CPU can, so that the same
+//! code is tested everywhere. Nothing but the small Gram matrix leaves the device.
+//!
+//! Only `f_` calls, and for products only the `out` forms: they ignore the user's autocast, where
+//! the plain forms drop to bfloat16. TF32 is held off in `python.rs`. All on the calling thread,
+//! hence on its current CUDA stream.
+
+use std::ops::Range;
+
+use faer::Mat;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+use crate::products::rows::Factors;
+use crate::products::{columns_of, Products};
+
+/// Columns in one float32 product; the sums across products are float64.
+const CHUNK: i64 = 8192;
+/// Products in one batched call.
+const BATCH: i64 = 16;
+/// Columns that a rotation rewrites at once.
+const ROTATED: i64 = 32_768;
+
+/// The products of the device path. Stateless: torch owns device, stream and memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Torch;
+
+/// A float32 matrix on a device, read only: gradients, or the factors of gradients.
+#[derive(Debug)]
+pub struct TorchRows {
+    /// (n, d), or (n, C + H) factors.
+    pub stored: Tensor,
+    /// How rows are made of them.
+    pub factors: Option<Factors>,
+}
+
+impl TorchRows {
+    /// Gradients as they are.
+    pub fn new(stored: Tensor) -> Self {
+        Self { stored, factors: None }
+    }
+
+    /// (rows, columns).
+    fn size(&self) -> Result<(i64, i64)> {
+        let (count, width) = self.stored.size2()?;
+        let of_factors = |factors: Factors| factors.row_width(width as usize) as i64;
+        Ok((count, self.factors.map_or(width, of_factors)))
+    }
+
+    /// Some columns of all rows, those of factors multiplied: never more than these.
+    fn columns(&self, start: i64, count: i64) -> Result<Tensor> {
+        let Some(factors) = self.factors else {
+            return Ok(self.stored.f_narrow(1, start, count)?);
+        };
+        let outputs = factors.outputs as i64;
+        let inputs = self.stored.size()[1] - outputs;
+        let delta = self.stored.f_narrow(1, 0, outputs)?;
+        let end = start + count;
+        let mut parts = Vec::with_capacity(2);
+        if start < outputs * inputs && inputs > 0 {
+            let (first, until) = (start / inputs, end.min(outputs * inputs));
+            let last = (until + inputs - 1) / inputs;
+            let given = self.stored.f_narrow(1, outputs, inputs)?.f_unsqueeze(1)?;
+            let of_outputs = delta.f_narrow(1, first, last - first)?.f_unsqueeze(2)?;
+            let products = of_outputs.f_mul(&given)?.f_flatten(1, 2)?; // (n, outputs * inputs)
+            parts.push(products.f_narrow(1, start - first * inputs, until - start)?);
+        }
+        if end > outputs * inputs {
+            let from = start.max(outputs * inputs) - outputs * inputs;
+            parts.push(delta.f_narrow(1, from, end - outputs * inputs - from)?);
+        }
+        Ok(Tensor::f_cat(&parts, 1)?)
+    }
+}
+
+impl Products for Torch {
+    type Rows<'a> = TorchRows;
+    type Buffer<'a> = Tensor;
+
+    fn read(&self, buffer: &Tensor, rows: Range<usize>) -> Result<TorchRows> {
+        Ok(TorchRows::new(buffer.f_narrow(0, rows.start as i64, rows.len() as i64)?))
+    }
+
+    fn slice(&self, rows: &TorchRows, range: Range<usize>) -> Result<TorchRows> {
+        let stored = rows.stored.f_narrow(0, range.start as i64, range.len() as i64)?;
+        Ok(TorchRows { stored, factors: rows.factors })
+    }
+
+    fn multiplied<'a>(&self, rows: TorchRows, factors: Option<Factors>) -> Result<TorchRows>
+    where
+        Self: 'a,
+    {
+        Ok(TorchRows { factors, ..rows })
+    }
+
+    fn copy(&self, from: &TorchRows, to: &mut Tensor, at: usize) -> Result<()> {
+        to.f_narrow(0, at as i64, from.stored.size()[0])?.f_copy_(&from.stored)?;
+        Ok(())
+    }
+
+    fn squared_norms(&self, rows: &TorchRows) -> Result<Vec<f64>> {
+        let Some(factors) = rows.factors else { return to_host(&squares(&rows.stored)?) };
+        let outputs = factors.outputs as i64;
+        let inputs = rows.stored.size()[1] - outputs;
+        let of_delta = squares(&rows.stored.f_narrow(1, 0, outputs)?)?;
+        let of_inputs = squares(&rows.stored.f_narrow(1, outputs, inputs)?)?;
+        let bias = if factors.has_bias { 1.0 } else { 0.0 };
+        to_host(&of_delta.f_mul(&of_inputs.f_add_scalar(bias)?)?)
+    }
+
+    fn gram(&self, rows: &TorchRows, sketch: &TorchRows) -> Result<Vec<f64>> {
+        to_host(&Tensor::f_cat(&[product(sketch, rows)?, square(rows)?], 0)?)
+    }
+
+    fn rotate(&self, rotation: &Mat<f64>, rows: &TorchRows, sketch: &mut Tensor) -> Result<()> {
+        let size = rotation.ncols() as i64;
+        let rotation = turned(rotation, sketch.device())?;
+        let of_sketch = rotation.f_narrow(1, 0, size)?;
+        let of_rows = rotation.f_narrow(1, size, rows.size()?.0)?;
+        for (start, columns) in steps(0, sketch.size()[1], ROTATED) {
+            let mut old = sketch.f_narrow(1, start, columns)?;
+            let new = Tensor::f_empty([size, columns], (Kind::Float, sketch.device()))?;
+            let _ = of_sketch.f_mm_out(&new, &old)?;
+            let _ = new.f_addmm_out(&new, &of_rows, &rows.columns(start, columns)?)?;
+            old.f_copy_(&new)?;
+        }
+        Ok(())
+    }
+
+    fn project(
+        &self,
+        rows: &TorchRows,
+        basis: &TorchRows,
+        column_scale: &[f64],
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let mut coordinates = product(rows, basis)?;
+        let scale = Tensor::f_from_slice(column_scale)?.f_to_device(rows.stored.device())?;
+        let _ = coordinates.f_mul_(&scale)?;
+        out.f_copy_(&coordinates)?;
+        Ok(())
+    }
+
+    fn add_sums(
+        &self,
+        weights: &Mat<f64>,
+        rows: &TorchRows,
+        classes: &[usize],
+        sums: &mut Tensor,
+    ) -> Result<()> {
+        let device = rows.stored.device();
+        let weights = turned(weights, device)?;
+        let classes: Vec<i64> = classes.iter().map(|class| *class as i64).collect();
+        let classes = Tensor::f_from_slice(&classes)?.f_to_device(device)?;
+        for (start, columns) in steps(0, rows.size()?.1, ROTATED) {
+            let part = Tensor::f_empty([weights.size()[0], columns], (Kind::Float, device))?;
+            let _ = weights.f_mm_out(&part, &rows.columns(start, columns)?)?;
+            // No class is named twice, so the order of the additions cannot matter.
+            let _ = sums.f_narrow(1, start, columns)?.f_index_add_(0, &classes, &part)?;
+        }
+        Ok(())
+    }
+}
+
+/// `‖g_i‖²` of each row, in float64.
+fn squares(rows: &Tensor) -> Result<Tensor> {
+    let (count, width) = rows.size2()?;
+    let mut sums = Tensor::f_zeros([count], (Kind::Double, rows.device()))?;
+    for (start, columns) in steps(0, width, CHUNK) {
+        let part = rows.f_narrow(1, start, columns)?.f_to_kind(Kind::Double)?;
+        let _ = sums.f_add_(&part.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)?;
+    }
+    Ok(sums)
+}
+
+/// `rows rowsᵀ` in float64: of factors, the product of their two Gram matrices, entry by entry.
+fn square(rows: &TorchRows) -> Result<Tensor> {
+    let Some(factors) = rows.factors else { return product(rows, rows) };
+    let outputs = factors.outputs as i64;
+    let of = |start: i64, columns: i64| -> Result<Tensor> {
+        let part = TorchRows::new(rows.stored.f_narrow(1, start, columns)?);
+        product(&part, &part)
+    };
+    let bias = if factors.has_bias { 1.0 } else { 0.0 };
+    let of_inputs = of(outputs, rows.stored.size()[1] - outputs)?.f_add_scalar(bias)?;
+    Ok(of(0, outputs)?.f_mul(&of_inputs)?)
+}
+
+/// `left rightᵀ` in float64: float32 products of column chunks, summed in a fixed order.
+fn product(left: &TorchRows, right: &TorchRows) -> Result<Tensor> {
+    let ((n, width), (m, _)) = (left.size()?, right.size()?);
+    let device = left.stored.device();
+    let mut total = Tensor::f_zeros([n, m], (Kind::Double, device))?;
+    let whole = width - width % CHUNK;
+    let full = steps(0, whole, BATCH * CHUNK).map(|(start, columns)| (start, columns, CHUNK));
+    let rest = (whole < width).then_some((whole, width - whole, width - whole));
+    for (start, columns, chunk) in full.chain(rest) {
+        let chunks = columns / chunk;
+        let of = |rows: &TorchRows| {
+            let part = rows.columns(start, columns)?;
+            Ok::<_, crate::error::Error>(part.f_reshape([-1, chunks, chunk])?.f_transpose(0, 1)?)
+        };
+        let parts = Tensor::f_empty([chunks, n, m], (Kind::Float, device))?;
+        let _ = of(left)?.f_bmm_out(&parts, &of(right)?.f_transpose(1, 2)?)?;
+        let _ = total.f_add_(&parts.f_sum_dim_intlist(0, false, Kind::Double)?)?;
+    }
+    Ok(total)
+}
+
+fn steps(from: i64, to: i64, step: i64) -> impl Iterator<Item = (i64, i64)> {
+    (from..to).step_by(step as usize).map(move |start| (start, step.min(to - start)))
+}
+
+fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
+    let flat = tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
+    Ok(Vec::try_from(&flat)?)
+}
+
+/// The columns of a matrix, as rows on a device.
+fn turned(matrix: &Mat<f64>, device: Device) -> Result<Tensor> {
+    let flat = Tensor::f_from_slice(&columns_of(matrix))?;
+    Ok(flat.f_view([matrix.ncols() as i64, matrix.nrows() as i64])?.f_to_device(device)?)
+}

@@ -1,0 +1,30 @@
+//! Which Python exception an error of the core becomes.
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::error::Error;
+
+pyo3::create_exception!(
+    sage_torch,
+    SageError,
+    PyRuntimeError,
+    "Numerics or torch failed. The attribute `row` (int) is set when one row of a batch is to blame."
+);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::Shape(text) => PyValueError::new_err(text.clone()),
+            Error::Numerics(text) | Error::Torch(text) => SageError::new_err(text.clone()),
+            Error::Row(row) => Python::attach(|py| {
+                let raised = SageError::new_err(error.to_string());
+                match raised.value(py).setattr(intern!(py, "row"), row) {
+                    Ok(()) => raised,
+                    Err(other) => other,
+                }
+            }),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `FrequentDirections` as Python sees it: buffers are torch tensors, state is plain numbers.
+
+mod buffers;
+mod calls;
+mod checks;
+mod coordinates;
+mod methods;
+mod outer;
+mod state;
+
+use pyo3::prelude::*;
+
+use crate::sketch::state::{Spectrum, State};
+
+/// Where the long products run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Host,
+    Torch,
+}
+
+/// A sketch S (l, d) of a stream of rows A with `0 <= |Ax|^2 - |Sx|^2 <= shrinkage` for unit x.
+///
+/// Frequent Directions: deterministic, mergeable, in O(l d) memory;
+/// `shrinkage <= |A - A_k|_F^2 / (l - k)` for every k < l, exact while rank(A) <= l. Arguments, errors
+/// and costs are documented in `_core.pyi`, which editors read.
+#[pyclass(module = "sage_torch")]
+pub struct FrequentDirections {
+    state: State,
+    dim: usize,
+    path: Path,
+    device: Py<PyAny>,
+    sketch: Py<PyAny>,                   // (l, d)
+    pending: Py<PyAny>,                  // (b, d)
+    sums: Vec<Py<PyAny>>,                // (C, d) for each consensus carried along
+    view: Option<(Py<PyAny>, Spectrum)>, // the whole stream, as last read
+}
+
+/// Calls a method that is generic over the products, for this sketch's path.
+macro_rules! on_path {
+    ($self:ident, $py:ident, $method:ident($($argument:expr),*)) => {
+        match $self.path {
+            $crate::python::sketch::Path::Host => {
+                $self.$method::<$crate::products::host::Host>($py, $($argument),*)
+            }
+            $crate::python::sketch::Path::Torch => {
+                let precision = $crate::python::precision::FullPrecision::begin($py)?;
+                let result = $self.$method::<$crate::products::torch::Torch>($py, $($argument),*);
+                precision.end()?;
+                result
+            }
+        }
+    };
+}
+use on_path;

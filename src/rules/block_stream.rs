@@ -1,0 +1,337 @@
+//! Herding of a stream, in memory that does not grow with it.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::rules::blocks::{block_sizes, Order};
+use crate::rules::herding;
+use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
+use crate::rules::quotas::{class_quotas, Division};
+use crate::rules::trim::{untrimmed, Trim};
+use crate::rules::weights::weights;
+
+/// What becomes of a full block.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// What is dropped first, block by block.
+    pub trim: Trim,
+    /// Whether all that the trim leaves is put in order, or only the quota picked.
+    pub is_whole_order: bool,
+    /// Whether to count what each pick stands for.
+    pub has_weights: bool,
+}
+
+/// Each class fills a block, a full block is trimmed, picked from and forgotten. Memory: C blocks of
+/// at most `block_size` rows, whatever N, and 8 bytes an example kept or put in order.
+#[derive(Debug)]
+pub struct BlockStream {
+    width: usize,
+    work: Work,
+    classes: Vec<OpenBlock>,
+    done: Vec<Done>,
+    trimmed: u64,
+}
+
+#[derive(Debug, Default)]
+struct OpenBlock {
+    sizes: Vec<u64>, // of this block and those to come, last first
+    quotas: Vec<u64>,
+    rows: Vec<f32>,
+    margins: Vec<f32>,
+    indices: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct FullBlock {
+    class: usize,
+    quota: u64,
+    rows: Vec<f32>,
+    margins: Vec<f32>,
+    indices: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct Done {
+    class: usize,
+    picks: Vec<i64>,
+    weights: Vec<u64>, // beside `picks`, where asked for
+    trimmed: u64,
+    left: u64,
+}
+
+impl BlockStream {
+    /// `counts[c]` members of class c will come, of which `quotas[c]` are to be kept.
+    ///
+    /// # Errors
+    /// `Shape` when a quota exceeds its count, sizes disagree or a side is 0.
+    pub fn new(
+        counts: &[u64],
+        quotas: &[u64],
+        width: usize,
+        work: Work,
+        block_size: usize,
+    ) -> Result<Self> {
+        if counts.len() != quotas.len() || width == 0 || block_size == 0 {
+            return Err(Error::Shape(format!(
+                "expected one quota a class, a width and a block size of at least 1, got {} \
+                 quotas for {} classes, width {width}, block size {block_size}",
+                quotas.len(),
+                counts.len()
+            )));
+        }
+        let open = |(count, quota): (&u64, &u64)| {
+            let mut sizes = block_sizes(*count as usize, block_size);
+            let mut quotas = class_quotas(&sizes, *quota, Division::Proportional)?;
+            sizes.reverse();
+            quotas.reverse();
+            Ok(OpenBlock { sizes, quotas, ..OpenBlock::default() })
+        };
+        let classes = counts.iter().zip(quotas).map(open).collect::<Result<Vec<_>>>()?;
+        Ok(Self { width, work, classes, done: Vec::new(), trimmed: 0 })
+    }
+
+    /// Adds a batch: `indices[i]` is the example of row i, of class `class_ids[i]`.
+    ///
+    /// # Errors
+    /// `Shape` when sizes disagree or a class gets more members than were announced.
+    pub fn add(
+        &mut self,
+        examples: Examples<'_>,
+        class_ids: &[i32],
+        indices: &[i64],
+    ) -> Result<()> {
+        let n = class_ids.len();
+        if examples.rows.len() != n * self.width
+            || examples.margins.len() != n
+            || indices.len() != n
+        {
+            return Err(Error::Shape(format!(
+                "expected {n} rows of width {}, margins and indices, got {} numbers, {} and {}",
+                self.width,
+                examples.rows.len(),
+                examples.margins.len(),
+                indices.len()
+            )));
+        }
+        self.check_room(class_ids)?;
+        let mut full = Vec::new();
+        for i in 0..n {
+            let class = class_ids[i] as usize;
+            let open = &mut self.classes[class];
+            open.rows.extend_from_slice(&examples.rows[i * self.width..][..self.width]);
+            open.margins.push(examples.margins[i]);
+            open.indices.push(indices[i]);
+            if Some(&(open.indices.len() as u64)) == open.sizes.last() {
+                open.sizes.pop();
+                full.push(FullBlock {
+                    class,
+                    quota: open.quotas.pop().unwrap_or(0),
+                    rows: std::mem::take(&mut open.rows),
+                    margins: std::mem::take(&mut open.margins),
+                    indices: std::mem::take(&mut open.indices),
+                });
+            }
+        }
+        let done: Vec<Done> =
+            full.par_iter().map(|block| block.finished(self.width, self.work)).collect();
+        self.trimmed += done.iter().map(|block| block.trimmed).sum::<u64>();
+        self.done.extend(done);
+        Ok(())
+    }
+
+    /// Checks a whole batch before any of it is taken.
+    fn check_room(&self, class_ids: &[i32]) -> Result<()> {
+        let mut wanted: BTreeMap<i32, u64> = BTreeMap::new();
+        for id in class_ids {
+            *wanted.entry(*id).or_default() += 1;
+        }
+        let room = |id: i32| {
+            let open = usize::try_from(id).ok().and_then(|class| self.classes.get(class));
+            open.map_or(0, |open| open.sizes.iter().sum::<u64>() - open.indices.len() as u64)
+        };
+        match wanted.into_iter().find(|(id, count)| *count > room(*id)) {
+            None => Ok(()),
+            Some((id, count)) => Err(Error::Shape(format!(
+                "expected class ids in [0, {}) and no more members of a class than were \
+                 announced, got {count} of class {id} where {} are still to come; did the data \
+                 set change?",
+                self.classes.len(),
+                room(id)
+            ))),
+        }
+    }
+
+    /// The examples kept, ascending, and their weights beside them where asked for.
+    ///
+    /// # Errors
+    /// `Shape` when members that were announced never came.
+    pub fn finish(&mut self) -> Result<(Vec<i64>, Option<Vec<f32>>)> {
+        let done = self.take_done()?;
+        // A block that kept none stands nowhere: the other blocks of its class share its examples.
+        let mut of_class = vec![(0u64, 0u64); self.classes.len()]; // (untrimmed, of them counted)
+        for block in &done {
+            of_class[block.class].0 += block.left;
+            of_class[block.class].1 += if block.picks.is_empty() { 0 } else { block.left };
+        }
+        let mut kept: Vec<(i64, f32)> = Vec::new();
+        for block in done {
+            let (all, counted) = of_class[block.class];
+            let scale = all as f64 / counted as f64;
+            let weights = block.weights.iter().map(|weight| (scale * *weight as f64) as f32);
+            kept.extend(block.picks.into_iter().zip(weights.chain(std::iter::repeat(1.0))));
+        }
+        kept.sort_unstable_by_key(|(index, _)| *index);
+        let (chosen, weights) = kept.into_iter().unzip();
+        Ok((chosen, self.work.has_weights.then_some(weights)))
+    }
+
+    /// What a stream with `is_whole_order` has put in order.
+    ///
+    /// # Errors
+    /// As `finish`.
+    pub fn finish_order(&mut self) -> Result<Order> {
+        let mut done = self.take_done()?;
+        done.sort_by_key(|block| block.class); // stable: blocks of a class as they came
+        Ok(Order::joined(done.into_iter().map(|block| (block.class, block.picks))))
+    }
+
+    /// How many examples the trim has dropped so far.
+    pub fn trimmed(&self) -> u64 {
+        self.trimmed
+    }
+
+    fn take_done(&mut self) -> Result<Vec<Done>> {
+        if let Some(class) = self.classes.iter().position(|open| open.sizes.iter().sum::<u64>() > 0)
+        {
+            let missing = self.classes[class].sizes.iter().sum::<u64>()
+                - self.classes[class].indices.len() as u64;
+            return Err(Error::Shape(format!(
+                "expected {missing} more members of class {class}; did the data set change?"
+            )));
+        }
+        Ok(std::mem::take(&mut self.done))
+    }
+}
+
+impl FullBlock {
+    fn finished(&self, width: usize, work: Work) -> Done {
+        let count = self.indices.len();
+        // By index, not by arrival: so ties go to the lower index.
+        let mut by_index: Vec<u32> = (0..count as u32).collect();
+        by_index.sort_unstable_by_key(|place| self.indices[*place as usize]);
+        let margins: Vec<f32> =
+            by_index.iter().map(|place| self.margins[*place as usize]).collect();
+        let ranks: Vec<u32> = (0..count as u32).collect();
+        let left: Vec<u32> = untrimmed(&margins, &ranks, self.quota as usize, work.trim)
+            .into_iter()
+            .map(|rank| by_index[rank as usize])
+            .collect();
+        let quota = if work.is_whole_order { left.len() } else { self.quota as usize };
+        let picks = if quota == 0 || (quota == left.len() && !work.is_whole_order) {
+            left[..quota].to_vec()
+        } else {
+            self.picks(&left, width, quota)
+        };
+        let weights =
+            if work.has_weights { self.weights(&picks, &left, width) } else { Vec::new() };
+        Done {
+            class: self.class,
+            picks: picks.into_iter().map(|place| self.indices[place as usize]).collect(),
+            weights,
+            trimmed: (count - left.len()) as u64,
+            left: left.len() as u64,
+        }
+    }
+
+    fn weights(&self, picks: &[u32], left: &[u32], width: usize) -> Vec<u64> {
+        if picks.is_empty() {
+            return Vec::new();
+        }
+        let mut is_dropped = vec![false; self.indices.len()];
+        left.iter().for_each(|place| is_dropped[*place as usize] = true);
+        picks.iter().for_each(|place| is_dropped[*place as usize] = false);
+        let dropped: Vec<u32> =
+            left.iter().copied().filter(|place| is_dropped[*place as usize]).collect();
+        // Ties go to the lower index, so the picks are counted in that order.
+        let mut by_index: Vec<usize> = (0..picks.len()).collect();
+        by_index.sort_unstable_by_key(|pick| self.indices[picks[*pick] as usize]);
+        let kept: Vec<u32> = by_index.iter().map(|pick| picks[*pick]).collect();
+        let block = Examples { rows: &self.rows, margins: &self.margins, width };
+        let mut counts = vec![0; picks.len()];
+        for (pick, count) in by_index.into_iter().zip(weights(block, &kept, &dropped)) {
+            counts[pick] = count;
+        }
+        counts
+    }
+
+    fn picks(&self, left: &[u32], width: usize, quota: usize) -> Vec<u32> {
+        let block = Examples { rows: &self.rows, margins: &self.margins, width };
+        let spread = left.len().div_ceil(BANDWIDTH_ROWS);
+        let drawn: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
+        herding::picks(block, left, bandwidth(&unit_rows(block, &drawn)), quota)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::blocks::{select, Cut};
+
+    fn circle(n: usize) -> Vec<f32> {
+        (0..n)
+            .flat_map(|i| {
+                let angle = i as f32 / n as f32 * std::f32::consts::TAU;
+                [angle.cos(), angle.sin()]
+            })
+            .collect()
+    }
+
+    #[test]
+    fn blocks_and_streams_keep_exactly_the_quotas() {
+        let n = 500;
+        let rows = circle(n);
+        let margins: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();
+        let class_ids: Vec<i32> = (0..n as i32).map(|i| i % 3).collect();
+        let (counts, quotas) = ([167, 167, 166], [40, 3, 166]);
+        let examples = Examples { rows: &rows, width: 2, margins: &margins };
+        for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
+            let cut = Cut { trim, block_size: 32, seed: 1 };
+            let chosen = select(examples, &class_ids, &quotas, cut).unwrap();
+            let work = Work { trim, is_whole_order: false, has_weights: true };
+            let mut stream = BlockStream::new(&counts, &quotas, 2, work, 32).unwrap();
+            for start in (0..n).step_by(37) {
+                let end = n.min(start + 37);
+                let batch = Examples {
+                    rows: &rows[2 * start..2 * end],
+                    width: 2,
+                    margins: &margins[start..end],
+                };
+                let indices: Vec<i64> = (start as i64..end as i64).collect();
+                stream.add(batch, &class_ids[start..end], &indices).unwrap();
+            }
+            let (streamed, weights) = stream.finish().unwrap();
+            let untrimmed = n as u64 - stream.trimmed(); // class 1 has blocks that keep none
+            assert!((weights.unwrap().iter().sum::<f32>() - untrimmed as f32).abs() < 0.01);
+            for chosen in [chosen, streamed] {
+                let mut per_class = [0u64; 3];
+                chosen.iter().for_each(|index| per_class[*index as usize % 3] += 1);
+                assert_eq!(per_class, quotas);
+                assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_with_missing_or_surplus_members_is_refused() {
+        let work = Work { trim: Trim::Nothing, is_whole_order: false, has_weights: true };
+        let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
+        let one = Examples { rows: &[1.0], width: 1, margins: &[1.0] };
+        stream.add(one, &[0], &[0]).unwrap();
+        assert!(stream.finish().is_err());
+        stream.add(one, &[0], &[1]).unwrap();
+        assert!(stream.add(one, &[0], &[2]).is_err());
+        assert_eq!(stream.finish().unwrap().0.len(), 1);
+    }
+}

@@ -1,0 +1,158 @@
+//! The kernel of herding on unit rows: `K_ij = exp(−‖ẑ_i − ẑ_j‖² / 2τ²)`.
+//!
+//! τ is the 10 % quantile of the pairwise distances. The linear kernel loses to random draws, so it
+//! is not offered.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, Par};
+
+use crate::scores::consensus::inverse_norm;
+
+/// Rows whose pairwise distances give τ; a larger class is represented by a seeded draw of as many.
+pub const BANDWIDTH_ROWS: usize = 512;
+/// Rows of the kernel computed at once.
+const PANEL: usize = 256;
+
+/// Sketched gradients in orthonormal coordinates with what the rules need to know of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Examples<'a> {
+    /// (n, width), row-major.
+    pub rows: &'a [f32],
+    /// Numbers in a row.
+    pub width: usize,
+    /// Margins (n), that the trim reads.
+    pub margins: &'a [f32],
+}
+
+/// `ẑ_i` of some members, (n, width) in float64; a zero row stays zero.
+pub fn unit_rows(examples: Examples<'_>, members: &[u32]) -> Mat<f64> {
+    let mut units = Mat::zeros(members.len(), examples.width);
+    for (place, index) in members.iter().enumerate() {
+        let row = &examples.rows[*index as usize * examples.width..][..examples.width];
+        let scale = inverse_norm(row);
+        for (j, value) in row.iter().enumerate() {
+            units[(place, j)] = scale * f64::from(*value);
+        }
+    }
+    units
+}
+
+/// τ: of the m pairwise distances in ascending order the one at `floor(0.1 (m − 1))`; where that is 0
+/// (duplicates) their mean; where that is 0 too, 1.
+pub fn bandwidth(units: &Mat<f64>) -> f64 {
+    let n = units.nrows();
+    if n < 2 {
+        return 1.0;
+    }
+    let dots = units * units.transpose();
+    let mut distances = Vec::with_capacity(n * (n - 1) / 2);
+    for j in 0..n {
+        for i in j + 1..n {
+            distances.push(squared_distance(&dots, i, j).sqrt());
+        }
+    }
+    let place = (0.1 * (distances.len() - 1) as f64).floor() as usize;
+    let quantile = *distances.select_nth_unstable_by(place, f64::total_cmp).1;
+    let mean = distances.iter().sum::<f64>() / distances.len() as f64;
+    [quantile, mean].into_iter().find(|value| *value > 0.0).unwrap_or(1.0)
+}
+
+fn squared_distance(dots: &Mat<f64>, i: usize, j: usize) -> f64 {
+    // Below this, only rounding separates two equal rows.
+    let squared = dots[(i, i)] + dots[(j, j)] - 2.0 * dots[(i, j)];
+    if squared < 1e-14 {
+        0.0
+    } else {
+        squared
+    }
+}
+
+/// `K` (n, n), symmetric, row by row.
+#[derive(Debug)]
+pub struct Kernel {
+    values: Vec<f32>,
+    n: usize,
+}
+
+impl Kernel {
+    /// Dot products in float64, since near-duplicates cancel. Both halves are computed: writing one
+    /// across rows costs far more than a second exponential.
+    pub fn new(units: &Mat<f64>, bandwidth: f64) -> Self {
+        Self { values: kernel(units, bandwidth), n: units.nrows() }
+    }
+
+    /// Number of examples n.
+    pub fn size(&self) -> usize {
+        self.n
+    }
+
+    /// `K_j` (n).
+    pub fn row(&self, j: usize) -> &[f32] {
+        &self.values[j * self.n..(j + 1) * self.n]
+    }
+}
+
+fn kernel(units: &Mat<f64>, bandwidth: f64) -> Vec<f32> {
+    let n = units.nrows();
+    let squared: Vec<f64> =
+        (0..n).map(|i| units.row(i).iter().map(|value| value * value).sum()).collect();
+    let factor = -0.5 / (bandwidth * bandwidth);
+    let arch = pulp::Arch::new();
+    let mut kernel = vec![0.0f32; n * n];
+    let mut dots = Mat::<f64>::zeros(n, PANEL.min(n));
+    for (panel, rows) in kernel.chunks_mut(PANEL * n).enumerate() {
+        let (start, count) = (panel * PANEL, rows.len() / n);
+        let of_panel = units.subrows(start, count).transpose();
+        let mut dots = dots.as_mut().subcols_mut(0, count);
+        matmul(dots.as_mut(), Accum::Replace, units, of_panel, 1.0, Par::Seq);
+        for (place, row) in rows.chunks_mut(n).enumerate() {
+            let own = squared[start + place];
+            if let Some(dots) = dots.as_ref().col(place).try_as_col_major() {
+                arch.dispatch(|| kernel_row(row, dots.as_slice(), &squared, own, factor));
+            }
+        }
+    }
+    kernel
+}
+
+#[inline(always)]
+fn kernel_row(row: &mut [f32], dots: &[f64], squared: &[f64], own: f64, factor: f64) {
+    for ((value, dot), other) in row.iter_mut().zip(dots).zip(squared) {
+        let distance = (own + other - 2.0 * dot).max(0.0);
+        *value = exp_of_negative(distance * factor) as f32;
+    }
+}
+
+/// `exp(x)` for x <= 0, to 1e-8 relative; exp(-87) below -87. Written out so that it vectorises: a
+/// call of libm for each of n² entries stalls where its AVX code meets our SSE code.
+#[inline(always)]
+fn exp_of_negative(x: f64) -> f64 {
+    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52: adding it rounds to a whole number
+    let x = x.max(-87.0);
+    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+    let r = x - (shifted - ROUND) * std::f64::consts::LN_2; // |r| <= ln 2 / 2
+    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    let series = 1.0
+        + r * (1.0
+            + r * (1.0 / 2.0
+                + r * (1.0 / 6.0
+                    + r * (1.0 / 24.0
+                        + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0)))))));
+    power * series
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponential_is_accurate() {
+        for i in 0..8_000 {
+            let x = -f64::from(i) * 0.01;
+            let error = (exp_of_negative(x) / x.exp() - 1.0).abs();
+            assert!(error < 1e-8, "exp({x}) is off by {error}");
+        }
+        assert_eq!(exp_of_negative(0.0), 1.0);
+        assert!(exp_of_negative(-1e30) < 1e-37);
+    }
+}
