@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from sage_torch import Selection, select_subset
+from sage_torch.checkpoint import snapshots
+
+snapshots.SECONDS_BETWEEN = 0.0  # a snapshot after every batch, in forked children too
 
 N, BATCH = 640, 32
 BATCHES = N // BATCH  # of one pass
@@ -112,7 +115,7 @@ def partly(folder: Path, **options: Any) -> None:
             return [torch.stack(column) for column in zip(*items, strict=True)]
 
     with pytest.raises(OSError, match="gone"):
-        select(checkpoint=folder, checkpoint_every=0.0, collate_fn=FailingLate(), **options)
+        select(checkpoint=folder, collate_fn=FailingLate(), **options)
 
 
 def collate(items: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -18,18 +18,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from sage_torch import SageSampler, select_subset, sketch_growth
+from sage_torch import SageSampler, select_subset
+from sage_torch.checkpoint import snapshots
 
 SHARDS, KEEP = 8, 0.2
 CASES: dict[str, dict[str, Any]] = {
     "herding": {},
-    "streaming": {"consensus": "streaming", "basis": "orthonormal", "weights": True},
-    "one pass": {"consensus": "one_pass", "basis": "orthonormal", "draw": "rotate"},
-    "facility location": {"rule": "facility_location", "weights": True},
+    "streaming": {"consensus": "streaming", "weights": True},
+    "one pass": {"consensus": "one_pass", "draw": "rotate"},
+    "weights": {"weights": True},
     "rotate": {"draw": "rotate"},
     "rotate, streaming": {"draw": "rotate", "consensus": "streaming"},
-    "agreement": {"rule": "agreement"},
-    "stratified": {"rule": "stratified", "weights": True},
+    "agreement": {"rule": "agreement", "weights": True},
     "random": {"rule": "random", "draw": "random"},
     "global": {"class_balanced": False},
     "auto size": {"sketch_size": "auto"},
@@ -141,6 +141,7 @@ def _steps(model: nn.Module, loader: DataLoader[Any], optimizer: torch.optim.Opt
 
 def main(out: Path, what: str) -> None:
     torch.set_num_threads(1)
+    snapshots.SECONDS_BETWEEN = 0.0
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     data = images()
@@ -149,7 +150,7 @@ def main(out: Path, what: str) -> None:
     result: dict[str, Any] = {}
     if what == "killed":  # the last rank dies in pass 1
         broken = Broken(data, len(data) - 1, deadly=True)
-        checkpoint = {"checkpoint": out / "snapshots", "checkpoint_every": 0.0}
+        checkpoint = {"checkpoint": out / "snapshots"}
         result["killed"] = refused(
             lambda: select_subset(model, broken, KEEP, **options, **checkpoint)
         )
@@ -172,12 +173,10 @@ def main(out: Path, what: str) -> None:
         result["too many"] = refused(lambda: select_subset(model, data, count, **options))
         few = TensorDataset(*data[:5])
         result["few"] = select_subset(model, few, 2, class_balanced=False, progress=False).indices
-        snapshots = out / f"finished-{dist.get_world_size()}"
+        folder_of_all = out / f"finished-{dist.get_world_size()}"
         for _ in range(2):  # the second time it is there
-            finished = select_subset(
-                model, data, KEEP, checkpoint=snapshots, checkpoint_every=0.0, **options
-            )
-        result["finished"] = (finished, sorted(path.name for path in snapshots.iterdir()))
+            finished = select_subset(model, data, KEEP, checkpoint=folder_of_all, **options)
+        result["finished"] = (finished, sorted(path.name for path in folder_of_all.iterdir()))
         if rank == 0:  # others do not take part
             alone = select_subset(model, data, KEEP, distributed=False, progress=False)
             result["alone"] = alone.indices

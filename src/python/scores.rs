@@ -1,4 +1,4 @@
-//! `Consensus` and `Scorer` as Python sees them: from gradients to scores and margins in one call.
+//! `Consensus` and `Scorer` as Python sees them: numpy in, numpy out.
 
 use numpy::{
     IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
@@ -7,7 +7,6 @@ use numpy::{
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::sketch::FrequentDirections;
 use super::threads::{detached, on_threads};
 use crate::scores::consensus;
 use crate::scores::scoring::{self, Scores};
@@ -89,20 +88,7 @@ impl Scorer {
         })
     }
 
-    fn score<'py>(
-        &mut self,
-        py: Python<'py>,
-        sketch: &Bound<'py, FrequentDirections>,
-        rows: &Bound<'py, PyAny>,
-        class_ids: PyReadonlyArray1<'py, i32>,
-        indices: PyReadonlyArray1<'py, i64>,
-    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let coordinates = sketch.try_borrow_mut()?.sketched_on_host(py, rows)?;
-        self.score_sketched(py, coordinates.readonly(), class_ids, indices)?;
-        Ok(coordinates)
-    }
-
-    fn score_sketched(
+    fn score(
         &mut self,
         py: Python<'_>,
         coordinates: PyReadonlyArray2<'_, f32>,

@@ -33,7 +33,7 @@ from sage_torch import select_subset
 
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
-    "streaming": {"consensus": "streaming", "basis": "orthonormal", "weights": True},
+    "streaming": {"consensus": "streaming", "weights": True},
     "shards": {"shards": 3, "draw": "rotate"},
     "one pass": {"consensus": "one_pass", "shards": 3},
     "streamed shards": {"shards": 3, "consensus": "streaming", "draw": "rotate"},
@@ -51,7 +51,7 @@ def killed_and_resumed(folder: Path, mode: str, kills: int, draw: random.Random)
         of_run = 0
 
         def work(at: Path = at, counting: Counting = counting) -> None:
-            select(**MODES[mode], checkpoint=at, checkpoint_every=0.0, collate_fn=counting)
+            select(**MODES[mode], checkpoint=at, collate_fn=counting)
 
         while kills:
             process = in_child(work)
@@ -63,9 +63,7 @@ def killed_and_resumed(folder: Path, mode: str, kills: int, draw: random.Random)
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills, of_run = kills - 1, of_run + 1
-        ours = select(
-            **MODES[mode], checkpoint=at, checkpoint_every=0.0, collate_fn=Counting(counting.path)
-        )
+        ours = select(**MODES[mode], checkpoint=at, collate_fn=Counting(counting.path))
         assert_same(ours, expected)
         # Each start reads the probe: those that were killed, one that may have ended, and the last.
         # A kill costs the batch that was being worked on besides.
@@ -92,7 +90,7 @@ def test_a_failed_selection_goes_on(tmp_path: Path, which: int) -> None:
     expected = select_subset(network(), digits(), 0.2, **options)
     broken = Failing(place=N * which // 2 + 7)
     with pytest.raises(OSError, match="the disk is gone"):
-        select_subset(network(), broken, 0.2, checkpoint=tmp_path, checkpoint_every=0, **options)
+        select_subset(network(), broken, 0.2, checkpoint=tmp_path, **options)
     broken.place = -1
     ours = select_subset(network(), broken, 0.2, checkpoint=tmp_path, **options)
     assert_same(ours, expected)

@@ -131,18 +131,18 @@ def test_the_model_may_be_the_object_itself() -> None:
 
 
 OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-    (("--rule", "facility_location", "--weights", "--sketch-size", "4"),
-     {"rule": "facility_location", "weights": True, "sketch_size": 4}),
+    (("--rule", "herding", "--weights", "--sketch-size", "4"),
+     {"rule": "herding", "weights": True, "sketch_size": 4}),
     (("--trim", "none", "--compress", "none", "--class-balanced", "false"),
      {"trim": None, "compress": None, "class_balanced": False}),
     (("--trim", "0.1", "--quotas", "equal", "--draw", "rotate", "--keep", "30"),
      {"trim": 0.1, "quotas": "equal", "draw": "rotate", "keep": 30}),
-    (("--consensus", "streaming", "--basis", "orthonormal", "--rule", "agreement"),
-     {"consensus": "streaming", "basis": "orthonormal", "rule": "agreement"}),
+    (("--consensus", "streaming", "--rule", "agreement"),
+     {"consensus": "streaming", "rule": "agreement"}),
     (("--params", "0.*", "--params", "2.bias", "--batch-size", "50", "--shards", "2"),
      {"params": ["0.*", "2.bias"], "batch_size": 50, "shards": 2}),
-    (("--gradients", "last_layer", "--memory-budget", "100000", "--rule", "weighted"),
-     {"gradients": "last_layer", "memory_budget": 100_000, "rule": "weighted"}),
+    (("--gradients", "last_layer", "--memory-budget", "100000", "--draw", "random"),
+     {"gradients": "last_layer", "memory_budget": 100_000, "draw": "random"}),
     (("--rule", "random", "--no-distributed", "--num-workers", "0"),
      {"rule": "random", "distributed": False}),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from sage_torch import select_subset
 from sage_torch.gradients import FunctionalGradients
 
-RULES = ["herding", "facility_location", "agreement", "weighted", "stratified"]
+RULES = ["herding", "agreement"]
 
 
 @pytest.fixture

@@ -66,15 +66,14 @@ def test_draws_never_show_what_was_trimmed(
     assert np.array_equal(seen, np.flatnonzero(drawn.margins >= 0))
 
 
-@pytest.mark.parametrize("rule", ["herding", "facility_location", "stratified", "weighted"])
-def test_every_rule_trims_but_agreement_and_random(rule: Any, digits: Digits, warm: Warm) -> None:
+def test_herding_trims_and_the_other_rules_do_not(digits: Digits, warm: Warm) -> None:
     inputs, right = (tensor[:700] for tensor in digits[0].tensors)
     data = TensorDataset(inputs, torch.where(torch.arange(700) % 5 == 0, (right + 3) % 10, right))
 
     def kept(rule: Any) -> Selection:
         return select_subset(warm(), data, 0.2, rule=rule)
 
-    trimmed = kept(rule)
+    trimmed = kept("herding")
     assert trimmed.margins is not None
     negative = trimmed.margins < 0
     assert (trimmed.scores[negative] > 0).any()  # by margin, not by agreement

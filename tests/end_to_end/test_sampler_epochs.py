@@ -313,8 +313,8 @@ def test_a_copy_goes_on_where_it_was(
 def test_weights_that_would_not_fit_are_refused_at_once(
     network: nn.Module, blobs: TensorDataset
 ) -> None:
-    options: dict[str, Any] = {"weights": True, "rule": "stratified", "memory_budget": 1_000}
-    message = 'weights=False with rule="stratified" in streaming mode'
+    options: dict[str, Any] = {"weights": True, "rule": "agreement", "memory_budget": 1_000}
+    message = 'weights=False with rule="agreement" in streaming mode'
     with pytest.raises(ValueError, match=message):
         SageSampler(network, blobs, keep=0.5, **options)
     later = SageSampler(network, keep=0.5, **options)  # how large will its loader's data set be?

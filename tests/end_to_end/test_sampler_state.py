@@ -61,7 +61,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"warmup_epochs": 1, "draw": "rotate", "refresh_every": 2},
     {"length": "fixed", "shuffle": False, "seed": np.int64(3)},
     {"length": "fixed", "num_replicas": 2, "rank": 1},
-    {"refresh_every": "drift", "drift_threshold": 0.0, "drift_probe": 20},
 ]
 
 

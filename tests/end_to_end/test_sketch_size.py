@@ -19,8 +19,9 @@ from sage_torch import (
     Selection,
     options,
     select_subset,
-    sketch_growth,
 )
+from sage_torch.passes import growth
+from sage_torch.passes.mode import Mode
 from sage_torch.reading.reader import SeededOrder
 from sage_torch.reading.shards import cut
 
@@ -32,7 +33,7 @@ def smaller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """All sizes an eighth or so of what they are, so that small data will do."""
     if "digits" not in request.fixturenames:
         monkeypatch.setattr(options, "FIRST_ROWS", FIRST)
-        monkeypatch.setattr(sketch_growth, "MOST_ROWS", MOST)
+        monkeypatch.setattr(growth, "MOST_ROWS", MOST)
 
 
 def examples(spread: float) -> TensorDataset:
@@ -71,10 +72,10 @@ def test_it_grows_until_enough_energy_is_kept() -> None:
     selection = select()
     assert selection.settings["sketch_size"] == "auto"
     assert selection.certificate is not None
-    assert selection.certificate.energy_kept > 1 - sketch_growth.TARGET
+    assert selection.certificate.energy_kept > 1 - growth.TARGET
     small = select(sketch_size=FIRST)
     assert small.certificate is not None
-    assert small.certificate.energy_kept < 1 - sketch_growth.TARGET
+    assert small.certificate.energy_kept < 1 - growth.TARGET
     assert small.settings["sketch_size"] == rows_of(small) == FIRST
 
 
@@ -86,7 +87,7 @@ def test_a_sketch_that_need_not_grow_is_that_of_the_first_rows() -> None:
 @pytest.mark.parametrize("mode", ["exact", "streaming"])
 def test_its_certificate_is_true(mode: str) -> None:
     data = examples(0.0)
-    selection = select(data, consensus=mode, basis="orthonormal")
+    selection = select(data, consensus=mode)
     certificate, values = selection.certificate, selection.singular_values
     assert certificate is not None
     assert values is not None
@@ -115,7 +116,7 @@ def test_batches_and_workers_change_nothing(mode: str, shards: int) -> None:
 def test_digits_choose_the_same_size(
     digits: tuple[TensorDataset, TensorDataset], warm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sketch_growth, "TARGET", 0.02)
+    monkeypatch.setattr(growth, "TARGET", 0.02)
     found = {
         (shards, batch): select_subset(
             *(warm(), digits[0], 0.2),
@@ -156,9 +157,9 @@ def test_the_memory_budget_is_kept(budget: int, chosen: dict[str, Any], rows: in
 
 
 def test_what_the_first_rows_make_exact_stays_exact() -> None:
-    asked = options.Options(0.2, sketch_size="auto", memory_budget=4 * FIRST * N)
-    assert not asked.is_streaming(N)
-    assert asked.is_streaming(N + 1)
+    asked = Options(0.2, sketch_size="auto", memory_budget=4 * FIRST * N)
+    assert not Mode.of(asked, N).is_streaming
+    assert Mode.of(asked, N + 1).is_streaming
 
 
 def test_it_never_exceeds_the_gradients_length() -> None:
@@ -200,11 +201,9 @@ def test_a_stopped_selection_goes_on(tmp_path: Path, mode: str, shards: int, rea
     expected = again()
     folder = tmp_path / "snapshots"
     with pytest.raises(OSError, match="gone"):
-        again(
-            checkpoint=folder, checkpoint_every=0.0, collate_fn=Failing(tmp_path / f"first-{reads}")
-        )
+        again(checkpoint=folder, collate_fn=Failing(tmp_path / f"first-{reads}"))
     counting = Counting(tmp_path / "second")
-    assert_same(again(checkpoint=folder, checkpoint_every=0.0, collate_fn=counting), expected)
+    assert_same(again(checkpoint=folder, collate_fn=counting), expected)
     assert rows_of(expected) == (64 if shards == 1 else 32)
     whole = 2 * shards * -(-(N // shards + 1) // 32) + 2  # and the probe, twice
     assert counting.batches <= whole - reads + 2
@@ -223,9 +222,8 @@ def test_a_snapshot_of_another_size_is_done_again(
             return super().__call__(items)
 
     chosen: dict[str, Any] = {"shards": 3, "batch_size": 32, "checkpoint": tmp_path / "a"}
-    chosen |= {"checkpoint_every": 0.0}
     with monkeypatch.context() as patched:
-        patched.setattr(sketch_growth, "TARGET", 1.0)  # as rows that are rounded otherwise might
+        patched.setattr(growth, "TARGET", 1.0)  # as rows that are rounded otherwise might
         with pytest.raises(OSError, match="gone"):
             select(data, collate_fn=Failing(tmp_path / "read"), **chosen)
     (tmp_path / "a" / "shard-00000-sketch.npz").unlink()

@@ -28,7 +28,7 @@ def small(folder: Path | None, **options: Any) -> Selection:
             parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view(parameter.shape))
     return select_subset(
         model, data, 0.25, sketch_size=6, batch_size=8, progress=False, shards=2, **options,
-        checkpoint=folder, checkpoint_every=0.0,
+        checkpoint=folder,
     )  # fmt: skip
 
 
@@ -119,9 +119,6 @@ def test_a_damaged_snapshot_warns(half_done: dict[str, bytes], tmp_path: Path) -
     ("options", "error", "match"),
     [
         ({"checkpoint": 3}, TypeError, "a folder or None, got 3"),
-        ({"checkpoint_every": "often"}, TypeError, "in seconds, got 'often'"),
-        ({"checkpoint_every": -1}, ValueError, "at least 0 seconds, got -1"),
-        ({"checkpoint_every": float("nan")}, ValueError, "at least 0 seconds"),
         ({"shards": 0}, ValueError, "shards of at least 1, got 0"),
         ({"shards": 2.5}, TypeError, "a whole number or None, got 2.5"),
         ({"shards": N + 1}, ValueError, f"at most {N} shards"),

@@ -38,8 +38,8 @@ SEED = 5
 class Oracle:
     """Scores, margins and coordinates in float64, in the order of the data set."""
 
-    agreement: dict[str, dict[reference.Basis, Floats]]  # by mode: the consensus differs
-    margins: dict[str, Floats]  # by mode, in the weighted basis: what the trim reads
+    agreement: dict[str, Floats]  # by mode: the consensus differs
+    margins: dict[str, Floats]  # by mode: what the trim reads
     coordinates: Floats  # (N, l) orthonormal
 
 
@@ -90,29 +90,25 @@ def oracle_of(rows: Tensor, order: Ints, class_ids: Ints) -> Oracle:
     exact, ids, n = rows.double().numpy(), class_ids[order], len(rows)
     classes, block = ids.max() + 1, FrequentDirections(SIZE, 1).block_rows
     sketch = reference.FrequentDirections(SIZE, rows.shape[1], block)
-    bases: list[reference.Basis] = ["weighted", "orthonormal"]
-    sums = {basis: np.zeros((classes, rows.shape[1])) for basis in bases}
+    sums = np.zeros((classes, rows.shape[1]))
     for start in range(0, n, block):
         part = slice(start, start + block)
         sketch.update(exact[part])
-        for basis, total in sums.items():
-            length = np.linalg.norm(sketch.project(exact[part], basis), axis=1)
-            root = np.sqrt(sketch.rows_seen) if basis == "weighted" else 1.0
-            np.add.at(total, ids[part], (root / length)[:, None] * exact[part])
-    z = {basis: np.empty((n, SIZE)) for basis in bases}
-    agreement: dict[str, dict[reference.Basis, Floats]] = {"exact": {}, "streaming": {}}
-    margins = {}
-    for basis in bases:
-        z[basis][order] = sketch.project(exact, basis)
-        of_mode = {
-            "exact": reference.consensus(z[basis], class_ids, classes),
-            "streaming": reference.unit(sketch.project(sums[basis], basis)),  # carried along
-        }
-        for mode, directions in of_mode.items():
-            agreement[mode][basis] = reference.agreement(z[basis], class_ids, directions)
-            if basis == "weighted":
-                margins[mode] = reference.margin(z[basis], class_ids, directions)
-    return Oracle(agreement, margins, z["orthonormal"])
+        length = np.linalg.norm(sketch.project(exact[part], "weighted"), axis=1)
+        scale = np.sqrt(sketch.rows_seen) / length
+        np.add.at(sums, ids[part], scale[:, None] * exact[part])
+    weighted, orthonormal = np.empty((n, SIZE)), np.empty((n, SIZE))
+    weighted[order] = sketch.project(exact, "weighted")
+    orthonormal[order] = sketch.project(exact, "orthonormal")
+    of_mode = {
+        "exact": reference.consensus(weighted, class_ids, classes),
+        "streaming": reference.unit(sketch.project(sums, "weighted")),  # carried along
+    }
+    return Oracle(
+        {mode: reference.agreement(weighted, class_ids, of) for mode, of in of_mode.items()},
+        {mode: reference.margin(weighted, class_ids, of) for mode, of in of_mode.items()},
+        orthonormal,
+    )
 
 
 @cache
@@ -140,8 +136,9 @@ def expected_subset(
             assert quota == len(ranked) or ranked[quota - 1] - ranked[quota] > 1e-6
         return reference.top_k(scores, class_ids, quotas)
     trim = options.get("trim", "negative")
-    pick = {"herding": reference.herd, "facility_location": reference_rules.cover}[rule]
-    return reference_rules.by_class(pick, of.coordinates, margins, class_ids, quotas, trim)
+    return reference_rules.by_class(
+        reference.herd, of.coordinates, margins, class_ids, quotas, trim
+    )
 
 
 def chosen_by_core(
@@ -157,18 +154,18 @@ def chosen_by_core(
     ids = class_ids.astype(np.int32)
     consensus = _core.Consensus(int(ids.max()) + 1, SIZE)
     consensus.add(z["weighted"], ids)
-    scores = _core.agreement(z["weighted"], ids, consensus.directions())
-    margins = _core.margin(z["weighted"], ids, consensus.directions())
+    scores, margins = np.empty((2, len(rows)), np.float32)
+    scorer = _core.Scorer(consensus.directions(), scores, margins, first=0)
+    scorer.score(z["weighted"], ids, np.arange(len(rows)))
     quotas = _core.class_quotas(np.bincount(ids), round(0.3 * len(rows)))
     if rule == "agreement":
         return scores, margins, _core.top_k(scores, ids, quotas)
-    by_rule = {"herding": _core.herding, "facility_location": _core.facility_location}[rule]
-    return scores, margins, by_rule(z["orthonormal"], margins, ids, quotas, trim="negative")
+    chosen = _core.herding(z["orthonormal"], margins, ids, quotas, trim="negative")
+    return scores, margins, chosen
 
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"basis": "orthonormal"},
     {"class_balanced": False},
     {"quotas": "equal", "keep": 0.5},
     {"trim": None},
@@ -176,7 +173,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 backends = pytest.mark.parametrize("backend", ["host", "torch"])
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
-every_rule = pytest.mark.parametrize("rule", ["agreement", "herding", "facility_location"])
+every_rule = pytest.mark.parametrize("rule", ["agreement", "herding"])
 every_mode = pytest.mark.parametrize("consensus", ["exact", "streaming"])
 
 
@@ -187,10 +184,7 @@ def test_selection_equals_the_oracle(rule: str, consensus: str, options: dict[st
     selection = select(rule=rule, consensus=consensus, **options)
     balanced = options.get("class_balanced", True)
     of = oracle(64, balanced)
-    scores, margins = (
-        of.agreement[consensus][options.get("basis", "weighted")],
-        of.margins[consensus],
-    )
+    scores, margins = of.agreement[consensus], of.margins[consensus]
     assert selection.margins is not None
     assert np.abs(selection.scores - scores).max() < 1e-5
     assert np.abs(selection.margins - margins).max() < 1e-5
@@ -199,7 +193,7 @@ def test_selection_equals_the_oracle(rule: str, consensus: str, options: dict[st
     assert 0 < len(expected) < N
     assert (margins < 0).any()  # the negative trim had something to drop
     if balanced:  # and other examples than by agreement
-        assert ((margins < 0) != (of.agreement[consensus]["weighted"] < 0)).any()
+        assert ((margins < 0) != (of.agreement[consensus] < 0)).any()
     trimmed = selection.settings["trimmed"]
     if rule == "agreement" or options.get("trim", 0) is None:
         assert trimmed == 0
@@ -245,7 +239,7 @@ def test_compressed_selection_equals_the_oracle(rule: str) -> None:
     assert np.abs(ours - compressed).max() < 1e-6
     of = oracle_of(torch.from_numpy(compressed), order, class_ids_of(True))
     selection = select(rule=rule, compress=width)
-    scores = of.agreement["exact"]["weighted"]
+    scores = of.agreement["exact"]
     assert np.abs(selection.scores - scores).max() < 1e-5
     expected = expected_subset(rule, scores, of, of.margins["exact"], class_ids_of(True))
     assert selection.indices.tolist() == expected.tolist()
@@ -266,7 +260,7 @@ def test_core_chooses_what_the_oracle_chooses_on_synthetic_gradients(
     order = rng.permutation(n)
     read = torch.from_numpy(rows[order].astype(np.float32))
     of = oracle_of(read, order, class_ids)
-    expected_scores = of.agreement["exact"]["weighted"]
+    expected_scores = of.agreement["exact"]
     scores, margins, chosen = chosen_by_core(rule, read, order, class_ids, backend)
     assert np.abs(scores - expected_scores).max() < 1e-5
     assert np.abs(margins - of.margins["exact"]).max() < 1e-5
@@ -306,41 +300,32 @@ def test_scoring_batches_hardly_matter(rule: str) -> None:
 
 def test_scores_and_margins_do_not_depend_on_the_rule() -> None:
     by_agreement = select(rule="agreement")
-    for rule in ("herding", "facility_location", "stratified", "weighted"):
-        other = select(rule=rule)
-        assert other.scores.tolist() == by_agreement.scores.tolist()
-        assert other.margins.tolist() == by_agreement.margins.tolist()
+    other = select(rule="herding")
+    assert other.scores.tolist() == by_agreement.scores.tolist()
+    assert other.margins.tolist() == by_agreement.margins.tolist()
 
 
 @every_mode
-@pytest.mark.parametrize("basis", ["weighted", "orthonormal"])
 @pytest.mark.parametrize("trim", ["negative", 0.25, None])
-def test_the_trim_reads_margins_and_then_agreement_makes_strata_and_chances(
-    trim: Any, basis: str, consensus: str
-) -> None:
+def test_the_trim_reads_margins(trim: Any, consensus: str) -> None:
     class_ids = class_ids_of(True)
-    of = select(rule="agreement", consensus=consensus)  # its scores in the weighted basis
-    ids, quotas = class_ids.astype(np.int32), np.bincount(class_ids[of.indices])
+    of = select(rule="agreement", consensus=consensus)
+    assert of.margins is not None
+    quotas = np.bincount(class_ids[of.indices])
     left = np.concatenate(
         [
             members[reference.trimmed(of.margins[members], int(quota), trim)]
             for members, quota in zip(
-                map(np.flatnonzero, ids == np.c_[:CLASSES]), quotas, strict=True
+                map(np.flatnonzero, class_ids == np.c_[:CLASSES]), quotas, strict=True
             )
         ]
     )
-    stratified = select(rule="stratified", consensus=consensus, trim=trim, basis=basis)
-    assert stratified.settings["trimmed"] == N - len(left)
-    for class_id, quota in enumerate(quotas):
-        members = left[ids[left] == class_id]
-        strata = reference_rules.strata(of.scores[members])
-        sizes = np.bincount(strata, minlength=reference_rules.STRATA)
-        kept = np.bincount(strata[np.isin(members, stratified.indices)], minlength=len(sizes))
-        assert kept.tolist() == reference_rules.stratum_quotas(sizes, int(quota)).tolist()
-    left = np.sort(left)
-    places = _core.weighted_subset(of.scores[left], ids[left], quotas, trim=None, seed=SEED)
-    drawn = select(rule="weighted", consensus=consensus, trim=trim, basis=basis)
-    assert drawn.indices.tolist() == left[places].tolist()
+    herded = select(consensus=consensus, trim=trim)
+    drawn = select(consensus=consensus, trim=trim, draw="random")
+    assert herded.settings["trimmed"] == drawn.settings["trimmed"] == N - len(left)
+    assert np.isin(herded.indices, left).all()
+    assert drawn.draws is not None
+    assert np.sort(drawn.draws.order).tolist() == np.sort(left).tolist()
 
 
 @every_mode
@@ -369,9 +354,8 @@ def test_the_order_of_the_draws_is_that_of_the_oracle(consensus: str, balanced: 
 
 
 @every_mode
-@pytest.mark.parametrize("rule", ["herding", "facility_location"])
-def test_weights_equal_the_oracle(rule: str, consensus: str) -> None:
-    selection = select(rule=rule, consensus=consensus, weights=True)
+def test_weights_equal_the_oracle(consensus: str) -> None:
+    selection = select(consensus=consensus, weights=True)
     of, class_ids = oracle(64, True), class_ids_of(True)
     left = np.flatnonzero(of.margins[consensus] >= 0)
     expected = reference_rules.weights(of.coordinates, class_ids, left, selection.indices)
@@ -380,12 +364,10 @@ def test_weights_equal_the_oracle(rule: str, consensus: str) -> None:
     assert selection.weights.sum() == N - selection.settings["trimmed"] < N
 
 
-def test_weights_of_the_other_rules_equal_the_oracle() -> None:
+def test_weights_of_the_paper_s_rule_equal_the_oracle() -> None:
     of, class_ids = oracle(64, True), class_ids_of(True)
-    for rule in ("agreement", "stratified", "weighted"):
-        selection = select(rule=rule, weights=True)
-        lowest = -2 if rule == "agreement" else 0  # the paper's rule trims nothing
-        left = np.flatnonzero(of.margins["exact"] >= lowest)
-        expected = reference_rules.weights(of.coordinates, class_ids, left, selection.indices)
-        assert selection.weights is not None
-        assert selection.weights.tolist() == expected.tolist()
+    selection = select(rule="agreement", weights=True)
+    everything = np.arange(N)  # it trims nothing
+    expected = reference_rules.weights(of.coordinates, class_ids, everything, selection.indices)
+    assert selection.weights is not None
+    assert selection.weights.tolist() == expected.tolist()

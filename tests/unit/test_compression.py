@@ -181,7 +181,7 @@ def batch_of(n: int) -> tuple[Tensor, Tensor]:
 
 def test_compressed_gradients_stay_within_the_memory_budget() -> None:
     inner, batch = Linear(), batch_of(23)
-    gradients = compressed(inner, 16, batch, seed=3, memory_budget=8 * 100 * 5)
+    gradients = compressed(inner, 16, seed=3, memory_budget=8 * 100 * 5)
     assert torch.equal(gradients(batch), CountSketch(100, 16, 3)(batch[0]))
     assert inner.most_rows == 5
     assert gradients.dim == 16
@@ -190,10 +190,10 @@ def test_compressed_gradients_stay_within_the_memory_budget() -> None:
 
 
 def test_short_gradients_are_left_alone() -> None:
-    inner, batch = Linear(), batch_of(2)
+    inner = Linear()
 
     def choose(compress: str | int | None) -> object:
-        return compressed(inner, compress, batch, seed=0, memory_budget=2**20)
+        return compressed(inner, compress, seed=0, memory_budget=2**20)
 
     assert choose(None) is inner
     assert choose("auto") is inner  # 100 coordinates are fewer than 8,192

@@ -368,7 +368,7 @@ def test_the_call_makes_the_selection_again(selection: Selection) -> None:
         {"rule": "agreement", "gradients": "last_layer", "trim": None, "seed": 3},
         {"gradients": "projected", "consensus": "streaming", "sketch_size": 8, "weights": True},
         {"class_balanced": False, "params": ["weight"], "shards": 2, "batch_size": 7},
-        {"consensus": "one_pass", "rule": "weighted"},
+        {"consensus": "one_pass", "draw": "random"},
     ):
         made: Any = select_subset(model, data, 30, progress=False, **options)
         call = command_words(made.settings)

@@ -122,12 +122,10 @@ def test_round_trip(
     assert_frozen(loaded)
 
 
-def test_a_file_from_before_weights_draws_and_margins_is_read(
-    altered: Callable[..., Path], selection: Selection
-) -> None:
-    left_out = ("has_weights", "draws", "has_margins")
-    loaded = Selection.load(altered(meta={"format": 1}, leave_out=left_out, margins=None))
-    assert_same(loaded, dataclasses.replace(selection, margins=None))
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_file_of_another_format_is_refused(altered: Callable[..., Path], number: int) -> None:
+    with pytest.raises(ValueError, match=rf"expected format 3, got {number}; read it with"):
+        Selection.load(altered(meta={"format": number}))
 
 
 def test_every_epoch_of_a_fixed_draw_is_the_subset(selection: Selection) -> None:

@@ -277,7 +277,7 @@ def test_leaves_the_random_states_alone(blobs: TensorDataset) -> None:
     [
         ({"seeds": [1]}, ValueError, "at least 2 different seeds"),
         ({"seeds": [1, 1]}, ValueError, "at least 2 different seeds"),
-        ({"seeds": [-1, 1]}, ValueError, "at least 2 different seeds"),
+        ({"seeds": [-1, 1]}, ValueError, "seeds of at least 0 and below"),
         ({"seeds": 10}, ValueError, "at least 2 different seeds"),
         ({"seeds": [0.5, 1]}, TypeError, "whole numbers"),
         ({"seed": 3}, TypeError, "seeds=, a sequence"),
