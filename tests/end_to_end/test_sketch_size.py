@@ -17,9 +17,9 @@ from sage_torch import (
     SageSampler,
     SageStream,
     Selection,
-    options,
     select_subset,
 )
+from sage_torch.options import Options
 from sage_torch.passes import growth
 from sage_torch.passes.mode import Mode
 from sage_torch.reading.reader import SeededOrder
