@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sage_torch import SageSampler, select_subset
 from sage_torch.checkpoint import snapshots
+from sage_torch.passes import growth
 
 SHARDS, KEEP = 8, 0.2
 CASES: dict[str, dict[str, Any]] = {

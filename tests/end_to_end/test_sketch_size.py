@@ -21,7 +21,7 @@ from sage_torch import (
 )
 from sage_torch.options import Options
 from sage_torch.passes import growth
-from sage_torch.passes.mode import Mode
+from sage_torch.passes import mode as modes
 from sage_torch.reading.reader import SeededOrder
 from sage_torch.reading.shards import cut
 
@@ -32,7 +32,7 @@ N, DIM, FIRST, MOST = 520, 100, 8, 64
 def smaller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All sizes an eighth or so of what they are, so that small data will do."""
     if "digits" not in request.fixturenames:
-        monkeypatch.setattr(options, "FIRST_ROWS", FIRST)
+        monkeypatch.setattr(modes, "FIRST_ROWS", FIRST)
         monkeypatch.setattr(growth, "MOST_ROWS", MOST)
 
 
@@ -158,8 +158,8 @@ def test_the_memory_budget_is_kept(budget: int, chosen: dict[str, Any], rows: in
 
 def test_what_the_first_rows_make_exact_stays_exact() -> None:
     asked = Options(0.2, sketch_size="auto", memory_budget=4 * FIRST * N)
-    assert not Mode.of(asked, N).is_streaming
-    assert Mode.of(asked, N + 1).is_streaming
+    assert not modes.Mode.of(asked, N).is_streaming
+    assert modes.Mode.of(asked, N + 1).is_streaming
 
 
 def test_it_never_exceeds_the_gradients_length() -> None:
