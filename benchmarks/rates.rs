@@ -81,7 +81,7 @@ fn main() -> Result<()> {
             let mut buffers = Buffers::<Host> {
                 sketch: HostBuffer { data: sketch, width: dim },
                 pending: HostBuffer { data: &mut [], width: dim },
-                sums: Vec::new(),
+                sums: None,
             };
             let count = state.block;
             let rows = of(count);

@@ -15,18 +15,12 @@ __all__ = [
     "Permutation",
     "SageError",
     "Scorer",
-    "WeightedReservoir",
-    "agreement",
     "class_quotas",
-    "facility_location",
     "herding",
     "herding_order",
-    "margin",
     "random_subset",
-    "stratified",
     "top_k",
     "untrimmed",
-    "weighted_subset",
     "weights",
 ]
 
@@ -133,23 +127,23 @@ class FrequentDirections:
             As `update`; memory `n (C + H)` numbers for the rows, not `n d`.
         """
 
-    def carry_consensus(self, *, orthonormal: bool) -> None:
-        """Carry the consensus of each class along with the stream, in one of the two bases.
+    def carry_consensus(self) -> None:
+        """Carry the consensus of each class along with the stream, in weighted coordinates.
 
-        Each row is added to the sum of its class, divided by its length under the sketch of the
-        moment: what makes a consensus known when pass 1 ends, in C d numbers.
+        Each row is divided by its length under the sketch of the moment and added to the sum of its
+        class. So the consensus is known when pass 1 ends. It takes C d numbers.
 
         Raises:
             ValueError: Rows have been added already.
         """
 
-    def class_directions(self, *, orthonormal: bool) -> Tensor:
-        """Return the carried consensus (C, l) in sketch coordinates, up to a length each.
+    def class_directions(self) -> Tensor:
+        """Return the carried consensus (C, l) in weighted coordinates; lengths mean nothing.
 
         Rows that wait are shrunk first. Ids that never came have zero rows.
 
         Raises:
-            ValueError: No consensus of that basis is carried along.
+            ValueError: No consensus is carried along.
         """
 
     def carry_coordinates(self) -> None:
@@ -357,21 +351,20 @@ class Consensus:
 
 @final
 class BlockStream:
-    """Herding or facility location of a stream, in blocks that are picked from and forgotten.
+    """Herding of a stream, in blocks that are picked from and forgotten.
 
     Args:
         counts: Members of each class that will come (C,).
         quotas: How many of them to keep (C,).
         width: Coordinates of a row.
         trim: As in `herding`, by block.
-        rule: Who picks.
         whole_order: Whether to put all that the trim leaves in order, as `herding_order` does.
         weights: Whether to count what each kept example stands for, block by block; untrimmed
             examples of a block that keeps none are shared by the other blocks of their class.
         block_size: Most rows in a block.
 
     Raises:
-        ValueError: A quota exceeds its count, a size is 0 or the rule is unknown.
+        ValueError: A quota exceeds its count, or a size is 0.
     """
 
     def __new__(
@@ -381,7 +374,6 @@ class BlockStream:
         *,
         width: int,
         trim: str | float | None,
-        rule: Literal["herding", "facility_location"] = "herding",
         whole_order: bool = False,
         weights: bool = False,
         block_size: int = 1024,
@@ -421,28 +413,30 @@ class BlockStream:
 
 @final
 class Scorer:
-    """Scores batches of gradients as they come, with the consensus of pass 1.
+    """Scores batches of gradients as they come, with the consensus of each class.
 
-    In one call a batch is projected, scored, added to the exact consensus of its classes and given
-    to the rule that compares examples. Of the rows, only coordinates (n, l) leave the device.
+    One call projects a batch, scores it and adds it to the exact consensus. The coordinates (n, l)
+    are all that leaves the device.
 
     Args:
-        singular_values: float64 (l,), of the sketch that pass 1 made.
-        weighted: Directions (C, l) in the weighted basis, and a float32 (n,) that the agreement of
-            the examples `first` to `first + n` is written to.
-        orthonormal: The same in the orthonormal basis, or None where it is not asked for.
-        margins: float32 (n,) that margins in the weighted basis are written to.
+        directions: The consensus (C, l) in weighted coordinates, unit rows.
+        scores: float32 (n,), to which the agreement of the examples `first` to `first + n` is
+            written: `<z_i/|z_i|, u_c>`, in [-1, 1].
+        margins: float32 (n,), to which their margins are written: `<z_i/|z_i|, u_c> - o_i / 2`.
+            That is the agreement with the own class c against the opposition
+            `o_i = max(0, -min <z_i/|z_i|, u_b>)` to the other class b that the example opposes
+            most. Below 0, the example opposes another class more than twice as much as it agrees
+            with its own.
         first: The first of those examples.
 
     Raises:
-        ValueError: Sizes disagree.
+        ValueError: Sizes disagree, or there is no class or no coordinate.
     """
 
     def __new__(
         cls,
-        singular_values: NDArray[np.float64],
-        weighted: tuple[NDArray[np.float64], NDArray[np.float32]],
-        orthonormal: tuple[NDArray[np.float64], NDArray[np.float32]] | None,
+        directions: NDArray[np.float64],
+        scores: NDArray[np.float32],
         margins: NDArray[np.float32],
         *,
         first: int,
@@ -453,23 +447,21 @@ class Scorer:
         rows: Tensor | tuple[Tensor, Tensor, bool],
         class_ids: NDArray[np.int32],
         indices: NDArray[np.int64],
-        stream: BlockStream | None = None,
     ) -> NDArray[np.float32]:
         """Score the gradients (n, dim) of some examples; return their weighted coordinates (n, l).
 
         Args:
-            sketch: That of pass 1.
+            sketch: The sketch of pass 1.
             rows: As in `FrequentDirections.sketched`.
             class_ids: int32 (n,) in [0, C).
-            indices: int64 (n,), which examples.
-            stream: Is given their orthonormal coordinates and margins.
+            indices: int64 (n,), which examples these are.
 
         Raises:
-            ValueError, TypeError: As `FrequentDirections.update` and `BlockStream.add`.
+            ValueError, TypeError: As `FrequentDirections.update` and `score_sketched`.
             SageError: A coordinate is not finite (attribute `row`).
 
         Cost:
-            l d + C l multiply-adds a row, on `torch.get_num_threads()` threads.
+            l d + C l multiply-adds per row, on `torch.get_num_threads()` threads.
         """
 
     def score_sketched(
@@ -477,16 +469,16 @@ class Scorer:
         coordinates: NDArray[np.float32],
         class_ids: NDArray[np.int32],
         indices: NDArray[np.int64],
-        stream: BlockStream | None = None,
     ) -> None:
-        """Do the same with weighted coordinates (n, l) that are known already."""
-
-    def exact_sums(self, *, orthonormal: bool) -> NDArray[np.float64]:
-        """Return `sum z_i/|z_i|` (C, l) over all that was scored, in one of the bases.
+        """Do the same with weighted coordinates (n, l) that are known already.
 
         Raises:
-            ValueError: That basis is not scored.
+            ValueError: Sizes disagree, or a class id or an index is out of range. Then nothing was
+                added or written.
         """
+
+    def exact_sums(self) -> NDArray[np.float64]:
+        """Return `sum z_i/|z_i|` of each class (C, l) over all that was scored."""
 
 @final
 class Permutation:
@@ -509,51 +501,6 @@ class Permutation:
     def __len__(self) -> int: ...
 
 @final
-class WeightedReservoir:
-    """Weighted draws without replacement from a stream of weights, in memory for those drawn.
-
-    Of examples that come with weights w, `size` are drawn one after another, each with probability
-    in proportion to w among those left; `weighted_subset` draws the same way. The result depends on
-    seed, indices and weights alone, not on how or in what order the stream is cut.
-
-    Args:
-        size: How many to draw.
-        seed: Names the draws; their values never change.
-
-    Cost:
-        A hash an example, a logarithm for few of them where size << N, 32 bytes a draw.
-
-    Reference:
-        Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing
-        Letters 2006.
-
-    Example:
-        >>> import numpy as np
-        >>> from sage_torch import _core
-        >>> reservoir = _core.WeightedReservoir(3, seed=0)
-        >>> for start in range(0, 1_000_000, 1_000):
-        ...     reservoir.add(np.ones(1_000, np.float32), start)
-        >>> reservoir.finish().shape
-        (3,)
-    """
-
-    def __new__(cls, size: int, seed: int = 0) -> WeightedReservoir: ...
-    def add(self, weights: NDArray[np.float32], start: int) -> None:
-        """Add the examples `start`, `start + 1`, ... with their weights (n,); none may come twice.
-
-        Raises:
-            ValueError: A weight is negative or not finite, or an index is 2**63 or more; nothing
-                was added.
-        """
-
-    def finish(self) -> NDArray[np.int64]:
-        """Return the examples drawn so far, ascending; those of weight 0 where no other is left.
-
-        Raises:
-            ValueError: There were fewer than `size`.
-        """
-
-@final
 class CountSketch:
     """The map behind `sage_torch.gradients.compressed.CountSketch`, on CPU memory."""
 
@@ -566,31 +513,6 @@ class CountSketch:
 
     def shifts(self) -> NDArray[np.int64]:
         """Return by how much each run of `out_dim` coordinates is rotated."""
-
-def agreement(
-    rows: NDArray[np.float32], class_ids: NDArray[np.int32], directions: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Return `<z_i/|z_i|, u_c>` (n,) for rows (n, width) and directions (C, width).
-
-    Raises:
-        ValueError: Sizes disagree or an id is out of range.
-    """
-
-def margin(
-    rows: NDArray[np.float32], class_ids: NDArray[np.int32], directions: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Return how far each row (n, width) sides with its own class, float32 (n,).
-
-    `<z_i/|z_i|, u_c> - o_i / 2`: the agreement with the own class c against the opposition
-    `o_i = max(0, -min <z_i/|z_i|, u_b>)` to the other class that it opposes most, directions
-    (C, width). Below 0 it opposes another class more than twice as much as it agrees with its own.
-
-    Raises:
-        ValueError: Sizes disagree or an id is out of range.
-
-    Cost:
-        n C width multiply-adds on `torch.get_num_threads()` threads.
-    """
 
 def class_quotas(
     counts: NDArray[np.int64], budget: int, mode: Literal["proportional", "equal"] = "proportional"
@@ -673,41 +595,6 @@ def herding_order(
         As `herding`.
     """
 
-def facility_location(
-    rows: NDArray[np.float32],
-    margins: NDArray[np.float32],
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-    *,
-    trim: str | float | None,
-    block_size: int = 4096,
-    seed: int = 0,
-) -> NDArray[np.int64]:
-    """Return `quotas[c]` examples of each class by greedy facility location, ascending.
-
-    Maximises `sum_i max_{s kept} K_is` over the untrimmed examples of a block, K and blocks as in
-    `herding`: greedily, and lazily, which changes nothing; ties by index.
-
-    Args:
-        rows: As in `herding`, and the others too.
-        margins: float32 (N,).
-        class_ids: int32 (N,).
-        quotas: int64 (C,).
-        trim: As in `herding`.
-        block_size: Most rows in a block.
-        seed: Names the blocks.
-
-    Raises:
-        ValueError: As `herding`.
-
-    Cost:
-        As `herding` for the kernel; then each pick asks some tens of rows of a block again.
-
-    Reference:
-        Nemhauser, Wolsey and Fisher, "An analysis of approximations for maximizing submodular set
-        functions", Math. Programming 1978; Mirzasoleiman, Bilmes and Leskovec, ICML 2020.
-    """
-
 def random_subset(
     class_ids: NDArray[np.int32], quotas: NDArray[np.int64], seed: int
 ) -> NDArray[np.int64]:
@@ -728,68 +615,6 @@ def untrimmed(
 
     Raises:
         ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
-    """
-
-def stratified(
-    agreement: NDArray[np.float32],
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-    *,
-    trim: str | float | None,
-    seed: int = 0,
-) -> NDArray[np.int64]:
-    """Return `quotas[c]` examples of each class, drawn evenly from 50 strata of agreement.
-
-    The strata have equal width over the range of what the trim leaves of a class. The quota is
-    divided evenly from the smallest stratum up; what one lacks goes to the larger ones.
-
-    Args:
-        agreement: float32 (N,), finite.
-        class_ids: int32 (N,) in [0, C).
-        quotas: int64 (C,).
-        trim: `"negative"`, a share in [0, 1) of each class, or None.
-        seed: Names the draws; their values never change.
-
-    Raises:
-        ValueError: Sizes disagree, an agreement is not finite, an id is out of range or a quota
-            exceeds its class.
-
-    Cost:
-        O(N).
-
-    Reference:
-        Zheng, Liu, Lai and Prakash, "Coverage-centric Coreset Selection for High Pruning Rates",
-        ICLR 2023.
-    """
-
-def weighted_subset(
-    agreement: NDArray[np.float32],
-    class_ids: NDArray[np.int32],
-    quotas: NDArray[np.int64],
-    *,
-    trim: str | float | None,
-    seed: int = 0,
-) -> NDArray[np.int64]:
-    """Return `quotas[c]` examples of each class, drawn with probability in proportion to (1 + a)/2.
-
-    Without replacement, from what the trim leaves; ascending.
-
-    Args:
-        agreement: As in `stratified`, and the others too.
-        class_ids: int32 (N,).
-        quotas: int64 (C,).
-        trim: As in `stratified`.
-        seed: Names the draws; their values never change.
-
-    Raises:
-        ValueError: As `stratified`.
-
-    Cost:
-        O(N).
-
-    Reference:
-        Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing
-        Letters 2006.
     """
 
 def weights(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,45 +52,31 @@ def cases(draw: st.DrawFn, most_examples: int = 60) -> Case:
     return Case(class_ids, quotas, rng.choice(values, size=n), rows.astype(np.float32))
 
 
-BLOCK_RULES: dict[str, Any] = {
-    "herding": _core.herding,
-    "facility_location": _core.facility_location,
-}
-SCORE_RULES: dict[str, Any] = {"stratified": _core.stratified, "weighted": _core.weighted_subset}
+def choose(case: Case, trim: reference.Trim, **more: int) -> Ints:
+    """What herding keeps of the examples; `more` is its seed and its block size."""
+    return _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim, **more)
 
 
-def choose(rule: str, case: Case, trim: reference.Trim, *, seed: int = 0, **block: int) -> Ints:
-    if rule in SCORE_RULES:
-        of_scores = SCORE_RULES[rule]
-        return of_scores(case.scores, case.class_ids, case.quotas, trim=trim, seed=seed)
-    of_rows = BLOCK_RULES[rule]
-    return of_rows(
-        case.rows, case.scores, case.class_ids, case.quotas, trim=trim, seed=seed, **block
-    )
+def scored(
+    rows: Floats32, class_ids: Ids, directions: npt.NDArray[np.float64]
+) -> tuple[Floats32, Floats32]:
+    """Agreement and margin (n,) of sketched gradients, as the `Scorer` writes them."""
+    scores, margins = np.full((2, len(rows)), np.nan, np.float32)
+    scorer = _core.Scorer(np.ascontiguousarray(directions), scores, margins, first=0)
+    scorer.score_sketched(np.ascontiguousarray(rows), class_ids, np.arange(len(rows)))
+    return scores, margins
 
 
-def smallest_lead(rule: str, rows: Floats32, k: int, *, ties: bool = True) -> float:
-    """By how much the oracle prefers its pick to the next best, at its closest call.
-
-    Where facility location gains the same by definition, the index decides: no call unless `ties`
-    is False.
-    """
+def smallest_lead(rows: Floats32, k: int) -> float:
+    """By how much the oracle of herding prefers its pick to the next best, at its closest call."""
     if k == 0:
         return np.inf
     kernel = reference_rules.kernel(rows)
     leads = [np.inf]
-    covered, nearest = np.zeros(len(rows)), np.zeros(len(rows))
-    left = np.ones(len(rows), bool)
-    pick = {"herding": reference.herd, "facility_location": reference_rules.cover}[rule]
-    for step, picked in enumerate(pick(rows, k)):
-        gain = np.maximum(kernel - nearest, 0).sum(axis=1)
-        if rule == "herding":
-            gain = kernel.mean(axis=1) - covered / (step + 1)
+    covered, left = np.zeros(len(rows)), np.ones(len(rows), bool)
+    for step, picked in enumerate(reference.herd(rows, k)):
+        gain = kernel.mean(axis=1) - covered / (step + 1)
         left[picked] = False
-        lead = gain[picked] - gain[left]
-        if rule == "facility_location" and ties:
-            lead = lead[lead > reference_rules.ROUNDING]  # equal by definition: ties by index
-        leads.append(float(lead.min(initial=np.inf)))
+        leads.append(float((gain[picked] - gain[left]).min(initial=np.inf)))
         covered += kernel[:, picked]
-        nearest = np.maximum(nearest, kernel[:, picked])
     return min(leads)

@@ -75,8 +75,8 @@ pub struct Buffers<'a, P: Products> {
     pub sketch: P::Buffer<'a>,
     /// Rows that wait for the next shrink (b, d), or their factors.
     pub pending: P::Buffer<'a>,
-    /// One (C, d) matrix for each consensus that is carried along.
-    pub sums: Vec<P::Buffer<'a>>,
+    /// Sums of rows by class (C, d), where a consensus is carried along.
+    pub sums: Option<P::Buffer<'a>>,
 }
 
 /// A matrix column by column, for float32 products.

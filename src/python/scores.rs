@@ -95,6 +95,13 @@ impl Scorer {
         class_ids: PyReadonlyArray1<'_, i32>,
         indices: PyReadonlyArray1<'_, i64>,
     ) -> PyResult<()> {
+        if coordinates.shape()[1] != self.scorer.width() {
+            return Err(PyValueError::new_err(format!(
+                "expected sketched gradients of shape (n, {}), got {:?}",
+                self.scorer.width(),
+                coordinates.shape()
+            )));
+        }
         let (rows, ids) = (coordinates.as_slice()?, class_ids.as_slice()?);
         let indices = indices.as_slice()?;
         if indices.len() != ids.len() {

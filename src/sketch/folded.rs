@@ -7,7 +7,6 @@ use faer::Mat;
 use crate::error::Result;
 use crate::products::Products;
 use crate::sketch::coordinates::Coordinates;
-use crate::sketch::shrink::column_scale;
 
 /// What a shrink knows of the rows it has just taken in.
 #[derive(Debug)]
@@ -49,43 +48,34 @@ impl Folded {
         }
     }
 
-    /// Adds the rows, weighted, to the sums of their classes.
+    /// Adds the rows, weighted, to the sums of their classes, where there are any.
     ///
     /// The exact consensus adds `S g_i / ‖S g_i‖` under the final S. It is linear but for the
-    /// length, and the length under the sketch of the moment, times the root of the rows it has
-    /// seen, is nearly proportional to the final one: measured, the consensus built so has a cosine
-    /// of 0.9999 with the exact one, where dividing by `‖g_i‖` gives 0.994
-    /// (benchmarks/consensus.py). In the orthonormal basis no root is needed.
+    /// length. The length under the sketch of the moment, times the root of the rows it has seen, is
+    /// nearly proportional to the final one. Measured, the consensus built so has a cosine of 0.9999
+    /// with the exact one; dividing by `‖g_i‖` gives 0.994 (benchmarks/consensus.py).
     pub fn carry<P: Products>(
         &self,
         products: &P,
         rows: &P::Rows<'_>,
         class_ids: &[i32],
         weight: f64,
-        carried: &[bool],
-        sums: &mut [P::Buffer<'_>],
+        sums: Option<&mut P::Buffer<'_>>,
     ) -> Result<()> {
-        if carried.is_empty() {
-            return Ok(());
-        }
+        let Some(sums) = sums else { return Ok(()) };
         let size = self.rotation.ncols();
         let count = self.gram.ncols() - size;
         let sketched = self.sketched(size..size + count); // (l, b)
         let mut classes: Vec<usize> = class_ids.iter().map(|id| *id as usize).collect();
         classes.sort_unstable();
         classes.dedup();
-        for (orthonormal, sums) in carried.iter().zip(sums) {
-            let scale = column_scale(&self.singular_values, *orthonormal);
-            let root = if *orthonormal { 1.0 } else { weight.sqrt() };
-            let mut weights = Mat::zeros(count, classes.len());
-            for (i, id) in class_ids.iter().enumerate() {
-                let squared: f64 = (0..size).map(|j| (scale[j] * sketched[(j, i)]).powi(2)).sum();
-                if let (Ok(place), true) = (classes.binary_search(&(*id as usize)), squared > 0.0) {
-                    weights[(i, place)] = root / squared.sqrt();
-                }
+        let mut weights = Mat::zeros(count, classes.len());
+        for (i, id) in class_ids.iter().enumerate() {
+            let squared: f64 = (0..size).map(|j| sketched[(j, i)].powi(2)).sum();
+            if let (Ok(place), true) = (classes.binary_search(&(*id as usize)), squared > 0.0) {
+                weights[(i, place)] = weight.sqrt() / squared.sqrt();
             }
-            products.add_sums(&weights, rows, &classes, sums)?;
         }
-        Ok(())
+        products.add_sums(&weights, rows, &classes, sums)
     }
 }

@@ -37,8 +37,6 @@ pub struct State {
     pub pending: usize,
     /// Their classes; empty when no consensus is carried along.
     pub pending_ids: Vec<i32>,
-    /// For each consensus carried along: whether it is the one of the orthonormal basis.
-    pub carried: Vec<bool>,
     /// Coordinates of every shrunk row, where they are carried along.
     pub coordinates: Option<Coordinates>,
     /// `‖A‖_F²` of all rows.
@@ -65,7 +63,6 @@ impl State {
             factors: None,
             pending: 0,
             pending_ids: Vec::new(),
-            carried: Vec::new(),
             coordinates: None,
             squared_norm: 0.0,
             rows_seen: 0,
@@ -109,8 +106,7 @@ impl State {
                     &part,
                     ids_of(next..next + taken),
                     self.weight + taken as f64,
-                    &self.carried,
-                    &mut buffers.sums,
+                    buffers.sums.as_mut(),
                 )?;
             } else {
                 products.copy(&part, &mut buffers.pending, self.pending)?;
@@ -143,8 +139,7 @@ impl State {
                 &waiting,
                 &self.pending_ids,
                 self.weight,
-                &self.carried,
-                &mut buffers.sums,
+                buffers.sums.as_mut(),
             )?;
             self.pending = 0;
             self.pending_ids.clear();

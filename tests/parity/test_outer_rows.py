@@ -61,7 +61,7 @@ def test_factors_carry_a_consensus_and_go_on_from_a_state(backend: str) -> None:
     delta, hidden = factors(101)
     ids = (np.arange(101) % 3).astype(np.int32)
     for sketch in (ours, plain):
-        sketch.carry_consensus(orthonormal=False)
+        sketch.carry_consensus()
     ours.update_outer(delta[:40], hidden[:40], ids[:40])
     state, ours = ours.state_dict(), sketches(backend, bias=True)[0]
     assert state["pending"].shape == (40 % 24, OUTPUTS + INPUTS)
@@ -69,9 +69,7 @@ def test_factors_carry_a_consensus_and_go_on_from_a_state(backend: str) -> None:
     ours.update_outer(delta[40:], hidden[40:], ids[40:])
     plain.update(formed(delta, hidden, bias=True), ids)
     assert_same(ours, plain)
-    consensus = [
-        sketch.class_directions(orthonormal=False) @ sketch.matrix() for sketch in (ours, plain)
-    ]
+    consensus = [sketch.class_directions() @ sketch.matrix() for sketch in (ours, plain)]
     assert (consensus[0] - consensus[1]).norm() <= 1e-4 * consensus[1].norm()
 
 

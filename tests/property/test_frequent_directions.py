@@ -109,10 +109,6 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name, value in one.items():
         if isinstance(value, Tensor):
             assert torch.equal(value, other[name]), name
-        elif name == "consensus":
-            for (basis, sums), (other_basis, other_sums) in zip(value, other[name], strict=True):
-                assert basis == other_basis
-                assert torch.equal(sums, other_sums)
         else:
             assert value == other[name], name
 
@@ -283,7 +279,7 @@ def test_merging_with_an_empty_sketch_changes_only_rounding(backend: str) -> Non
 def test_state_round_trip(backend: str, stream: Stream, data: st.DataObject) -> None:
     n, dim = stream.rows.shape
     cut = data.draw(st.integers(0, n - 1))  # most cuts leave rows waiting
-    carried = data.draw(st.lists(st.booleans(), max_size=2, unique=True))
+    carried = data.draw(st.booleans())
     rng = np.random.default_rng(cut)
     class_ids = rng.integers(0, 3, size=n).astype(np.int32) if carried else None
 
@@ -291,8 +287,8 @@ def test_state_round_trip(backend: str, stream: Stream, data: st.DataObject) -> 
         sketch.update(stream.rows[part], None if class_ids is None else class_ids[part])
 
     first = FrequentDirections(stream.sketch_size, dim, backend=backend)
-    for orthonormal in carried:
-        first.carry_consensus(orthonormal=orthonormal)
+    if carried:
+        first.carry_consensus()
     if cut:
         feed(first, slice(0, cut))
     file = io.BytesIO()
@@ -306,9 +302,8 @@ def test_state_round_trip(backend: str, stream: Stream, data: st.DataObject) -> 
     feed(second, slice(cut, n))
     assert_same_state(second.state_dict(), first.state_dict())
     assert torch.equal(second.matrix(), first.matrix())
-    for orthonormal in carried:
-        ours, theirs = (s.class_directions(orthonormal=orthonormal) for s in (first, second))
-        assert torch.equal(ours, theirs)
+    if carried:
+        assert torch.equal(first.class_directions(), second.class_directions())
 
 
 @backends

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pytest
 import reference
 import reference_rules
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from rule_cases import BLOCK_RULES, Case, cases, checked, choose, smallest_lead, trims
+from rule_cases import Case, cases, checked, choose, smallest_lead, trims
 
 from sage_torch import _core
-
-block_rules = pytest.mark.parametrize("rule", list(BLOCK_RULES))
 
 
 @checked
@@ -58,7 +54,7 @@ def test_an_order_is_the_one_in_which_the_oracle_herds(case: Case, trim: referen
     left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
     for class_id in range(len(case.quotas)):
         members = left[case.class_ids[left] == class_id]
-        assume(smallest_lead("herding", case.rows[members], len(members)) > 1e-6)
+        assume(smallest_lead(case.rows[members], len(members)) > 1e-6)
     of = (case.rows, case.scores, case.class_ids, case.quotas)
     order, _, _ = _core.herding_order(*of, trim=trim)
     assert order.tolist() == reference_rules.herding_order(*of, trim).tolist()
@@ -69,7 +65,7 @@ def test_an_order_is_the_one_in_which_the_oracle_herds(case: Case, trim: referen
 def test_weights_count_every_untrimmed_example(
     case: Case, trim: reference.Trim, block_size: int
 ) -> None:
-    chosen = choose("weighted", case, trim)
+    chosen = choose(case, trim)
     left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
     weights = _core.weights(
         case.rows, case.class_ids, len(case.quotas), left, chosen, block_size=block_size
@@ -85,7 +81,7 @@ def test_weights_count_every_untrimmed_example(
 @checked
 @given(case=cases(), trim=trims)
 def test_weights_are_those_of_the_oracle(case: Case, trim: reference.Trim) -> None:
-    chosen = choose("weighted", case, trim)
+    chosen = choose(case, trim)
     left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
     cosines = reference.unit(case.rows) @ reference.unit(case.rows[chosen]).T
     cosines[case.class_ids[:, None] != case.class_ids[chosen]] = -9
@@ -98,14 +94,10 @@ def test_weights_are_those_of_the_oracle(case: Case, trim: reference.Trim) -> No
     assert weights.tolist() == expected.tolist()
 
 
-@block_rules
 @checked
 @given(case=cases(), trim=trims, block_size=st.sampled_from([1, 4, 1024]))
 def test_a_streams_weights_count_every_untrimmed_example(
-    rule: Literal["herding", "facility_location"],
-    case: Case,
-    trim: reference.Trim,
-    block_size: int,
+    case: Case, trim: reference.Trim, block_size: int
 ) -> None:
     quotas = np.maximum(case.quotas, np.bincount(case.class_ids, minlength=len(case.quotas)) > 0)
     stream = _core.BlockStream(
@@ -113,7 +105,6 @@ def test_a_streams_weights_count_every_untrimmed_example(
         quotas,
         width=case.rows.shape[1],
         trim=trim,
-        rule=rule,
         weights=True,
         block_size=block_size,
     )

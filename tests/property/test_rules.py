@@ -1,8 +1,6 @@
-"""What every rule keeps: exactly as many as asked for, the right ones, whatever the scores."""
+"""What the rules keep: exactly as many as asked for, the right ones, whatever the scores."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,24 +8,12 @@ import reference
 import reference_rules
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from rule_cases import (
-    BLOCK_RULES,
-    SCORE_RULES,
-    Case,
-    Ints,
-    cases,
-    checked,
-    choose,
-    smallest_lead,
-    trims,
-)
+from rule_cases import Case, Ints, cases, checked, choose, scored, smallest_lead, trims
 
 from sage_torch import _core
 
 modes = pytest.mark.parametrize("mode", ["proportional", "equal"])
 counts_of_classes = st.lists(st.integers(0, 300), min_size=1, max_size=8)
-block_rules = pytest.mark.parametrize("rule", list(BLOCK_RULES))
-every_rule = pytest.mark.parametrize("rule", [*BLOCK_RULES, *SCORE_RULES])
 
 
 def assert_is_a_subset(indices: Ints, total: int) -> None:
@@ -85,24 +71,21 @@ def test_both_zeros_are_equal_scores() -> None:
     assert kept.tolist() == [0, 1]
 
 
-@every_rule
 @checked
 @given(case=cases(), trim=trims, seed=st.integers(0, 2**64 - 1))
-def test_every_rule_keeps_exactly_k(rule: str, case: Case, trim: reference.Trim, seed: int) -> None:
-    for block_size in (1, 3, 16, 4096) if rule in BLOCK_RULES else (1,):
-        block = {"block_size": block_size} if rule in BLOCK_RULES else {}
-        chosen = choose(rule, case, trim, seed=seed, **block)
+def test_herding_keeps_exactly_k(case: Case, trim: reference.Trim, seed: int) -> None:
+    for block_size in (1, 3, 16, 4096):
+        chosen = choose(case, trim, seed=seed, block_size=block_size)
         assert_is_a_subset(chosen, len(case.scores))
         assert case.per_class(chosen) == case.quotas.tolist()
 
 
-@every_rule
 @checked
 @given(case=cases(), trim=trims)
 def test_trimmed_examples_come_back_only_when_the_quota_needs_them(
-    rule: str, case: Case, trim: reference.Trim
+    case: Case, trim: reference.Trim
 ) -> None:
-    chosen = choose(rule, case, trim)
+    chosen = choose(case, trim)
     untrimmed = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
     assert_is_a_subset(untrimmed, len(case.scores))
     for class_id, quota in enumerate(case.quotas.tolist()):
@@ -115,27 +98,22 @@ def test_trimmed_examples_come_back_only_when_the_quota_needs_them(
             assert kept.tolist() == left.tolist()
 
 
-@block_rules
 @checked
 @given(case=cases(most_examples=40), trim=trims)
-def test_rules_pick_what_the_oracle_picks(
-    rule: Literal["herding", "facility_location"], case: Case, trim: reference.Trim
-) -> None:
+def test_herding_picks_what_the_oracle_picks(case: Case, trim: reference.Trim) -> None:
     for class_id, quota in enumerate(case.quotas.tolist()):
         members = np.flatnonzero(case.class_ids == class_id)
         left = members[reference.trimmed(case.scores[members], quota, trim)]
-        assume(quota == 0 or smallest_lead(rule, case.rows[left], quota) > 1e-5)  # float32 kernel
-    pick = {"herding": reference.herd, "facility_location": reference_rules.cover}[rule]
+        assume(quota == 0 or smallest_lead(case.rows[left], quota) > 1e-5)  # float32 kernel
     expected = reference_rules.by_class(
-        pick, case.rows, case.scores, case.class_ids, case.quotas, trim
+        reference.herd, case.rows, case.scores, case.class_ids, case.quotas, trim
     )
-    assert choose(rule, case, trim).tolist() == expected.tolist()
+    assert choose(case, trim).tolist() == expected.tolist()
     stream = _core.BlockStream(
         np.bincount(case.class_ids, minlength=len(case.quotas)),
         case.quotas,
         width=case.rows.shape[1],
         trim=trim,
-        rule=rule,
     )
     backwards = np.arange(len(case.scores))[::-1].copy()
     for part in np.array_split(backwards, 3):
@@ -143,32 +121,6 @@ def test_rules_pick_what_the_oracle_picks(
     assert stream.finish()[0].tolist() == expected.tolist()  # one block a class: the same subset
     left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
     assert stream.trimmed == len(case.scores) - len(left)
-
-
-@checked
-@given(case=cases(), trim=trims, seed=st.integers(0, 2**64 - 1))
-def test_strata_give_what_the_paper_says(case: Case, trim: reference.Trim, seed: int) -> None:
-    chosen = _core.stratified(case.scores, case.class_ids, case.quotas, trim=trim, seed=seed)
-    left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
-    for class_id, quota in enumerate(case.quotas.tolist()):
-        members = left[case.class_ids[left] == class_id]
-        if len(members):
-            strata = reference_rules.strata(case.scores[members])
-            sizes = np.bincount(strata, minlength=reference_rules.STRATA)
-            expected = reference_rules.stratum_quotas(sizes, quota)
-            kept = strata[np.isin(members, chosen)]
-            assert np.bincount(kept, minlength=len(sizes)).tolist() == expected.tolist()
-
-
-@checked
-@given(case=cases(), trim=st.sampled_from([None, "negative"]), seed=st.integers(0, 2**64 - 1))
-def test_weighted_draws_go_on_where_fewer_stop(case: Case, trim: reference.Trim, seed: int) -> None:
-    smaller = case.quotas // 2
-    few = _core.weighted_subset(case.scores, case.class_ids, smaller, trim=trim, seed=seed)
-    many = _core.weighted_subset(case.scores, case.class_ids, case.quotas, trim=trim, seed=seed)
-    coming_back = case.scores[many] < 0 if trim == "negative" else np.zeros(len(many), bool)
-    if not coming_back.any():
-        assert np.isin(few, many).all()
 
 
 @checked
@@ -211,8 +163,7 @@ def test_consensus_and_agreement_are_finite_and_equal_the_oracle(case: Case) -> 
     assert np.isfinite(directions).all()
     expected = reference.consensus(case.rows, case.class_ids, classes)
     assert np.abs(directions - expected).max() < 1e-9
-    scores = _core.agreement(case.rows, case.class_ids, directions)
-    assert scores.dtype == np.float32
+    scores, _ = scored(case.rows, case.class_ids, directions)
     assert (np.abs(scores) <= 1).all()  # no NaN passes this
     oracle = reference.agreement(case.rows, case.class_ids, expected)
     assert np.abs(scores - oracle).max() < 1e-6
@@ -223,12 +174,10 @@ def test_consensus_and_agreement_are_finite_and_equal_the_oracle(case: Case) -> 
 def test_margins_are_finite_and_equal_the_oracle(case: Case) -> None:
     classes = len(case.quotas) + 1  # the last class is empty: nobody opposes it
     directions = reference.consensus(case.rows, case.class_ids, classes)
-    margins = _core.margin(case.rows, case.class_ids, directions)
-    assert margins.dtype == np.float32
+    scores, margins = scored(case.rows, case.class_ids, directions)
     assert ((margins >= -1.5) & (margins <= 1)).all()  # no NaN passes this
     oracle = reference.margin(case.rows, case.class_ids, directions)
     assert np.abs(margins - oracle).max() < 1e-6
-    scores = _core.agreement(case.rows, case.class_ids, directions)
     assert (margins <= scores).all()
     assert (margins >= scores - 0.5 - 1e-6).all()
     assert not margins[~case.rows.any(axis=1)].any()  # a zero row takes no side
@@ -238,9 +187,9 @@ def test_margins_are_finite_and_equal_the_oracle(case: Case) -> None:
 @given(case=cases(), power=st.integers(-20, 20))
 def test_margins_do_not_depend_on_the_length_of_rows(case: Case, power: int) -> None:
     directions = reference.consensus(case.rows, case.class_ids, len(case.quotas))
-    margins = _core.margin(case.rows, case.class_ids, directions)
+    _, margins = scored(case.rows, case.class_ids, directions)
     scaled = np.ldexp(case.rows, power)  # by powers of two: nothing is rounded
-    assert margins.tolist() == _core.margin(scaled, case.class_ids, directions).tolist()
+    assert margins.tolist() == scored(scaled, case.class_ids, directions)[1].tolist()
 
 
 @checked
@@ -248,39 +197,36 @@ def test_margins_do_not_depend_on_the_length_of_rows(case: Case, power: int) -> 
 def test_with_one_class_the_margin_is_the_agreement(case: Case) -> None:
     ids = np.zeros_like(case.class_ids)
     directions = reference.consensus(case.rows, ids, 1)
-    margins = _core.margin(case.rows, ids, directions)
-    assert margins.tolist() == _core.agreement(case.rows, ids, directions).tolist()
+    scores, margins = scored(case.rows, ids, directions)
+    assert margins.tolist() == scores.tolist()
 
 
-@every_rule
 @pytest.mark.parametrize("trim", [None, "negative", 0.5])
-def test_everything_is_kept_when_everything_is_asked_for(rule: str, trim: reference.Trim) -> None:
+def test_everything_is_kept_when_everything_is_asked_for(trim: reference.Trim) -> None:
     class_ids = np.arange(50, dtype=np.int32) % 3
     sizes, rng = np.bincount(class_ids), np.random.default_rng(0)
     rows = rng.normal(size=(50, 4)).astype(np.float32)
     scores = rng.uniform(-1, 1, size=50).astype(np.float32)
-    chosen = choose(rule, Case(class_ids, sizes, scores, rows), trim)
+    chosen = choose(Case(class_ids, sizes, scores, rows), trim)
     assert chosen.tolist() == list(range(50))
 
 
-@block_rules
-def test_equal_rows_are_kept_by_index(rule: str) -> None:
+def test_equal_rows_are_kept_by_index() -> None:
     rows, ids = np.ones((9, 3), np.float32), np.zeros(9, np.int32)
     case = Case(ids, np.array([4]), np.ones(9, np.float32), rows)
-    assert choose(rule, case, None).tolist() == [0, 1, 2, 3]
+    assert choose(case, None).tolist() == [0, 1, 2, 3]
 
 
-@block_rules
 @checked
 @given(seed=st.integers(0, 2**32))
-def test_the_order_of_the_data_does_not_matter(rule: str, seed: int) -> None:
+def test_the_order_of_the_data_does_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ids, rows = rng.integers(0, 2, size=24).astype(np.int32), rng.normal(size=(24, 5))
     quotas = np.bincount(ids, minlength=2) // 3
     case = Case(ids, quotas, rng.permutation(24).astype(np.float32), rows.astype(np.float32))
-    leads = [smallest_lead(rule, case.rows[ids == c], int(quotas[c]), ties=False) for c in (0, 1)]
+    leads = [smallest_lead(case.rows[ids == c], int(quotas[c])) for c in (0, 1)]
     assume(min(leads) > 1e-5)
     order = rng.permutation(24)
     moved = Case(ids[order], quotas, case.scores[order], case.rows[order])
-    chosen = np.sort(order[choose(rule, moved, None)])
-    assert chosen.tolist() == choose(rule, case, None).tolist()
+    chosen = np.sort(order[choose(moved, None)])
+    assert chosen.tolist() == choose(case, None).tolist()

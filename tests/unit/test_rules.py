@@ -1,20 +1,17 @@
-"""The rules on cases worked by hand or by brute force, and the same numbers in every version."""
+"""The rules on cases worked by hand, and what they refuse."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import reference
-import reference_rules
 import torch
-from scipy import stats
+from rule_cases import scored
 
 from sage_torch import _core
 
@@ -37,38 +34,6 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_facility_location_covers_nearly_as_well_as_the_best_subset(seed: int) -> None:
-    rows = np.random.default_rng(seed).normal(size=(10, 3)).astype(np.float32)
-    kernel = reference_rules.kernel(rows)
-    for k in range(1, 6):
-        chosen = _core.facility_location(rows, ones(10), ids(10), [k], trim=None)
-        best = max(reference_rules.coverage(kernel, list(s)) for s in combinations(range(10), k))
-        covered = reference_rules.coverage(kernel, chosen)
-        assert covered >= (1 - 1 / np.e) * best
-        if k == 1:
-            assert covered == pytest.approx(best)
-
-
-def test_facility_location_takes_one_of_each_cluster() -> None:
-    rng = np.random.default_rng(0)
-    cluster = np.arange(60) % 4
-    rows = (np.eye(4)[cluster] + 0.05 * rng.normal(size=(60, 4))).astype(np.float32)
-    chosen = _core.facility_location(rows, ones(60), ids(60), [4], trim=None)
-    assert sorted(cluster[chosen]) == [0, 1, 2, 3]
-
-
-def test_of_two_that_only_have_each_other_the_lower_index_is_kept() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        places = rng.permutation(8)  # pairs on a circle, 90 degrees apart, 5 within a pair
-        degrees = np.deg2rad(places // 2 * 90 + places % 2 * 5)
-        rows = np.stack([np.cos(degrees), np.sin(degrees)], 1).astype(np.float32)
-        chosen = _core.facility_location(rows, ones(8), ids(8), [4], trim=None)
-        lower = [int(np.flatnonzero(places // 2 == pair)[0]) for pair in range(4)]
-        assert chosen.tolist() == sorted(lower)
-
-
 def test_weights_worked_by_hand() -> None:
     degrees = np.deg2rad([0, 90, 10, 80, 44, 46, 180, 0])
     rows = np.stack([np.cos(degrees), np.sin(degrees)], 1).astype(np.float32)
@@ -88,10 +53,10 @@ def test_margins_worked_by_hand() -> None:
     # Against the class opposed most: 2 (-0.6), 1 (-1, and 2 agrees), none for the third (its own
     # is not another), 1 (-0.8 rather than -0.6), 2 (-0.8), none.
     expected = [1 - 0.3, 0 - 0.5, -1 - 0.0, 1 - 0.4, 1 - 0.4, 0]
-    margins = _core.margin(rows, class_ids, directions)
+    _, margins = scored(rows, class_ids, directions)
     np.testing.assert_allclose(margins, expected, atol=1e-6)
     assert not np.signbit(margins[5])  # no negative zero
-    assert _core.margin(rows[:0], class_ids[:0], directions).shape == (0,)
+    assert scored(rows[:0], class_ids[:0], directions)[1].shape == (0,)
 
 
 def test_threads_do_not_change_margins() -> None:
@@ -101,56 +66,8 @@ def test_threads_do_not_change_margins() -> None:
     results = []
     for count in (1, 2, 3):
         with threads(count):
-            results.append(_core.margin(rows, class_ids.astype(np.int32), directions).tolist())
+            results.append(scored(rows, class_ids.astype(np.int32), directions)[1].tolist())
     assert results[0] == results[1] == results[2]
-
-
-def test_every_stratum_is_heard() -> None:
-    # 97 examples at 0.99, one at each of 0, 0.5 and 0.75: a budget of 4 takes those three and one.
-    scores = np.full(100, 0.99, np.float32)
-    scores[[3, 50, 99]] = 0, 0.5, 0.75
-    chosen = _core.stratified(scores, ids(100), [4], trim=None)
-    assert {3, 50, 99} < set(chosen.tolist())
-
-
-def test_the_trim_comes_before_the_strata() -> None:
-    middles = 0.01 + 0.02 * np.arange(50)  # of the strata of [0, 1], what is left
-    scores = np.concatenate([np.linspace(-1, -0.1, 50), [0, 1], middles]).astype(np.float32)
-    chosen = _core.stratified(scores, ids(102), [50], trim="negative")
-    kept = set(chosen.tolist())
-    assert kept >= set(range(53, 101))  # alone in their strata
-    assert len(kept & {50, 52}) == len(kept & {51, 101}) == 1  # two in the first and the last
-    assert len(kept) == 50
-
-
-def test_draws_within_a_stratum_are_even() -> None:
-    chosen = Counter(
-        int(_core.stratified(ones(5), ids(5), [1], trim=None, seed=seed)[0]) for seed in range(2000)
-    )
-    assert stats.chisquare([chosen[i] for i in range(5)]).pvalue > 1e-4
-
-
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_weighted_draws_have_the_probabilities_of_the_oracle(k: int) -> None:
-    scores = np.array([-0.9, -0.4, 0.0, 0.3, 0.8, 1.0], np.float32)
-    expected = reference_rules.inclusion((1 + scores.astype(float)) / 2, k)
-    draws = 4000
-    counts = np.zeros(6)
-    for seed in range(draws):
-        counts[_core.weighted_subset(scores, ids(6), [k], trim=None, seed=seed)] += 1
-    deviation = np.sqrt(draws * expected * (1 - expected))
-    assert (np.abs(counts - draws * expected) <= 4.5 * deviation).all()
-
-
-def test_values_never_change() -> None:
-    # The same numbers as in src/strata.rs and src/weighted.rs: a saved subset must mean the same.
-    scores = (np.arange(20) ** 2 % 19 / 20 - 0.2).astype(np.float32)
-    chosen = _core.stratified(scores, ids(20), [5], trim="negative", seed=7)
-    assert chosen.tolist() == [3, 6, 7, 8, 15]
-    scores = (np.arange(20) / 20 - 0.2).astype(np.float32)
-    of_two = (np.arange(20) % 2).astype(np.int32)
-    chosen = _core.weighted_subset(scores, of_two, [3, 2], trim="negative", seed=7)
-    assert chosen.tolist() == [5, 6, 9, 12, 14]
 
 
 def test_threads_do_not_change_what_is_chosen() -> None:
@@ -160,7 +77,7 @@ def test_threads_do_not_change_what_is_chosen() -> None:
     results = []
     for count in (1, 2):
         with threads(count):
-            chosen = _core.facility_location(*args, [300], trim="negative", block_size=400)
+            chosen = _core.herding(*args, [300], trim="negative", block_size=400)
             order = _core.herding_order(*args, [300], trim="negative")
             left = _core.untrimmed(args[1], args[2], [300], trim="negative")
             weights = _core.weights(args[0], args[2], 1, left, chosen, block_size=400)
@@ -190,14 +107,11 @@ def test_classes_that_are_empty_or_trimmed_away_have_no_block(size: int) -> None
 
 rows_of_three, axes = np.eye(3, dtype=np.float32), np.eye(3)
 WRONG: list[tuple[Any, str]] = [
-    (lambda: _core.stratified(ones(3), ids(2), [1], trim=None), "2.*got 3"),
-    (lambda: _core.stratified(ones(3), ids(3), [4], trim=None), "at most 3.*got 4"),
-    (lambda: _core.stratified(ones(3), ids(3) + 1, [1], trim=None), r"\[0, 1\), got 1"),
-    (lambda: _core.stratified(ones(3) * np.nan, ids(3), [1], trim=None), "finite.*example 0"),
-    (lambda: _core.weighted_subset(ones(3) * np.inf, ids(3), [1], trim=None), "finite.*inf"),
-    (lambda: _core.weighted_subset(ones(3), ids(3), [1], trim=1.0), "trim"),
     (lambda: _core.untrimmed(ones(3), ids(2), [1], trim=None), "2.*got 3"),
-    (lambda: _core.facility_location(rows_of_three, ones(2), ids(2), [1], trim=None), "rows"),
+    (lambda: _core.untrimmed(ones(3), ids(3), [4], trim=None), "at most 3.*got 4"),
+    (lambda: _core.untrimmed(ones(3), ids(3) + 1, [1], trim=None), r"\[0, 1\), got 1"),
+    (lambda: _core.untrimmed(ones(3), ids(3), [1], trim=1.0), "trim"),
+    (lambda: _core.herding(rows_of_three, ones(2), ids(2), [1], trim=None), "rows"),
     (lambda: _core.herding_order(rows_of_three, ones(3), ids(3), [4], trim=None), "at most 3"),
     (
         lambda: _core.weights(rows_of_three, ids(3), 1, np.arange(2), np.array([2])),
@@ -211,15 +125,11 @@ WRONG: list[tuple[Any, str]] = [
         lambda: _core.weights(rows_of_three, ids(3), 1, np.arange(4), np.array([1])),
         r"within \[0, 3\), got 3",
     ),
-    (
-        lambda: _core.BlockStream([3], [1], width=2, trim=None, rule="random"),  # type: ignore[arg-type]
-        'rule "herding" or "facility_location", got "random"',
-    ),
-    (lambda: _core.margin(rows_of_three, ids(3), axes[:, :2]), r"\(classes, 3\).*classes, 2\)"),
-    (lambda: _core.margin(rows_of_three, ids(2), axes), r"shape \(2, 3\), got 9 numbers"),
-    (lambda: _core.margin(rows_of_three, ids(3) + 3, axes), r"\[0, 3\), got 3"),
-    (lambda: _core.margin(rows_of_three, ids(3) - 1, axes), r"\[0, 3\), got -1"),
-    (lambda: _core.margin(rows_of_three[:, :0], ids(3), axes[:, :0]), r"\(classes, 0\)"),
+    (lambda: scored(rows_of_three, ids(3), axes[:, :2]), r"shape \(n, 2\), got \[3, 3\]"),
+    (lambda: scored(rows_of_three, ids(2), axes), "one index per example, got 3 of 2"),
+    (lambda: scored(rows_of_three, ids(3) + 3, axes), r"\[0, 3\), got 3"),
+    (lambda: scored(rows_of_three, ids(3) - 1, axes), r"\[0, 3\), got -1"),
+    (lambda: scored(rows_of_three[:, :0], ids(3), axes[:, :0]), "one class and one coordinate"),
 ]
 
 

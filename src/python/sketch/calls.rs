@@ -14,13 +14,13 @@ use crate::sketch::state::{Spectrum, State};
 struct Owners<'py> {
     sketch: Bound<'py, PyAny>,
     pending: Bound<'py, PyAny>,
-    sums: Vec<Bound<'py, PyAny>>,
+    sums: Option<Bound<'py, PyAny>>,
 }
 
 struct BorrowedBuffers<'a> {
     sketch: Borrowed<'a>,
     pending: Borrowed<'a>,
-    sums: Vec<Borrowed<'a>>,
+    sums: Option<Borrowed<'a>>,
 }
 
 impl Owners<'_> {
@@ -28,7 +28,7 @@ impl Owners<'_> {
         Ok(BorrowedBuffers {
             sketch: Borrowed::new(&self.sketch)?,
             pending: Borrowed::new(&self.pending)?,
-            sums: self.sums.iter().map(Borrowed::new).collect::<PyResult<_>>()?,
+            sums: self.sums.as_ref().map(Borrowed::new).transpose()?,
         })
     }
 }
@@ -38,7 +38,7 @@ impl<'a> BorrowedBuffers<'a> {
         Ok(Buffers {
             sketch: P::as_buffer(self.sketch)?,
             pending: P::as_buffer(self.pending)?,
-            sums: self.sums.into_iter().map(P::as_buffer).collect::<Result<_>>()?,
+            sums: self.sums.map(P::as_buffer).transpose()?,
         })
     }
 }
@@ -133,7 +133,7 @@ impl FrequentDirections {
         Owners {
             sketch: self.sketch.bind(py).clone(),
             pending: self.pending.bind(py).clone(),
-            sums: self.sums.iter().map(|sums| sums.bind(py).clone()).collect(),
+            sums: self.sums.as_ref().map(|sums| sums.bind(py).clone()),
         }
     }
 }

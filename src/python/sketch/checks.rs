@@ -5,7 +5,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::FrequentDirections;
-use crate::python::tensors::{dense_floats, zeros};
+use crate::python::tensors::dense_floats;
 
 impl FrequentDirections {
     /// Rows as they were given, checked, as a contiguous tensor without a graph: float32, or the half
@@ -59,10 +59,10 @@ impl FrequentDirections {
         ids: &[i32],
         rows: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let expected = if self.state.carried.is_empty() { 0 } else { rows.len()? };
+        let expected = if self.sums.is_some() { rows.len()? } else { 0 };
         if ids.len() != expected || ids.iter().any(|id| *id < 0) {
             return Err(PyValueError::new_err(format!(
-                "expected {expected} class ids of at least 0 (one a row when a consensus is carried \
+                "expected {expected} class ids of at least 0 (one per row when a consensus is carried \
                  along, none otherwise), got {}",
                 ids.len()
             )));
@@ -71,28 +71,23 @@ impl FrequentDirections {
     }
 
     /// Adds the sums of another sketch; a class is the same id in both.
-    pub(super) fn add_sums_of(&mut self, py: Python<'_>, others: &[Py<PyAny>]) -> PyResult<()> {
-        for (place, other) in others.iter().enumerate() {
-            let other = other.bind(py);
-            self.make_room(py, other.len()?)?;
-            let other = other.call_method1(intern!(py, "to"), (self.device.bind(py),))?;
-            self.sums[place]
-                .bind(py)
-                .call_method1("narrow", (0, 0, other.len()?))?
-                .call_method1("add_", (other,))?;
+    pub(super) fn add_sums_of(&mut self, py: Python<'_>, other: &Self) -> PyResult<()> {
+        let Some(theirs) = &other.sums else { return Ok(()) };
+        let theirs = theirs.bind(py).call_method1(intern!(py, "to"), (self.device.bind(py),))?;
+        self.make_room(py, theirs.len()?)?;
+        if let Some(sums) = &self.sums {
+            sums.bind(py)
+                .call_method1("narrow", (0, 0, theirs.len()?))?
+                .call_method1("add_", (theirs,))?;
         }
         Ok(())
     }
 
     fn make_room(&mut self, py: Python<'_>, classes: usize) -> PyResult<()> {
-        for sums in &mut self.sums {
-            let old = sums.bind(py);
-            if old.len()? < classes {
-                let longer =
-                    zeros(py, classes.max(2 * old.len()?), self.dim, self.device.bind(py))?;
-                longer.call_method1("narrow", (0, 0, old.len()?))?.call_method1("copy_", (old,))?;
-                *sums = longer.unbind();
-            }
+        let Some(sums) = &self.sums else { return Ok(()) };
+        let old = sums.bind(py).len()?;
+        if old < classes {
+            self.sums = Some(self.longer(py, sums, classes.max(2 * old), old)?);
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ impl FrequentDirections {
             device: sketch.getattr(intern!(py, "device"))?.unbind(), // with its index
             sketch: sketch.unbind(),
             pending: pending.unbind(),
-            sums: Vec::new(),
+            sums: None,
             view: None,
         })
     }
@@ -89,34 +89,25 @@ impl FrequentDirections {
         self.take_in(py, &stored, Some(factors), class_ids)
     }
 
-    /// Carry the consensus of each class along with the stream, in one of the two bases.
-    #[pyo3(signature = (*, orthonormal))]
-    fn carry_consensus(&mut self, py: Python<'_>, orthonormal: bool) -> PyResult<()> {
+    /// Carry the consensus of each class along with the stream.
+    fn carry_consensus(&mut self, py: Python<'_>) -> PyResult<()> {
         if self.state.rows_seen > 0 {
             return Err(PyValueError::new_err(
                 "expected an empty sketch: a consensus is carried along from the first row",
             ));
         }
-        self.state.carried.push(orthonormal);
-        self.sums.push(zeros(py, 1, self.dim, self.device.bind(py))?.unbind());
+        self.sums = Some(zeros(py, 1, self.dim, self.device.bind(py))?.unbind());
         Ok(())
     }
 
-    /// Return the carried consensus (C, l) in sketch coordinates, up to a length each.
-    #[pyo3(signature = (*, orthonormal))]
-    fn class_directions<'py>(
-        &mut self,
-        py: Python<'py>,
-        orthonormal: bool,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let place = self.state.carried.iter().position(|carried| *carried == orthonormal);
-        let Some(place) = place else {
+    /// Return the carried consensus (C, l) in weighted coordinates; the length of a row says nothing.
+    fn class_directions<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let Some(sums) = self.sums.as_ref().map(|sums| sums.clone_ref(py)) else {
             return Err(PyValueError::new_err("expected carry_consensus() before the first row"));
         };
         self.view = None;
         on_path!(self, py, flush_on())?;
-        let sums = self.sums[place].clone_ref(py);
-        self.project(py, sums.bind(py), if orthonormal { "orthonormal" } else { "weighted" })
+        self.project(py, sums.bind(py), "weighted")
     }
 
     /// Carry every row's weighted coordinates along with the stream.
@@ -156,9 +147,9 @@ impl FrequentDirections {
                 self.dim, other.dim
             )));
         }
-        if self.state.carried != other.state.carried {
+        if self.sums.is_some() != other.sums.is_some() {
             return Err(PyValueError::new_err(
-                "expected both sketches to carry the same consensus along, or none",
+                "expected both sketches to carry a consensus along, or none",
             ));
         }
         if self.state.coordinates.is_some() != other.state.coordinates.is_some() {
@@ -166,7 +157,7 @@ impl FrequentDirections {
                 "expected both sketches to carry coordinates along, or none",
             ));
         }
-        if !other.state.carried.is_empty() || other.state.coordinates.is_some() {
+        if other.sums.is_some() || other.state.coordinates.is_some() {
             // Sums and coordinates know shrunk rows only.
             other.view = None;
             on_path!(other, py, flush_on())?;
@@ -175,7 +166,7 @@ impl FrequentDirections {
         let rows = rows.bind(py).call_method1(intern!(py, "to"), (self.device.bind(py),))?;
         self.view = None;
         on_path!(self, py, merge_on(&rows, &other.state, spectrum.shrinkage))?;
-        self.add_sums_of(py, &other.sums)
+        self.add_sums_of(py, &other)
     }
 
     /// Multiply the weight of every row so far by `factor`, in (0, 1].
@@ -194,7 +185,7 @@ impl FrequentDirections {
         self.view = None;
         on_path!(self, py, flush_on())?;
         self.sketch.bind(py).call_method1(intern!(py, "mul_"), (factor.sqrt(),))?;
-        for sums in &self.sums {
+        if let Some(sums) = &self.sums {
             sums.bind(py).call_method1(intern!(py, "mul_"), (factor,))?;
         }
         self.state.forget(factor);

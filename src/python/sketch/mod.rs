@@ -32,7 +32,7 @@ pub struct FrequentDirections {
     device: Py<PyAny>,
     sketch: Py<PyAny>,                   // (l, d)
     pending: Py<PyAny>,                  // (b, d)
-    sums: Vec<Py<PyAny>>,                // (C, d) for each consensus carried along
+    sums: Option<Py<PyAny>>,             // (C, d), where a consensus is carried along
     view: Option<(Py<PyAny>, Spectrum)>, // the whole stream, as last read
 }
 

@@ -16,7 +16,7 @@ pub(super) struct ReadState<'py> {
     pub(super) state: State,
     pub(super) sketch: Bound<'py, PyAny>,
     pub(super) pending: Bound<'py, PyAny>,
-    pub(super) sums: Vec<Py<PyAny>>,
+    pub(super) sums: Option<Py<PyAny>>,
 }
 
 /// A plain value out of a state; whatever is wrong with it is a `ValueError`.
@@ -38,11 +38,8 @@ impl FrequentDirections {
         state.set_item("squared_norm", self.state.squared_norm)?;
         state.set_item("rows_seen", self.state.rows_seen)?;
         state.set_item("weight", self.state.weight)?;
-        let carried = PyList::empty(py);
-        for (orthonormal, sums) in self.state.carried.iter().zip(&self.sums) {
-            carried.append((*orthonormal, clone(sums.bind(py))?))?;
-        }
-        state.set_item("consensus", carried)?;
+        let sums = self.sums.as_ref().map(|sums| clone(sums.bind(py))).transpose()?;
+        state.set_item("consensus", sums)?;
         state.set_item("pending_ids", self.state.pending_ids.clone())?;
         let factors = self.state.factors.map(|factors| (factors.outputs, factors.has_bias));
         state.set_item("factors", factors)?;
@@ -80,20 +77,24 @@ impl FrequentDirections {
         new.weight = number(&item("weight")?)?;
         new.pending = waiting.len()?;
         new.pending_ids = number(&item("pending_ids")?)?;
-        let (mut sums, mut classes) = (Vec::new(), usize::MAX);
-        for (orthonormal, tensor) in number::<Vec<(bool, Bound<'_, PyAny>)>>(&item("consensus")?)? {
-            let loaded = self.loaded(py, &tensor, None, self.dim)?;
-            classes = classes.min(loaded.len()?);
-            new.carried.push(orthonormal);
-            sums.push(loaded.unbind());
+        let consensus = item("consensus")?;
+        if consensus.is_instance_of::<PyList>() {
+            return Err(PyValueError::new_err(
+                "expected \"consensus\" to be a tensor or None, got a list: an older version wrote \
+                 this state; sketch again",
+            ));
         }
+        let sums = number::<Option<Bound<'_, PyAny>>>(&consensus)?
+            .map(|sums| self.loaded(py, &sums, None, self.dim))
+            .transpose()?;
+        let classes = sums.as_ref().map_or(Ok(0), |sums| sums.len())?;
         new.coordinates = match state.get_item("coordinates")? {
             Some(kept) => Some(read_coordinates(py, &kept, size)?),
             None => None,
         };
         let taken_in = new.rows_seen.saturating_sub(new.pending as u64);
         let numbers = new.spectrum.singular_values.iter();
-        let ids = if new.carried.is_empty() { 0 } else { new.pending };
+        let ids = if sums.is_some() { new.pending } else { 0 };
         if new.spectrum.singular_values.len() != size
             || new.pending >= new.block
             || new.pending_ids.len() != ids
@@ -114,7 +115,7 @@ impl FrequentDirections {
                 new.pending_ids.len()
             )));
         }
-        Ok(ReadState { state: new, sketch, pending: waiting, sums })
+        Ok(ReadState { state: new, sketch, pending: waiting, sums: sums.map(Bound::unbind) })
     }
 
     /// A float32 copy, on this sketch's device, of a tensor out of a state.
