@@ -413,10 +413,9 @@ class BlockStream:
 
 @final
 class Scorer:
-    """Scores batches of gradients as they come, with the consensus of each class.
+    """Scores batches of sketched gradients with the consensus of each class.
 
-    One call projects a batch, scores it and adds it to the exact consensus. The coordinates (n, l)
-    are all that leaves the device.
+    One call scores a batch and adds it to the exact consensus.
 
     Args:
         directions: The consensus (C, l) in weighted coordinates, unit rows.
@@ -443,38 +442,23 @@ class Scorer:
     ) -> Scorer: ...
     def score(
         self,
-        sketch: FrequentDirections,
-        rows: Tensor | tuple[Tensor, Tensor, bool],
-        class_ids: NDArray[np.int32],
-        indices: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Score the gradients (n, dim) of some examples; return their weighted coordinates (n, l).
-
-        Args:
-            sketch: The sketch of pass 1.
-            rows: As in `FrequentDirections.sketched`.
-            class_ids: int32 (n,) in [0, C).
-            indices: int64 (n,), which examples these are.
-
-        Raises:
-            ValueError, TypeError: As `FrequentDirections.update` and `score_sketched`.
-            SageError: A coordinate is not finite (attribute `row`).
-
-        Cost:
-            l d + C l multiply-adds per row, on `torch.get_num_threads()` threads.
-        """
-
-    def score_sketched(
-        self,
         coordinates: NDArray[np.float32],
         class_ids: NDArray[np.int32],
         indices: NDArray[np.int64],
     ) -> None:
-        """Do the same with weighted coordinates (n, l) that are known already.
+        """Score the weighted coordinates (n, l) of some examples.
+
+        Args:
+            coordinates: As `FrequentDirections.sketched` gives them.
+            class_ids: int32 (n,) in [0, C).
+            indices: int64 (n,), which examples these are.
 
         Raises:
             ValueError: Sizes disagree, or a class id or an index is out of range. Then nothing was
                 added or written.
+
+        Cost:
+            C l multiply-adds per row, on `torch.get_num_threads()` threads.
         """
 
     def exact_sums(self) -> NDArray[np.float64]:

@@ -89,9 +89,10 @@ class Job:
         device = device_of(model) if is_scored else torch.device("cpu")
         reader = Reader(dataset, device, options)
         plan = Plan.of(options, reader.total, is_group=ranks.is_group)
-        computer = (
-            computer_for(model, options) if is_scored else cast(GradientComputer, _no_gradients)
-        )
+        computer = cast(GradientComputer, _no_gradients)
+        if is_scored:
+            computer = computer_for(model, options)
+            reader.warn_if_random()  # the first reading: everything has been checked
         return cls(options, plan, ranks, reader, computer, NoSnapshots())
 
     @property

@@ -69,8 +69,6 @@ class Reader:
         self._read = dataset if options.score_dataset is None else options.score_dataset
         self._views = (dataset, self._read)
         self.device, self._options = device, options
-        if options.rule != "random":  # which reads labels only
-            self._warn_if_random()
 
     @contextmanager
     def progress(self, title: str, shards: Sequence[Shard]) -> Iterator[tqdm[None]]:
@@ -163,7 +161,8 @@ class Reader:
                     f"{now} now; do not change it during a selection"
                 )
 
-    def _warn_if_random(self) -> None:
+    def warn_if_random(self) -> None:
+        """Warn where reading item 0 twice gives different inputs."""
         if not batches.same_item(self._read[0], self._read[0]):
             warn(
                 "reading item 0 twice gave different inputs: scores will be those of one random "

@@ -1,4 +1,4 @@
-"""`Scorer`: one call projects and scores a batch, and adds it to the exact consensus."""
+"""`Scorer`: one call scores a batch, and adds it to the exact consensus."""
 
 from __future__ import annotations
 
@@ -36,18 +36,13 @@ def empty() -> Any:
     return np.full(N, np.nan, np.float32)
 
 
-@pytest.mark.parametrize("is_sketched", [False, True])
-def test_scores_are_those_of_the_oracle(sketch: FrequentDirections, is_sketched: bool) -> None:
+def test_scores_are_those_of_the_oracle(sketch: FrequentDirections) -> None:
     scores, margins = empty(), empty()
     scorer = _core.Scorer(directions(), scores, margins, first=FIRST)
     z = sketch.sketched(rows())
     assert np.array_equal(z, sketch.project(rows()).numpy())
     for part in (slice(0, 25), slice(25, N)):
-        if is_sketched:
-            scorer.score_sketched(z[part], IDS[part], INDICES[part])
-        else:
-            found = scorer.score(sketch, rows()[part], IDS[part], INDICES[part])
-            assert np.array_equal(found, z[part])
+        scorer.score(z[part], IDS[part], INDICES[part])
     places = INDICES - FIRST
     expected = reference.agreement(z, IDS, directions())
     np.testing.assert_allclose(scores[places], expected, atol=1e-6)
@@ -64,26 +59,26 @@ def test_how_a_stream_is_cut_changes_no_bit(sketch: FrequentDirections) -> None:
         scores, margins = empty(), empty()
         scorer = _core.Scorer(directions(), scores, margins, first=FIRST)
         for part in np.array_split(np.arange(N), cuts):
-            scorer.score_sketched(z[part], IDS[part], INDICES[part])
+            scorer.score(z[part], IDS[part], INDICES[part])
         found.append((scores.tolist(), margins.tolist(), scorer.exact_sums().tolist()))
     assert found[0] == found[1] == found[2]
 
 
 def test_what_does_not_fit_is_refused(sketch: FrequentDirections) -> None:
-    scores, margins = empty(), empty()
+    scores, margins, z = empty(), empty(), sketch.sketched(rows())
     scorer = _core.Scorer(directions(), scores, margins, first=FIRST)
     with pytest.raises(ValueError, match="expected examples 100 to 160, got 160"):
-        scorer.score(sketch, rows(), IDS, INDICES + 1)
+        scorer.score(z, IDS, INDICES + 1)
     with pytest.raises(ValueError, match="one index per example, got 59 of 60"):
-        scorer.score(sketch, rows(), IDS, INDICES[1:])
+        scorer.score(z, IDS, INDICES[1:])
     with pytest.raises(ValueError, match=r"class ids in \[0, 3\), got 3"):
-        scorer.score(sketch, rows(), IDS + 1, INDICES)
+        scorer.score(z, IDS + 1, INDICES)
     with pytest.raises(ValueError, match=r"shape \(n, 8\), got \[60, 7\]"):
-        scorer.score_sketched(np.zeros((N, 7), np.float32), IDS, INDICES)
+        scorer.score(np.zeros((N, 7), np.float32), IDS, INDICES)
     broken = rows()
     broken[17, 3] = torch.nan
     with pytest.raises(SageError, match="a NaN or an infinite") as caught:
-        scorer.score(sketch, broken, IDS, INDICES)
+        sketch.sketched(broken)
     assert caught.value.row == 17
     assert np.isnan(scores).all()
     assert np.isnan(margins).all()
