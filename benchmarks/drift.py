@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from record import RESULTS, environment, write
-from trials import Condition, Problem, Training, network, problem
 
+from benchmarks.quality.trials import Condition, Problem, Training, network, problem
+from benchmarks.record import RESULTS, environment, write
 from sage_torch import SageSampler
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 

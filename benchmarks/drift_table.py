@@ -6,7 +6,7 @@ import json
 import statistics
 from typing import Any
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 SHIPPED = "drift over 0.2"
 TEXT = """\

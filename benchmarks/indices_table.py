@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 TEXT = """\
 ## Indices: draws from a billion
 
-`python benchmarks/indices.py`, {cpu}, one thread, medians of {runs}.
+`python -m benchmarks.speed.indices`, {cpu}, one thread, medians of {runs}.
 *Permutation*: the first draws of a seeded order of N. *Reservoir*: weighted draws without
 replacement from a stream of N weights. Memory is what the draw took at its highest, over what was
 held before.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 EXAMPLES = """\
 ## Memory: flat in the number of examples
 
-`python benchmarks/memory.py`: streaming mode, herding, l = {sketch_size}, d = {dim:,}, keep {keep};
+`python -m benchmarks.speed.memory`: streaming mode, herding, l = {sketch_size}, d = {dim:,}, keep {keep};
 peak resident memory of both passes, a process each. *Beyond*: the peak over that of the fewest
 examples, less 24 bytes for each example more. What N x l or N x d float32 numbers would take is
 beside it.
@@ -21,7 +21,7 @@ PARAMETERS = """\
 
 ## Memory: {parameters:,} parameters
 
-`python benchmarks/memory.py`: {wide_examples} examples, default `compress`; peak resident memory of
+`python -m benchmarks.speed.memory`: {wide_examples} examples, default `compress`; peak resident memory of
 a process each. A matrix of D x {sketch_size} float32 numbers would take {matrix:.1f} GB.
 
 | network | gradients | d | peak, GB | over the network and torch, GB |

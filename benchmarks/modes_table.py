@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 TEXT = """\
 ## Modes: fewer passes, less memory, and how near the scores come
 
-`python benchmarks/modes.py --data-root DIR`: {examples:,} training images, {flipped:.0%} of the
+`python -m benchmarks.speed.modes --data-root DIR`: {examples:,} training images, {flipped:.0%} of the
 labels flipped, a small CNN after its first epochs, {gradients} gradients, {cpu}, one thread; means
 over {seeds} seeds. *Gradients*: an example. *Bytes*: held of an example, beside score, margin,
 class and label. *Seconds*: of the whole selection, over those of the exact mode, on

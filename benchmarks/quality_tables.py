@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 RUNS, VALIDATION = RESULTS / "quality.jsonl", RESULTS / "validation.jsonl"
 BASELINE, FULL, OURS = "random", "all data", "sage"
 HEAD = """\
 ## Quality: rules at the same budget
 
-`python benchmarks/quality.py --data-root DIR` (every run: [quality.jsonl](results/quality.jsonl)).
+`python -m benchmarks.quality.quality --data-root DIR` (every run: [quality.jsonl](results/quality.jsonl)).
 Pools of 20,000 training images drawn by seed, a small CNN (106,000 parameters on Fashion-MNIST),
 800 steps of 64 for every row, initialisation and wrong labels by seed; up to {seeds} seeds. A
 *fixed* subset is chosen after one epoch of warm-up and trains a fresh network; a rule that chooses
@@ -30,7 +30,7 @@ largest budget (a rule that chooses every epoch anew warms up within its run).
 VARIANTS = """\
 ## Ideas that were tried on validation data
 
-`python benchmarks/quality.py --split validation --first-seed 100 --rules "sage;variant: ..."`
+`python -m benchmarks.quality.quality --split validation --first-seed 100 --rules "sage;variant: ..."`
 ([validation.jsonl](results/validation.jsonl), `benchmarks/variants.py`): points more than the
 shipped herding or, where a rule chooses every epoch anew, to all data for the same steps; paired by
 seed, number of seeds in brackets. The trim was still `agreement < 0`, but for the rows against all

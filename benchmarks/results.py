@@ -1,6 +1,6 @@
 """RESULTS.md, and the README's table, from the committed result files.
 
-python benchmarks/results.py
+python -m benchmarks.results
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import modes_table
-import quality_tables
-import sketch_table
-import stream_table
-from drift_table import drift_section
-from indices_table import indices_section
-from memory_table import memory_sections
-from record import RESULTS
-from selection_table import selection_sections
-from shards_table import shards_section
-from sketch_size_table import sketch_size_section
+from benchmarks import modes_table, quality_tables, sketch_table, stream_table
+from benchmarks.drift_table import drift_section
+from benchmarks.indices_table import indices_section
+from benchmarks.memory_table import memory_sections
+from benchmarks.record import RESULTS
+from benchmarks.selection_table import selection_sections
+from benchmarks.shards_table import shards_section
+from benchmarks.sketch_size_table import sketch_size_section
 
 PROJECT = Path(__file__).parent.parent
 HEAD = """\
@@ -33,26 +30,26 @@ NO_GPU = """\
 **No figure on this page was measured on a
 GPU**: the CUDA path is tested on the CPU through the same code (`backend="torch"`) and waits
 for a machine (`tests/parity/test_cuda.py`, `tests/parity/test_projected_cuda.py`,
-`benchmarks/sketch.py` and `benchmarks/gradients.py` with `--device cuda`)."""
+`benchmarks/speed/sketch.py` and `benchmarks/speed/gradients.py` with `--device cuda`)."""
 GPU = "Figures measured on a GPU say so."
 SUBSET = """\
 ## The demo: equal steps, equal seeds
 
-`python benchmarks/subset.py`: a small CNN, warmed up for an epoch to select, then a fresh one
+`python -m benchmarks.quality.subset`: a small CNN, warmed up for an epoch to select, then a fresh one
 trained on each set. Test accuracy in %, mean ± standard deviation over seeds. *Random* is
 class-balanced and has the same number of examples. Differences are paired by seed.
 """
 CONSENSUS = """\
 ## Streaming consensus against the exact one
 
-`python benchmarks/consensus.py`: {data}; {network}; d = {compressed:,}, l = {sketch_size}, seeds
+`python -m benchmarks.choices.consensus`: {data}; {network}; d = {compressed:,}, l = {sketch_size}, seeds
 {seeds}; the worst seed of each. `sage_torch` carries the *running norm* along, and reads its data
 in a seeded order, hence *shuffled*.
 """
 GRADIENTS = """\
 ## Gradients: seconds and memory an example
 
-`python benchmarks/gradients.py --device {device}`, {machine}, threads: {threads}; float32,
+`python -m benchmarks.speed.gradients --device {device}`, {machine}, threads: {threads}; float32,
 evaluation mode, medians of {rounds} interleaved rounds. *Projected*, *last layer* and *functional*
 are ours. In a cell: milliseconds an example, and MiB an example at the peak over what was held
 before the batch (rows and parameter gradients included; median of {processes} processes). Those
@@ -61,7 +58,7 @@ that hold every gradient in full were given fewer examples at once, as said by *
 COMPRESSION = """\
 ## Compression: what a shorter gradient keeps
 
-`python benchmarks/compression.py`: the demo's CNN, warmed up; scores from each kind of rows against
+`python -m benchmarks.quality.compression`: the demo's CNN, warmed up; scores from each kind of rows against
 those from the exact whole-network gradients (l = {sketch_size}, consensus by class). *Top quarter*:
 share of the exact one's found, over all and within each class. *Flipped found*: those with
 `agreement < 0` in the weighted basis (the trim, before it read margins), {flipped:.0%} of the

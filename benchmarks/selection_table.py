@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 SCALE = """\
 ## Rules at a million examples
 
-`python benchmarks/selection.py`, {cpu}: given rows of {width} coordinates, keep {keep}; seconds of
+`python -m benchmarks.speed.selection`, {cpu}: given rows of {width} coordinates, keep {keep}; seconds of
 the rule, and at 1,000,000 examples its peak memory over what was held before. *Stream*: rows come
 in batches of {batch_size} and are forgotten; each class holds a block of at most 1,024, so that
 1,000 classes of 1,000 hold all of their rows. Seconds grow with a class until its blocks are full
@@ -23,7 +23,7 @@ with 10. Same subset by thread count: {same}.
 DIFFER = """\
 ## Threads and batch sizes: indices that differ
 
-`python benchmarks/determinism.py --data-root DIR`: keep {keep}, l = {sketch_size}; 1 and 2 threads,
+`python -m benchmarks.speed.determinism --data-root DIR`: keep {keep}, l = {sketch_size}; 1 and 2 threads,
 scoring batches of 32 and 256. *Threads* is the sum over both batch sizes. *Given*: rows computed
 once, which no batch size rounds otherwise.
 

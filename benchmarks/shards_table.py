@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 TEXT = """\
 ## Shards, ranks, snapshots: what they change and cost
 
-`python benchmarks/shards.py --data {data} --data-root DIR`: {examples:,} examples, {network}, keep
+`python -m benchmarks.speed.shards --data {data} --data-root DIR`: {examples:,} examples, {network}, keep
 {keep}; {cpu}, one thread a process, medians of {runs} interleaved rounds. *Differ*: of {kept:,}
 indices, how many are not those of one process with 8 shards. Ratios of seconds are to one process
 with 8 shards; it has two cores, which ranks share. One shard and eight keep other examples:

@@ -6,15 +6,14 @@ import json
 import statistics
 from typing import Any
 
-from record import RESULTS
-
+from benchmarks.record import RESULTS
 from sage_torch.options import FIRST_ROWS
 from sage_torch.passes.growth import EXAMPLES_A_ROW, MOST_ROWS, TARGET
 
 TEXT = """\
 ## Sketch size: what more rows are good for
 
-`python benchmarks/sketch_size.py --data-root DIR`: whole-network projected gradients of a small CNN
+`python -m benchmarks.choices.sketch_size --data-root DIR`: whole-network projected gradients of a small CNN
 after one epoch, up to {pool:,} training images, means over {seeds} validation seeds. Of l rows: the
 energy kept when 8 l examples and when all have been seen; against 512 rows, the rank correlation of
 agreement, the share of each class's top quarter found, and the share of the trimmed that both trim.

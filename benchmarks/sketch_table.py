@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 HEAD = """\
 ## Sketch: rows a second
 
-`python benchmarks/sketch.py`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
+`python -m benchmarks.speed.sketch`, {cpu}, threads: {threads}, float32 rows, medians of {rounds}
 interleaved rounds (3 at d = 500,000). `host` and `torch` are ours; `gram` is the same algorithm in
 plain torch; `scipy` the same in SciPy (half the Gram matrix, no eigenpair too many); `svd` and
 `numpy` decompose the 2l buffer in float32; `public` is what the public NumPy code does (float64,
 row by row). A ratio below 1 means that the other was faster.
 """
 PARTS = """\
-Where the time goes: `python benchmarks/rates.py`, {cpu}, one thread, everything in turns, medians
+Where the time goes: `python -m benchmarks.speed.rates`, {cpu}, one thread, everything in turns, medians
 of 5 to 61 turns and of the turns' ratios (least - most of the turns: above 100 % is noise).
 *GFLOP/s* counts `(4l + b + 2l²/b) d` operations a row, all else (norms, eigenproblem) within the
 time; *GEMM* is faer's float32 matrix product of 1,024 x 1,024, *shaped* its product of (b, d) with

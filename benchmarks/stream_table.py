@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from record import RESULTS
+from benchmarks.record import RESULTS
 
 STREAM = """\
 ## Streams: what a reading keeps of what two passes would
 
-`python benchmarks/stream.py --data-root DIR`: {data}, shuffled; {network}; keep = {keep};
+`python -m benchmarks.speed.stream --data-root DIR`: {data}, shuffled; {network}; keep = {keep};
 {cpu}, one thread. *Overlap*: share of the examples kept by `select_subset` with the same model and
 rule that `SageStream` keeps, too; chance would give {keep}. Means over {seeds} seeds, in brackets
 the worst. On these ten classes the default half-life is 5,000 examples.

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from record import RESULTS, environment, write
 from sklearn.metrics import roc_auc_score
-from trials import Condition, Training, network, problem
-from variants import look
 
+from benchmarks.quality.trials import Condition, Training, network, problem
+from benchmarks.record import RESULTS, environment, write
+from benchmarks.variants import look
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,6 +1,6 @@
 """Ideas that were tried against the shipped rules, on validation data: what might do better?
 
-`benchmarks/quality.py --split validation --rules "sage;variant: ..."` runs them; what came of it is
+`benchmarks/quality/quality.py --split validation --rules "sage;variant: ..."` runs them; what came of it is
 `benchmarks/results/validation.jsonl` and a table in RESULTS.md. None of them is in the product.
 """
 
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from trials import Indices, Problem
 
-from sage_torch import FrequentDirections, _core
+import sage_torch._core as _core
+from benchmarks.quality.trials import Indices, Problem
+from sage_torch import FrequentDirections
 from sage_torch.gradients import ProjectedGradients
 
 Floats = NDArray[np.float64]

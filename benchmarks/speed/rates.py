@@ -4,7 +4,7 @@ Runs `rates.rs` at every size of `sketch.py`: our rows in turn with faer's matri
 eigenproblem with faer's own solver, `project` with one product of its size, and other numbers of
 rows between shrinks. One thread, CPU.
 
-    python benchmarks/rates.py
+    python -m benchmarks.speed.rates
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from record import RESULTS, environment, write
-from sketch import SIZES
 
+from benchmarks.record import RESULTS, environment, write
+from benchmarks.speed.sketch import SIZES
 from sage_torch import FrequentDirections
 
 SEED = 7  # of the rows in `rates.rs`

@@ -3,7 +3,7 @@
 Rows of 64 coordinates in classes, a tenth kept: all at once (the core's function) and as a stream
 of blocks, whose rows are computed batch by batch and never held together.
 
-    python benchmarks/selection.py
+    python -m benchmarks.speed.selection
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from peak_memory import resident_peak, restarted_peak
-from record import RESULTS, environment, write
 
-from sage_torch import _core
+import sage_torch._core as _core
+from benchmarks.record import RESULTS, environment, write
+from benchmarks.speed.peak_memory import resident_peak, restarted_peak
 
 WIDTH, KEEP, BATCH = 64, 0.1, 256
 EXAMPLES, CLASSES, THREADS = (250_000, 500_000, 1_000_000), (1_000, 10), (1, 2)

@@ -9,7 +9,7 @@ again and again, and the gate's own test judges them:
 - less one point each: the share noticed is its power against that loss of what was measured, which
   the rounding makes a little lower than against a loss of what is expected.
 
-    python benchmarks/gate_power.py
+    python -m benchmarks.quality.gate_power
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from record import RESULTS, environment, write
 from torch.utils.data import Subset
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from benchmarks.record import RESULTS, environment, write
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from accuracy_gate import CELLS, CONFIDENCE, TRAINING, Cell, Digits, train, warm_up
 
 from sage_torch import select_subset

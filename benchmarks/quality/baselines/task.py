@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sage_torch import _core
+import sage_torch._core as _core
 
 _BATCH = 512
 _MANY = 2**32  # more than there are classes or blocks in a class

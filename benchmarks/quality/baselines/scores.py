@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.quality.baselines.task import Chosen, Task, highest, joined
 from sage_torch.gradients import choose_gradients, rows_of
-
-from .task import Chosen, Task, highest, joined
 
 STRATA = 50
 HARDEST_DROPPED = 0.1

@@ -12,7 +12,7 @@ On clean labels: how near the scores are to those of the exact gradients. With a
 flipped, before the warm-up: what the negative trim (agreement below 0, weighted basis) finds. The
 cost is of gradients against forward + backward of the same batches, interleaved batch by batch.
 
-    python benchmarks/compression.py --data-root DIR
+    python -m benchmarks.quality.compression --data-root DIR
 
 Takes about 4 D bytes of memory an example (3 GB).
 """
@@ -29,14 +29,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from cifar10 import load_cifar10
-from consensus import FLIPPED, ranks, summary, top_quarter
 from numpy.typing import NDArray
-from record import RESULTS, environment, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
+from benchmarks.choices.consensus import FLIPPED, ranks, summary, top_quarter
+from benchmarks.quality.cifar10 import load_cifar10
+from benchmarks.record import RESULTS, environment, write
 from sage_torch import CountSketch, gradients, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, DemoData, load
 from sage_torch.demo.training import fresh_model, test_accuracy

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
-
-from .task import Chosen, Task, weighted
+import sage_torch._core as _core
+from benchmarks.quality.baselines.task import Chosen, Task, weighted
 
 LARGEST_BLOCK = 2048
 

@@ -9,7 +9,7 @@ bases (`weighted`: z = S g, `orthonormal`: z = V g):
     running norm           per-class sums of g sqrt(rows seen) / |S_t g|, projected at the end; S_t
                            is the sketch that has just taken g in (|V_t g| needs no square root)
 
-    python benchmarks/consensus.py --data-root <folder>
+    python -m benchmarks.choices.consensus --data-root <folder>
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from record import RESULTS, environment, write
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from benchmarks.record import RESULTS, environment, write
 from sage_torch import CountSketch, FrequentDirections
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 

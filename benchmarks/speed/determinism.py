@@ -3,7 +3,7 @@
 Gradients by torch differ in their last bits with the batch size; given rows do not, so that with
 them any difference would be ours.
 
-    python benchmarks/determinism.py --data-root DIR
+    python -m benchmarks.speed.determinism --data-root DIR
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from record import RESULTS, environment, write
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.record import RESULTS, environment, write
 from sage_torch import Selection, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.gradients import FunctionalGradients

@@ -1,4 +1,4 @@
-//! What the host path costs beside a plain matrix product: called by `benchmarks/rates.py`.
+//! What the host path costs beside a plain matrix product: called by `benchmarks/speed/rates.py`.
 //!
 //! `cargo run --release --no-default-features --example rates -- <l> <d> <rounds>` prints one line of
 //! JSON: medians in seconds, on one thread. `gemm_seconds` is faer's time of a product of 1,024 x 1,024,

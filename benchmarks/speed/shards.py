@@ -1,6 +1,6 @@
 """What shards, ranks and snapshots cost: other indices, points of accuracy, seconds.
 
-    python benchmarks/shards.py --data fashion-mnist --data-root DIR
+    python -m benchmarks.speed.shards --data fashion-mnist --data-root DIR
 
 Accuracy is the gate's (tests/accuracy_gate.py, digits): networks trained on the subsets of 1 and of
 8 shards, paired by seed. Ranks are processes of `torchrun` over gloo, one thread each, on this
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import typer
-from models import lenet
-from record import RESULTS, environment, spread, write
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from benchmarks.quality.models import lenet
+from benchmarks.record import RESULTS, environment, spread, write
 from sage_torch import Selection, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.testing.comparison import t_quantile
@@ -92,7 +92,7 @@ def with_ranks(size: int, data: str, data_root: Path | None, count: int, rounds:
 
 def accuracy(flipped: float, seeds: int) -> dict[str, Any]:
     """Return points of accuracy of 8 shards against 1, paired by seed."""
-    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    sys.path.append(str(Path(__file__).parents[2] / "tests"))
     from accuracy_gate import Digits, train, warm_up
 
     digits = Digits(flipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .task import Chosen, Task, joined
+from benchmarks.quality.baselines.task import Chosen, Task, joined
 
 
 def k_center(task: Task) -> Chosen:

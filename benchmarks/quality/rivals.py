@@ -1,4 +1,4 @@
-"""How each rule of `benchmarks/quality.py` chooses and trains, its own costs charged to it.
+"""How each rule of `benchmarks/quality/quality.py` chooses and trains, its own costs charged to it.
 
 A fixed rule chooses once, with a model warmed up for one epoch on all examples, and a fresh network
 is trained on its subset. A dynamic rule chooses anew every epoch, in one run of one network.
@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import variants
-from baselines import DYNAMIC, FIXED, Chosen, Task
-from trials import BATCH, Condition, Indices, Problem, Trained, Training, clock, network
 
+from benchmarks import variants
+from benchmarks.quality.baselines import DYNAMIC, FIXED, Chosen, Task
+from benchmarks.quality.trials import (
+    BATCH,
+    Condition,
+    Indices,
+    Problem,
+    Trained,
+    Training,
+    clock,
+    network,
+)
 from sage_torch import SageSampler, Selection, select_subset
 from sage_torch.options import budget
 
@@ -200,7 +209,7 @@ class Contest:
         return network(self.condition, self.problem, self.seed)
 
     def _quotas(self, k: int) -> Indices:
-        from sage_torch import _core
+        import sage_torch._core as _core
 
         counts = np.bincount(self.problem.labels.cpu().numpy(), minlength=self.problem.classes)
         return _core.class_quotas(counts, k, self.quota_mode)

@@ -7,9 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch import _core
-
-from .task import Chosen, check_quotas
+import sage_torch._core as _core
+from benchmarks.quality.baselines.task import Chosen, check_quotas
 
 
 class Dynamic(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .task import Chosen, Task, joined
+from benchmarks.quality.baselines.task import Chosen, Task, joined
 
 
 def balanced(task: Task) -> Chosen:

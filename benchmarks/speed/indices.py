@@ -5,7 +5,7 @@
 
 Bytes are the memory that this took at its highest (Linux), over what was held before.
 
-    python benchmarks/indices.py
+    python -m benchmarks.speed.indices
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from record import RESULTS, environment, spread, write
 
-from sage_torch import _core
+import sage_torch._core as _core
+from benchmarks.record import RESULTS, environment, spread, write
 
 BLOCK = 2**20
 DRAWS = (1_000, 1_000_000)

@@ -7,7 +7,7 @@ with those of the largest size. Validation seeds, because start, target and cap 
 `sketch_size="auto"` were chosen here. `100 classes` are those of Fashion-MNIST, each cut in ten by
 k-means.
 
-    python benchmarks/sketch_size.py --data-root DIR
+    python -m benchmarks.choices.sketch_size --data-root DIR
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from record import RESULTS, environment, write
 from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 from torch import Tensor
-from trials import Condition, Problem, Training, network, problem
 
-from sage_torch import FrequentDirections, _core
+import sage_torch._core as _core
+from benchmarks.quality.trials import Condition, Problem, Training, network, problem
+from benchmarks.record import RESULTS, environment, write
+from sage_torch import FrequentDirections
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 from sage_torch.gradients import ProjectedGradients, rows_of
 from sage_torch.gradients.compressed import compressed

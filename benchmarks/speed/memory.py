@@ -3,7 +3,7 @@
 Each selection is a process of its own. Its peak is the resident set's high-water mark (VmHWM) from
 after a first, small selection, which leaves behind what is made once.
 
-    python benchmarks/memory.py
+    python -m benchmarks.speed.memory
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from peak_memory import resident_peak, restarted_peak
-from record import RESULTS, environment, write
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from benchmarks.record import RESULTS, environment, write
+from benchmarks.speed.peak_memory import resident_peak, restarted_peak
 from sage_torch import select_subset
 
 FEATURES, CLASSES, HIDDEN = 32, 10, 64  # of the small network: d = 2,762

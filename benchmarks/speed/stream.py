@@ -4,7 +4,7 @@
 small CNN after one epoch on a fifth of them. Overlap: the share of the examples kept by
 `select_subset` with the same model, rule and share that `SageStream` keeps, too.
 
-    python benchmarks/stream.py --data-root <folder>
+    python -m benchmarks.speed.stream --data-root <folder>
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 import psutil
 import torch
 import typer
-from consensus import warmed_up_network
 from numpy.typing import NDArray
-from record import RESULTS, environment, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from benchmarks.choices.consensus import warmed_up_network
+from benchmarks.record import RESULTS, environment, write
 from sage_torch import select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.gradients import choose_gradients

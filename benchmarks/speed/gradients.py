@@ -12,9 +12,9 @@ Side by side in one run, rounds interleaved, medians of the rounds:
     single backward     a loop over batches of one
 
 The first four take whole batches, the others, which hold every gradient in full, a part of one.
-Memory is measured in processes of their own (benchmarks/peak_memory.py).
+Memory is measured in processes of their own (benchmarks/speed/peak_memory.py).
 
-    python benchmarks/gradients.py
+    python -m benchmarks.speed.gradients
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from contenders import AT_WIDTH, CONTENDERS, examples_of, maker
-from models import CASES, Case
-from peak_memory import in_own_process
-from record import RESULTS, environment, spread, write
+
+from benchmarks.quality.models import CASES, Case
+from benchmarks.record import RESULTS, environment, spread, write
+from benchmarks.speed.contenders import AT_WIDTH, CONTENDERS, examples_of, maker
+from benchmarks.speed.peak_memory import in_own_process
 
 SHORTEST_TIMING = 0.2  # seconds: shorter calls are repeated
 Timed = Callable[[], float]

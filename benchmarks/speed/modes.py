@@ -1,6 +1,6 @@
 """What do fewer passes and less memory cost: how near do they come to the exact mode?
 
-    python benchmarks/modes.py --data-root DIR
+    python -m benchmarks.speed.modes --data-root DIR
 
 `select_subset` in its three modes with the same warmed-up network, examples and seed: the *exact*
 mode reads gradients twice and keeps every example's coordinates, *streaming* reads them twice and
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from record import RESULTS, environment, write
 from scipy.stats import spearmanr
 from torch.nn.functional import cross_entropy
-from trials import BATCH, Condition, Problem, Training, network, problem
 
+from benchmarks.quality.trials import BATCH, Condition, Problem, Training, network, problem
+from benchmarks.record import RESULTS, environment, write
 from sage_torch import Selection, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 

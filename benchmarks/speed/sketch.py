@@ -12,8 +12,8 @@ Side by side in one run, rounds interleaved, medians of the rounds:
 
 Where our time goes is another script: `rates.py`.
 
-    python benchmarks/sketch.py
-    MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/sketch.py --only host --only gram \
+    python -m benchmarks.speed.sketch
+    MKL_ENABLE_INSTRUCTIONS=AVX2 python -m benchmarks.speed.sketch --only host --only gram \
         --out benchmarks/results/sketch_mkl_avx2.json
 """
 
@@ -29,10 +29,10 @@ import numpy as np
 import scipy.linalg
 import torch
 import typer
-from record import RESULTS, environment, spread, write
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks.record import RESULTS, environment, spread, write
 from sage_torch import FrequentDirections
 
 Sizes = list[tuple[int, int]]

@@ -1,4 +1,4 @@
-"""The ways to per-example gradients that benchmarks/gradients.py compares, and plain passes.
+"""The ways to per-example gradients that benchmarks/speed/gradients.py compares, and plain passes.
 
 Each makes, from a case and its model in evaluation mode, a function of a batch.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from models import Batch, Case
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from benchmarks.quality.models import Batch, Case
 from sage_torch import gradients
 
 Run = Callable[[Batch], object]

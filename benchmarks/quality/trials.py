@@ -1,4 +1,4 @@
-"""One trial of `benchmarks/quality.py`: a pool of examples, a small network, a number of steps.
+"""One trial of `benchmarks/quality/quality.py`: a pool of examples, a small network, a number of steps.
 
 Everything is a function of the seed: pool, wrong labels, warm-up, initialisation, order.
 """
@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from cifar10 import load_cifar10
-from models import resnet18
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
+from benchmarks.quality.cifar10 import load_cifar10
+from benchmarks.quality.models import resnet18
 from sage_torch.demo.data import DemoData, load
 
 Indices = NDArray[np.int64]

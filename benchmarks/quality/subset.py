@@ -3,8 +3,8 @@
 The demo's comparison (`python -m sage_torch demo`) with its defaults: equal steps, equal seeds,
 the same initialisation.
 
-    python benchmarks/subset.py --data digits --seeds 10
-    python benchmarks/subset.py --data fashion-mnist --data-root DIR
+    python -m benchmarks.quality.subset --data digits --seeds 10
+    python -m benchmarks.quality.subset --data fashion-mnist --data-root DIR
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from record import RESULTS, environment, write
 
+from benchmarks.record import RESULTS, environment, write
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.demo.report import as_json, verdict
 from sage_torch.demo.training import Plan, compare

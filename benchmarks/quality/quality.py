@@ -5,9 +5,9 @@ seed; the time for warm-up and selection is charged to it. One JSON line a run g
 `benchmarks/results/quality.jsonl` (or `--out`), and what is there is not run again: stop and go on
 at will. `benchmarks/results.py` makes tables and pictures of it.
 
-    python benchmarks/quality.py --data-root DIR                  # the grid that RESULTS.md shows
-    python benchmarks/quality.py --data digits --seeds 2 --keep 0.25 --rules "random;sage"
-    python benchmarks/quality.py --data-root DIR --split validation --first-seed 100   # to tune
+    python -m benchmarks.quality.quality --data-root DIR                  # the grid that RESULTS.md shows
+    python -m benchmarks.quality.quality --data digits --seeds 2 --keep 0.25 --rules "random;sage"
+    python -m benchmarks.quality.quality --data-root DIR --split validation --first-seed 100   # to tune
 
 Validation is 10,000 training images that no pool holds; decisions were taken there, with seeds from
 100 on.
@@ -27,11 +27,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from record import RESULTS, environment
-from rivals import ALL_RULES, FULL, Contest
 from tqdm import tqdm
-from trials import BATCH, DEVICE, Condition, problem
 
+from benchmarks.quality.rivals import ALL_RULES, FULL, Contest
+from benchmarks.quality.trials import BATCH, DEVICE, Condition, problem
+from benchmarks.record import RESULTS, environment
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 
 STEPS, EPOCHS = 800, 12

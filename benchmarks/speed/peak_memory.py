@@ -1,11 +1,11 @@
-"""Peak memory of one contender of benchmarks/gradients.py, in a process of its own.
+"""Peak memory of one contender of benchmarks/speed/gradients.py, in a process of its own.
 
 The level before: model, a first call on two examples, which leaves behind what is made once
 (kernels, projections), and the batch, but no gradient. The peak: the most that was held while one
 whole batch was worked on, rows returned included. On the CPU resident memory, with an allocator
 that gives freed memory back at once; on CUDA what torch has allocated.
 
-    python benchmarks/peak_memory.py ResNet-18 projected cpu 2 0  # device, threads, seed
+    python -m benchmarks.speed.peak_memory ResNet-18 projected cpu 2 0  # device, threads, seed
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def in_own_process(model: str, contender: str, device: str, threads: int, seed: 
 def increase(model: str, contender: str, device: str, threads: int, seed: int) -> int:
     """Return the peak over the level before, in bytes, of one batch in this process."""
     import torch
-    from contenders import examples_of, maker
-    from models import CASES
+
+    from benchmarks.quality.models import CASES
+    from benchmarks.speed.contenders import examples_of, maker
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .task import Chosen, Task, weighted
+from benchmarks.quality.baselines.task import Chosen, Task, weighted
 
 RIDGE = 0.5
 """Weight of `|w|^2`, in units of the mean squared length of a gradient."""
