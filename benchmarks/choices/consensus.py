@@ -1,13 +1,12 @@
 """Which streaming consensus is closest to the exact one?
 
 The exact consensus needs every sketched gradient z under the final sketch; a streaming one must be
-ready when the last row has been seen, from C x d numbers. Three forms are measured, each in both
-bases (`weighted`: z = S g, `orthonormal`: z = V g):
+ready when the last row has been seen, from C x d numbers. Three forms are measured (z = S g):
 
     normalised gradients   per-class sums of g / |g|, projected at the end
     carried                per-class sums of z / |z|, moved to the new basis at each shrink
     running norm           per-class sums of g sqrt(rows seen) / |S_t g|, projected at the end; S_t
-                           is the sketch that has just taken g in (|V_t g| needs no square root)
+                           is the sketch that has just taken g in
 
     python -m benchmarks.choices.consensus --data-root <folder>
 """
@@ -18,14 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.quality.models import warmed_up_cnn
+from benchmarks.quality.nearness import of_either, spearman, top_quarter_found
+from benchmarks.record import RESULTS, environment, read, summary, table, write
 from sage_torch import CountSketch, FrequentDirections
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 
@@ -33,53 +33,54 @@ CLASSES = 10
 COMPRESSED = 8_192
 BATCH = 128
 FLIPPED = 0.2
-BASES = ("weighted", "orthonormal")
+TEXT = """\
+## Streaming consensus against the exact one
+
+`python -m benchmarks.choices.consensus --data-root DIR`: {data}; {network}; d = {compressed:,}, l =
+{sketch_size}, seeds {seeds}. Figures are those of the worst seed. `sage_torch` carries the *running
+norm* along, and it reads its data in a seeded order, which *shuffled* stands for.
+"""
+OF_BOTH = """\
+The rows of the *orthonormal* basis are from before scores had one basis only, the weighted one. The
+script no longer makes them.
+"""
 
 
 class StreamingForms:
-    """All three forms in both bases, fed with the blocks of one stream."""
+    """All three forms, fed with the blocks of one stream."""
 
     def __init__(self, dim: int, sketch_size: int) -> None:
         self.sketch = FrequentDirections(sketch_size, dim)
-        for basis in BASES:
-            self.sketch.carry_consensus(orthonormal=basis == "orthonormal")
+        self.sketch.carry_consensus()
         self.rows_seen = 0
         self._normalised = torch.zeros(CLASSES, dim)
-        self._running = {basis: torch.zeros(CLASSES, dim) for basis in BASES}
-        self._carried = {basis: torch.zeros(CLASSES, sketch_size) for basis in BASES}
-
-    def bases(self) -> dict[str, Tensor]:
-        """The two maps (l, d) from a gradient to its sketch coordinates."""
-        matrix = self.sketch.matrix()
-        return {"weighted": matrix, "orthonormal": unit(matrix)}
+        self._running = torch.zeros(CLASSES, dim)
+        self._carried = torch.zeros(CLASSES, sketch_size)
 
     def add(self, rows: Tensor, class_ids: Tensor) -> None:
         """Take in the rows (b, d) between two shrinks."""
-        before = self.bases()
+        before = self.sketch.matrix()
         self.sketch.update(rows, class_ids.to(torch.int32).numpy())
         self.rows_seen += len(rows)
         self._normalised += per_class(unit(rows), class_ids)
-        after = self.bases()
-        turn = after["orthonormal"] @ before["orthonormal"].T  # (l, d) @ (d, l) -> (l, l)
-        stretch = torch.outer(lengths(after["weighted"]), inverse(lengths(before["weighted"])))
-        moves = {"weighted": stretch * turn, "orthonormal": turn}
-        for basis in BASES:
-            z = rows @ after[basis].T  # (b, d) @ (d, l) -> (b, l)
-            self._carried[basis] = self._carried[basis] @ moves[basis].T
-            self._carried[basis] += per_class(unit(z), class_ids)
-            # |S_t g| grows as the square root of the rows in S_t; |V_t g| does not.
-            growth = self.rows_seen**0.5 if basis == "weighted" else 1.0
-            weight = growth * inverse(lengths(z))
-            self._running[basis] += per_class(rows * weight[:, None], class_ids)
+        after = self.sketch.matrix()
+        turn = unit(after) @ unit(before).T  # (l, d) @ (d, l) -> (l, l)
+        stretch = torch.outer(lengths(after), inverse(lengths(before)))
+        z = rows @ after.T  # (b, d) @ (d, l) -> (b, l)
+        self._carried = self._carried @ (stretch * turn).T + per_class(unit(z), class_ids)
+        # |S_t g| grows as the square root of the rows in S_t.
+        weight = self.rows_seen**0.5 * inverse(lengths(z))
+        self._running += per_class(rows * weight[:, None], class_ids)
 
-    def directions(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Each basis, form and its consensus (C, l)."""
-        for basis, onto in self.bases().items():
-            yield basis, "normalised gradients", unit(self._normalised @ onto.T)
-            yield basis, "carried", unit(self._carried[basis])
-            yield basis, "running norm", unit(self._running[basis] @ onto.T)
-            shipped = self.sketch.class_directions(orthonormal=basis == "orthonormal")
-            yield basis, "running norm, as shipped", unit(shipped[:CLASSES])
+    def directions(self) -> dict[str, Tensor]:
+        """Each form's consensus (C, l)."""
+        onto = self.sketch.matrix()
+        return {
+            "normalised gradients": unit(self._normalised @ onto.T),
+            "carried": unit(self._carried),
+            "running norm": unit(self._running @ onto.T),
+            "running norm, as shipped": unit(self.sketch.class_directions()[:CLASSES]),
+        }
 
 
 def measure(gradients: Tensor, class_ids: Tensor, sketch_size: int) -> dict[str, dict[str, Any]]:
@@ -88,44 +89,28 @@ def measure(gradients: Tensor, class_ids: Tensor, sketch_size: int) -> dict[str,
     block = forms.sketch.block_rows
     for rows, ids in zip(gradients.split(block), class_ids.split(block), strict=True):
         forms.add(rows, ids)
-    exact = {}
-    for basis, onto in forms.bases().items():
-        z = unit((gradients @ onto.T).double())  # (N, d) @ (d, l) -> (N, l)
-        exact[basis] = z, unit(per_class(z, class_ids))
+    z = unit((gradients @ forms.sketch.matrix().T).double())  # (N, d) @ (d, l) -> (N, l)
+    exact = unit(per_class(z, class_ids))
     return {
-        f"{basis}, {form}": compare(*exact[basis], directions.double(), class_ids)
-        for basis, form, directions in forms.directions()
+        f"weighted, {form}": compare(z, exact, directions.double(), class_ids)
+        for form, directions in forms.directions().items()
     }
 
 
 def compare(z: Tensor, exact: Tensor, streaming: Tensor, class_ids: Tensor) -> dict[str, Any]:
     """Cosine of the directions, and what the difference does to scores, top quarters and trim."""
-    wanted, found = ((z * directions[class_ids]).sum(1) for directions in (exact, streaming))
-    members = [(class_ids == class_id).nonzero()[:, 0] for class_id in range(CLASSES)]
-    quarters = [(top_quarter(wanted[m]) & top_quarter(found[m])).sum() for m in members]
-    negative, found_negative = wanted < 0, found < 0
-    either = int((negative | found_negative).sum())
+    wanted, found = (
+        (z * directions[class_ids]).sum(1).numpy() for directions in (exact, streaming)
+    )
     return {
         "smallest_cosine": float((exact * streaming).sum(1).min()),
-        "spearman": float(torch.corrcoef(torch.stack([ranks(wanted), ranks(found)]))[0, 1]),
-        "class_top_quarter": float(sum(quarters)) / sum(len(m) // 4 for m in members),
-        "global_top_quarter": float((top_quarter(wanted) & top_quarter(found)).sum())
-        / (len(wanted) // 4),
-        # intersection over union of {a < 0}; nothing to compare where both are empty
-        "negative_overlap": int((negative & found_negative).sum()) / either if either else None,
-        "negative_exact": int(negative.sum()),
-        "negative_streaming": int(found_negative.sum()),
+        "spearman": spearman(found, wanted),
+        "class_top_quarter": top_quarter_found(found, wanted, class_ids.numpy()),
+        "global_top_quarter": top_quarter_found(found, wanted),
+        "negative_overlap": of_either(found < 0, wanted < 0),
+        "negative_exact": int((wanted < 0).sum()),
+        "negative_streaming": int((found < 0).sum()),
     }
-
-
-def top_quarter(scores: Tensor) -> Tensor:
-    chosen = torch.zeros(len(scores), dtype=torch.bool)
-    chosen[scores.topk(len(scores) // 4).indices] = True
-    return chosen
-
-
-def ranks(scores: Tensor) -> Tensor:
-    return scores.argsort().argsort().double()
 
 
 def lengths(rows: Tensor) -> Tensor:
@@ -145,23 +130,6 @@ def unit(rows: Tensor) -> Tensor:
 def per_class(rows: Tensor, class_ids: Tensor) -> Tensor:
     """Sums (C, ...) of rows by class."""
     return rows.new_zeros(CLASSES, rows.shape[1]).index_add_(0, class_ids, rows)
-
-
-def warmed_up_network(images: Tensor, class_ids: Tensor, generator: torch.Generator) -> nn.Module:
-    """A CNN of 105,866 parameters after one epoch of SGD (batches of 64, 0.05, momentum 0.9)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        network = nn.Sequential(
-            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, CLASSES)),
-        )
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for batch in torch.randperm(len(images), generator=generator).split(64):
-        optimizer.zero_grad()
-        cross_entropy(network(images[batch]), class_ids[batch]).backward()
-        optimizer.step()
-    return network.eval()
 
 
 def per_example_gradients(
@@ -203,26 +171,12 @@ def streams(root: Path, examples: int, seed: int) -> Iterator[tuple[str, Tensor,
         (class_ids, ""),
         (wrong.where(flip, class_ids), ", 20 % labels flipped"),
     ):
-        network = warmed_up_network(images, labels, generator)
+        network = warmed_up_cnn(images, labels, generator)
         whole, last_layer = gradient_rows(network, images, labels, seed)
         yield "shuffled" + suffix, whole, labels
         by_class = labels.argsort(stable=True)
         yield "sorted by class" + suffix, whole[by_class], labels[by_class]
         yield "last layer only" + suffix, last_layer, labels
-
-
-def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Values per seed, their mean and sample standard deviation, for each metric."""
-    collected = {name: [run[name] for run in runs] for name in runs[0]}
-    result: dict[str, dict[str, Any]] = {}
-    for name, values in collected.items():
-        known = [value for value in values if value is not None]
-        result[name] = {
-            "per_seed": values,
-            "mean": float(np.mean(known)) if known else None,
-            "spread": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        }
-    return result
 
 
 def main(
@@ -246,28 +200,38 @@ def main(
         stream: {form: summary(values) for form, values in forms.items()}
         for stream, forms in runs.items()
     }
-    record = {
-        "question": "Which streaming consensus is closest to the exact one?",
-        "settings": {
-            "data": f"Fashion-MNIST, {examples:,} training images",
-            "network": "CNN of 105,866 parameters, 1 warm-up epoch",
-            "compressed": COMPRESSED,
-            "sketch_size": sketch_size,
-            "rows_between_shrinks": FrequentDirections(sketch_size, 1).block_rows,
-            "seeds": list(range(seeds)),
-            "spread": "sample standard deviation over seeds",
-        },
-        **where,
-        "results": results,
+    settings = {
+        "data": f"Fashion-MNIST, {examples:,} training images",
+        "network": "CNN of 105,866 parameters, 1 warm-up epoch",
+        "compressed": COMPRESSED,
+        "sketch_size": sketch_size,
+        "rows_between_shrinks": FrequentDirections(sketch_size, 1).block_rows,
+        "seeds": list(range(seeds)),
+        "spread": "sample standard deviation over seeds",
     }
-    write(out, record)
-    shown = ("smallest_cosine", "spearman", "class_top_quarter", "global_top_quarter")
-    for stream, forms in results.items():
-        typer.echo(f"{stream}: smallest cosine, Spearman, class and global top quarter, {{a < 0}}")
-        for form, metrics in forms.items():
-            line = "  ".join(f"{metrics[name]['mean']:.4f}" for name in shown)
-            overlap = metrics["negative_overlap"]["mean"]
-            typer.echo(f"  {form:<36}{line}  {'-' if overlap is None else f'{overlap:.4f}'}")
+    question = "Which streaming consensus is closest to the exact one?"
+    write(out, question, where, settings=settings, results=results)
+    typer.echo(_table(results))
+
+
+def section() -> str:
+    """Return what RESULTS.md says of streaming consensus."""
+    record = read("consensus.json")
+    results = record["results"]
+    has_both = any(form.startswith("orthonormal") for forms in results.values() for form in forms)
+    parts = [TEXT.format(**record["settings"]), *[OF_BOTH] * has_both, _table(results)]
+    return "\n".join(parts)
+
+
+def _table(results: dict[str, Any]) -> str:
+    shown = ("smallest_cosine", "spearman", "class_top_quarter")
+    rows = [
+        [stream, form, *(f"{min(metrics[name]['per_seed']):.4f}" for name in shown)]
+        for stream, forms in results.items()
+        for form, metrics in forms.items()
+    ]
+    heads = ["stream", "basis, form", "smallest cosine", "Spearman", "top quarter of a class"]
+    return table(heads, rows)
 
 
 if __name__ == "__main__":

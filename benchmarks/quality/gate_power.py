@@ -18,7 +18,6 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,9 +26,9 @@ import typer
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.record import PROJECT, RESULTS, environment, write
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.append(str(PROJECT / "tests"))
 from accuracy_gate import CELLS, CONFIDENCE, TRAINING, Cell, Digits, train, warm_up
 
 from sage_torch import select_subset
@@ -82,15 +81,10 @@ def save(runs: list[list[Run]], draws: int) -> None:
         "confidence": CONFIDENCE,
         "training": TRAINING,
     }
-    record = {
-        "question": "What does the accuracy gate notice?",
-        **environment("scikit-learn", "scipy"),
-        "settings": settings,
-        "results": [
-            judged(cell, of_cell, draws) for cell, of_cell in zip(CELLS, runs, strict=True)
-        ],
-    }
-    write(RESULTS / "gate_power.json", record)
+    results = [judged(cell, of_cell, draws) for cell, of_cell in zip(CELLS, runs, strict=True)]
+    where = environment("scikit-learn", "scipy")
+    question = "What does the accuracy gate notice?"
+    write(RESULTS / "gate_power.json", question, where, settings=settings, results=results)
 
 
 def judged(cell: Cell, runs: list[Run], draws: int) -> dict[str, Any]:

@@ -72,6 +72,23 @@ def resnet18() -> nn.Module:
     return model
 
 
+def warmed_up_cnn(images: Tensor, labels: Tensor, generator: torch.Generator) -> nn.Module:
+    """Return a CNN of 105,866 parameters after an epoch of SGD (batches of 64, rate 0.05)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        network = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, 10)),
+        )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for batch in torch.randperm(len(images), generator=generator).split(64):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    return network.eval()
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: one Linear to queries, keys and values, one back."""
 

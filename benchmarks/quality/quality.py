@@ -3,11 +3,11 @@
 Every rule gets the same pool, wrong labels, warm-up, initialisation and number of steps, paired by
 seed; the time for warm-up and selection is charged to it. One JSON line a run goes to
 `benchmarks/results/quality.jsonl` (or `--out`), and what is there is not run again: stop and go on
-at will. `benchmarks/results.py` makes tables and pictures of it.
+at will. `benchmarks/results/page.py` makes tables and pictures of it.
 
-    python -m benchmarks.quality.quality --data-root DIR                  # the grid that RESULTS.md shows
+    python -m benchmarks.quality.quality --data-root DIR          # the grid that RESULTS.md shows
     python -m benchmarks.quality.quality --data digits --seeds 2 --keep 0.25 --rules "random;sage"
-    python -m benchmarks.quality.quality --data-root DIR --split validation --first-seed 100   # to tune
+    python -m benchmarks.quality.quality --data-root DIR --split validation --first-seed 100
 
 Validation is 10,000 training images that no pool holds; decisions were taken there, with seeds from
 100 on.

@@ -14,11 +14,18 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.record import RESULTS, environment, read, table, write
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.demo.report import as_json, verdict
 from sage_torch.demo.training import Plan, compare
 
+TEXT = """\
+## The demo: equal steps, equal seeds
+
+`python -m benchmarks.quality.subset`: a small CNN is warmed up for an epoch and selects; then a
+fresh one is trained on each set. Cells give the test accuracy in %, mean ± standard deviation over
+seeds. *Random* is class-balanced and has as many examples. Differences are paired by seed.
+"""
 # (seeds, steps, batch size), as in the demo.
 DEFAULTS = {"digits": (10, 400, 16), "fashion-mnist": (5, 1_500, 64)}
 
@@ -46,13 +53,35 @@ def main(
         loaded = loaded.with_train_examples(examples)
     where = environment()  # of the code that runs, not of what is committed meanwhile
     comparison = compare(loaded, plan, progress=False)
-    record = {
-        "question": "Does a SAGE subset train a better model than a random one of the same size?",
-        **where,
-        "results": as_json(comparison, loaded),
-    }
-    write(RESULTS / f"subset_{data}_{keep}.json", record)
+    question = "Does a SAGE subset train a better model than a random one of the same size?"
+    out = RESULTS / f"subset_{data}_{keep}.json"
+    write(out, question, where, results=as_json(comparison, loaded))
     typer.echo(verdict(comparison))
+
+
+def section() -> str:
+    """Return what RESULTS.md says of the demo: one row a data set and budget."""
+    rows = []
+    for file in sorted(RESULTS.glob("subset_*.json")):
+        found = read(file.name)["results"]
+        methods, gain = found["methods"], found["sage_minus_random"]
+        seconds = [one["seconds"]["total"] for one in found["selections"]]
+        accuracies = [
+            f"{methods[name]['accuracy_mean']:.2f} ± {methods[name]['accuracy_deviation']:.2f}"
+            for name in ("full data", "random subset", "SAGE subset")
+        ]
+        rows.append(
+            [
+                f"[{found['data']['name']}](results/{file.name})",
+                f"{methods['SAGE subset']['examples']:,} of {found['data']['train_examples']:,}",
+                str(len(found["plan"]["seeds"])),
+                *accuracies,
+                f"{gain['mean']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})",
+                f"{sum(seconds) / len(seconds):.1f}",
+            ]
+        )
+    heads = ["data", "kept", "seeds", "full data", "random", "SAGE"]
+    return TEXT + "\n" + table([*heads, "SAGE − random (95 %)", "selection, s"], rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One trial of `benchmarks/quality/quality.py`: a pool of examples, a small network, a number of steps.
+"""One trial of `quality.py`: a pool of examples, a small network, a number of steps.
 
 Everything is a function of the seed: pool, wrong labels, warm-up, initialisation, order.
 """

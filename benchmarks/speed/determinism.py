@@ -18,16 +18,24 @@ import typer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.record import RESULTS, environment, read, table, write
 from sage_torch import Selection, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 from sage_torch.gradients import FunctionalGradients
 
-RULES = ("herding", "facility_location", "agreement", "weighted", "stratified")
+RULES = ("herding", "agreement")
 MODES = ("exact", "streaming")
 KEEP, EXAMPLES, HIDDEN = 0.25, 10_000, 32
 # (threads, batch size); the first is what the others are compared with.
 SETTINGS = ((1, 32), (2, 32), (1, 256), (2, 256))
+TEXT = """\
+## Threads and batch sizes: indices that differ
+
+`python -m benchmarks.speed.determinism --data-root DIR`: keep {keep}, l = {sketch_size}; 1 and 2
+threads, scoring batches of 32 and 256. *Threads* is the sum over both batch sizes. *Given* rows are
+computed once, so no batch size rounds them otherwise. (The file also has rules that are no longer
+in the product.)
+"""
 
 
 def flat(data: str, root: Path | None) -> TensorDataset:
@@ -107,8 +115,24 @@ def main(
             typer.echo(f"{name}, given rows: {one}")
     settings = {"keep": KEEP, "sketch_size": 64, "hidden": HIDDEN}
     question = "Do threads and batch sizes change a selection?"
-    record = {"question": question, "settings": settings, **where, "results": results}
-    write(RESULTS / "determinism.json", record)
+    write(RESULTS / "determinism.json", question, where, settings=settings, results=results)
+
+
+def section() -> str:
+    """Return what RESULTS.md says of threads and batch sizes."""
+    record = read("determinism.json")
+    table_rows = []
+    for data, of_data in record["results"].items():
+        for rows in ("torch's own", "given"):
+            for one in (one for one in of_data[rows] if one["rule"] in RULES):
+                found = one["differing"]
+                threads = found["threads at 32"] + found["threads at 256"]
+                cells = [f"{data}, {of_data['examples']:,}", rows, one["rule"], one["mode"]]
+                table_rows.append(
+                    [*cells, f"{one['kept']:,}", str(threads), str(found["batch size"])]
+                )
+    heads = ["data", "rows", "rule", "mode", "kept", "threads", "batch size"]
+    return TEXT.format(**record["settings"]) + "\n" + table(heads, table_rows)
 
 
 if __name__ == "__main__":

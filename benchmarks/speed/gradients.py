@@ -1,4 +1,4 @@
-"""What do per-example gradients cost, in seconds and peak memory an example?
+"""What do per-example gradients cost, in seconds and peak memory per example?
 
 Side by side in one run, rounds interleaved, medians of the rounds:
 
@@ -31,9 +31,9 @@ import torch
 import typer
 
 from benchmarks.quality.models import CASES, Case
-from benchmarks.record import RESULTS, environment, spread, write
+from benchmarks.record import RESULTS, Run, environment, read, spread, table, write
 from benchmarks.speed.contenders import AT_WIDTH, CONTENDERS, examples_of, maker
-from benchmarks.speed.peak_memory import in_own_process
+from benchmarks.speed.peak_memory import increase_of
 
 SHORTEST_TIMING = 0.2  # seconds: shorter calls are repeated
 Timed = Callable[[], float]
@@ -42,6 +42,15 @@ RATIOS = {
     "projected / (forward + backward)": ("projected", "forward + backward"),
     "last layer / forward": ("last layer", "forward"),
 }
+TEXT = """\
+## Gradients: seconds and memory per example
+
+`python -m benchmarks.speed.gradients --device {device}`; {machine}, threads: {threads}; float32,
+evaluation mode, medians of {rounds} interleaved rounds. *Projected*, *last layer* and *functional*
+are ours. A cell gives milliseconds per example and MiB per example. Memory is the peak over what
+was held before the batch, rows and parameter gradients included (median of {processes} processes).
+Contenders that hold every gradient in full were given fewer examples at once, as *of n* says.
+"""
 
 
 def timed(case: Case, contender: str, seed: int, device: str) -> tuple[Timed, str]:
@@ -93,7 +102,7 @@ def timings(
 def memory(case: Case, contender: str, processes: int, seed: int, device: str) -> dict[str, Any]:
     """Return the peak bytes an example, the median of some processes."""
     arguments = (case.name, contender, device, torch.get_num_threads(), seed)
-    bytes_taken = [in_own_process(*arguments) for _ in range(processes)]
+    bytes_taken = [increase_of(*arguments) for _ in range(processes)]
     return spread([taken / examples_of(case, contender) for taken in bytes_taken])
 
 
@@ -187,22 +196,74 @@ def main(
         return
     write(
         out or RESULTS / f"gradients_{device}.json",
-        {
-            "question": "What do per-example gradients cost, in seconds and memory an example?",
-            "settings": {
-                "device": device,
-                "rounds": rounds,
-                "processes": processes,
-                "seed": seed,
-                "dtype": "float32",
-                "mode": "evaluation",
-                "memory": "resident memory (cpu) or allocated by torch (cuda) over the level "
-                "before the batch; rows and parameter gradients included, model and batch not",
-            },
-            **where,
-            "results": results,
+        "What do per-example gradients cost, in seconds and memory per example?",
+        where,
+        settings={
+            "device": device,
+            "rounds": rounds,
+            "processes": processes,
+            "seed": seed,
+            "dtype": "float32",
+            "mode": "evaluation",
+            "memory": "resident memory (cpu) or allocated by torch (cuda) over the level "
+            "before the batch; rows and parameter gradients included, model and batch not",
         },
+        results=results,
     )
+
+
+def section() -> str:
+    """Return what RESULTS.md says of the cost of gradients, a part for each device there is."""
+    files = sorted(RESULTS.glob("gradients_*.json"))
+    return "\n".join(_of_device(read(file.name)) for file in files)
+
+
+def _of_device(record: dict[str, Any]) -> str:
+    settings, results = record["settings"], record["results"]
+    heads = [
+        f"{one['model']}, {one['parameters'] / 1e6:.2f} M, {one['examples']} examples"
+        for one in results
+    ]
+    notes: list[str] = []
+    rows = [
+        [name, *(_cost(one, name, notes) for one in results)] for name in results[0]["contenders"]
+    ]
+    for name in RATIOS:
+        for what in ("seconds", "bytes"):
+            ratios = [one["ratios"][name] for one in results]
+            shown = [f"{ratio[what]:.2f}" if what in ratio else "–" for ratio in ratios]
+            rows.append([f"**{name}**, {what}", *shown])
+    machine = record["device"] if settings["device"] == "cuda" else record["cpu"]
+    text = TEXT.format(machine=machine, threads=record["threads"], **settings)
+    return "\n".join([text, table(["", *heads], rows), *notes])
+
+
+def _cost(result: Run, name: str, notes: list[str]) -> str:
+    """Return one cell; why there is none goes to the notes."""
+    one = result["contenders"][name]
+    if "refused" in one:
+        notes.append(f"{name} refused {result['model']}: {one['refused']}.\n")
+        return "refused"
+    cell = f"{_digits(1e3 * one['seconds_an_example']['median'])} ms"
+    if "bytes_an_example" in one:
+        cell += f", {_digits(one['bytes_an_example']['median'] / 2**20)} MiB"
+    few = one["examples"] != result["examples"]
+    return cell + (f" of {one['examples']}" if few else "")
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def block() -> str:
+    """Return what projected gradients cost on the CPU, relative to a forward and backward pass."""
+    results = read("gradients_cpu.json")["results"]
+    name = next(iter(RATIOS))
+    rows = [
+        [shown, *(f"{one['ratios'][name][what]:.2f}" for one in results)]
+        for what, shown in (("seconds", "time"), ("bytes", "peak memory"))
+    ]
+    return table([name, *(one["model"] for one in results)], rows)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ after a first, small selection, which leaves behind what is made once.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from typing import Annotated, Any
 
@@ -20,7 +17,7 @@ import typer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.record import RESULTS, Run, environment, in_own_process, read, table, write
 from benchmarks.speed.peak_memory import resident_peak, restarted_peak
 from sage_torch import select_subset
 
@@ -35,6 +32,23 @@ GIVES_MEMORY_BACK = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
+
+
+MIB, GB, AN_EXAMPLE = 2**20, 10**9, 24
+EXAMPLES = """\
+## Memory: flat in the number of examples
+
+`python -m benchmarks.speed.memory`: streaming mode, herding, l = {sketch_size}, d = {dim:,}, keep
+{keep}. *Peak* is the peak resident memory of both passes, a process each. *Beyond* is the peak over
+that of the fewest examples, less 24 bytes for each additional example. The last two columns say how
+much N x l and N x d float32 numbers would take.
+"""
+PARAMETERS = """\
+## Memory: {parameters:,} parameters
+
+`python -m benchmarks.speed.memory`: {wide_examples} examples, default `compress`; peak resident
+memory, a process each. A matrix of D x {sketch_size} float32 numbers would take {matrix:.1f} GB.
+"""
 
 
 class Computed(Dataset[Any]):
@@ -131,15 +145,12 @@ def wide(kind: str, gradients: str, millions: int = 100) -> dict[str, Any]:
     }
 
 
-def in_own_process(*arguments: str) -> dict[str, Any]:
-    asked = subprocess.run(
-        [sys.executable, __file__, "--only", " ".join(arguments)],
-        env=os.environ | GIVES_MEMORY_BACK,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+def measured(*arguments: str) -> Run:
+    """Return what a fresh process measures."""
+    shown = in_own_process(
+        "benchmarks.speed.memory", "--only", " ".join(arguments), variables=GIVES_MEMORY_BACK
     )
-    found: dict[str, Any] = json.loads(asked.stdout.splitlines()[-1])
+    found: Run = json.loads(shown.splitlines()[-1])
     typer.echo(str(found))
     return found
 
@@ -156,12 +167,12 @@ def main(
         typer.echo(json.dumps(found))
         return
     path = RESULTS / "memory.json"
-    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    results = read(path.name)["results"] if path.exists() else {}
     if part in ("examples", "both"):
-        results["examples"] = [in_own_process("streaming", str(size)) for size in SIZES]
+        results["examples"] = [measured("streaming", str(size)) for size in SIZES]
     if part in ("parameters", "both"):
         results["parameters"] = [
-            in_own_process("wide", kind, gradients)
+            measured("wide", kind, gradients)
             for kind in WIDE
             for gradients in ("functional", "projected")
         ]
@@ -173,7 +184,43 @@ def main(
         "wide_examples": WIDE_EXAMPLES,
     }
     question = "Does memory stay flat in N, and small at D = 100,000,000?"
-    write(path, {"question": question, "settings": settings, **environment(), "results": results})
+    write(path, question, environment(), settings=settings, results=results)
+
+
+def section() -> str:
+    """Return what RESULTS.md says of peaks by examples and by parameters."""
+    record = read("memory.json")
+    settings, results = record["settings"], record["results"]
+    by_size, wide = results["examples"], results["parameters"]
+    first, rows = by_size[0], []
+    for run in by_size:
+        count, peak = run["examples"], run["peak_bytes"]
+        beyond = peak - first["peak_bytes"] - AN_EXAMPLE * (count - first["examples"])
+        cells = [f"{count:,}", f"{peak / MIB:,.1f}", f"{beyond / MIB:+.1f}"]
+        cells += [f"{beyond / first['peak_bytes']:+.2%}"]
+        cells += [f"{4 * count * n / MIB:,.0f}" for n in (settings["sketch_size"], run["dim"])]
+        rows.append(cells)
+    columns = ["peak, MiB", "beyond, MiB", "share of the peak", "N x l, MiB", "N x d, MiB"]
+    parameters = wide[0]["parameters"]
+    matrix = 4 * settings["sketch_size"] * parameters / GB
+    of_wide = [
+        [
+            run["network"],
+            run["asked_for"],
+            f"{run['dim']:,}",
+            f"{run['peak_bytes'] / GB:.2f}",
+            f"{(run['peak_bytes'] - run['before_bytes']) / GB:.2f}",
+        ]
+        for run in wide
+    ]
+    heads = ["network", "gradients", "d", "peak, GB", "over the network and torch, GB"]
+    parts = [
+        EXAMPLES.format(**settings, dim=first["dim"]),
+        table(["examples", *columns], rows),
+        PARAMETERS.format(**settings, parameters=parameters, matrix=matrix),
+        table(heads, of_wide),
+    ]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch.nn.functional import cross_entropy
 
+from benchmarks.quality.nearness import of_either, spearman, top_quarter_found
 from benchmarks.quality.trials import BATCH, Condition, Problem, Training, network, problem
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.record import RESULTS, Run, environment, kinds, mean_of, of, read, table, write
 from sage_torch import Selection, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 
@@ -31,7 +30,22 @@ RULE = "agreement"  # reads the scores alone: what is kept is their top quarter 
 WARM_UP = {"fashion-mnist": 1, "cifar-10": 2}  # epochs
 FLIPPED = 0.2  # of the labels, so that the trim has something to drop
 CELLS = [("fashion-mnist", (64, 16)), ("cifar-10", (64,))]  # data and sizes of the sketch
-Flags = NDArray[np.bool_]
+TEXT = """\
+## Modes: fewer passes, less memory, and how near the scores come
+
+`python -m benchmarks.speed.modes --data-root DIR`: {examples:,} training images, {flipped:.0%} of
+the labels flipped, a small CNN after its first epochs, {gradients} gradients, {cpu}, one thread;
+means over {seeds} seeds.
+
+- *Gradients*: computed per example. *Bytes*: held per example, beside score, margin, class, label.
+- *Seconds*: of the whole selection, over those of the exact mode. The machine was busy: less than a
+  factor of two says nothing.
+- *Spearman* and *top quarter*: of the scores against those of the exact mode, over all examples and
+  *within* each class.
+- *Trim*: of the examples with a negative margin in either mode, the share that has one in both. In
+  brackets stands the share of all examples that this mode drops.
+- *Kept*: shared by the subsets of `rule="{rule}"`, keep = {keep}.
+"""
 
 
 def warmed_up(condition: Condition, data: Problem, seed: int) -> torch.nn.Module:
@@ -90,35 +104,17 @@ def compare(found: Selection, exact: Selection) -> dict[str, float | None]:
     assert found.margins is not None
     assert exact.margins is not None
     assert exact.labels is not None
-    classes = [np.flatnonzero(exact.labels == one) for one in np.unique(exact.labels)]
     dropped, dropped_exactly = found.margins < 0, exact.margins < 0
-    either = int((dropped | dropped_exactly).sum())
-    quarters = [
-        shared(top_quarter(found.scores[one]), top_quarter(exact.scores[one])) for one in classes
-    ]
     return {
-        "spearman": float(spearmanr(found.scores, exact.scores)[0]),
-        "spearman_of_margins": float(spearmanr(found.margins, exact.margins)[0]),
-        "top_quarter": shared(top_quarter(found.scores), top_quarter(exact.scores)),
-        "class_top_quarter": float(np.mean(quarters)),
-        # intersection over union; nothing to compare where both trims drop nothing
-        "trim_overlap": int((dropped & dropped_exactly).sum()) / either if either else None,
+        "spearman": spearman(found.scores, exact.scores),
+        "spearman_of_margins": spearman(found.margins, exact.margins),
+        "top_quarter": top_quarter_found(found.scores, exact.scores),
+        "class_top_quarter": top_quarter_found(found.scores, exact.scores, exact.labels),
+        "trim_overlap": of_either(dropped, dropped_exactly),
         "trimmed": float(dropped.mean()),
         "trimmed_exactly": float(dropped_exactly.mean()),
         "kept_overlap": len(np.intersect1d(found.indices, exact.indices)) / len(exact),
     }
-
-
-def top_quarter(scores: NDArray[np.float32]) -> Flags:
-    """Mark the quarter of highest scores, ties by index."""
-    marked = np.zeros(len(scores), bool)
-    marked[np.argsort(-scores, kind="stable")[: len(scores) // 4]] = True
-    return marked
-
-
-def shared(ours: Flags, theirs: Flags) -> float:
-    """Return the share of theirs that is ours, too."""
-    return float((ours & theirs).sum() / theirs.sum())
 
 
 def main(
@@ -149,21 +145,63 @@ def main(
                     f"{key} {value:.4f}" for key, value in agreement.items() if value is not None
                 )
                 typer.echo(f"{name} seed {seed} l {size:>2} {mode:<9} {shown}")
-    record = {
-        "question": "How near do one pass and streaming come to the exact mode, and at what cost?",
-        **where,
-        "settings": {
-            "examples": examples,
-            "flipped": FLIPPED,
-            "keep": KEEP,
-            "rule": RULE,
-            "gradients": "projected",
-            "warm_up_epochs": WARM_UP,
-            "seeds": list(range(seeds)),
-        },
-        "results": runs,
+    settings = {
+        "examples": examples,
+        "flipped": FLIPPED,
+        "keep": KEEP,
+        "rule": RULE,
+        "gradients": "projected",
+        "warm_up_epochs": WARM_UP,
+        "seeds": list(range(seeds)),
     }
-    write(out, record)
+    question = "How near do one pass and streaming come to the exact mode, and at what cost?"
+    write(out, question, where, settings=settings, results=runs)
+
+
+def section() -> str:
+    """Return what each mode costs and how near it comes to the exact one."""
+    record = read("modes.json")
+    settings, runs = record["settings"], record["results"]
+    rows = []
+    for data, size, mode in kinds(runs, "data", "sketch_size", "mode"):
+        of_kind = of(runs, data=data, sketch_size=size)
+        cells = _cells(of(of_kind, mode=mode), of(of_kind, mode="exact"))
+        rows.append([data, str(size), mode.replace("_", " "), *cells])
+    heads = ["data", "l", "mode", "gradients", "bytes", "seconds"]
+    heads += ["Spearman", "top quarter", "within", "trim", "kept"]
+    text = TEXT.format(**settings | {"seeds": len(settings["seeds"])}, cpu=record["cpu"])
+    return text + "\n" + table(heads, rows)
+
+
+def _cells(runs: list[Run], exact: list[Run]) -> list[str]:
+    trimmed = f"({100 * mean_of(runs, 'trimmed'):.1f} %)"
+    has_trim = any(run["trim_overlap"] is not None for run in runs)
+    return [
+        f"{mean_of(runs, 'gradients_an_example'):.0f}",
+        f"{mean_of(runs, 'bytes_an_example'):.0f}",
+        f"{mean_of(runs, 'seconds') / mean_of(exact, 'seconds'):.2f}",
+        f"{mean_of(runs, 'spearman'):.4f}",
+        f"{mean_of(runs, 'top_quarter'):.3f}",
+        f"{mean_of(runs, 'class_top_quarter'):.3f}",
+        f"{mean_of(runs, 'trim_overlap'):.3f} {trimmed}" if has_trim else f"– {trimmed}",
+        f"{mean_of(runs, 'kept_overlap'):.3f}",
+    ]
+
+
+def block() -> str:
+    """Return the modes at l = 64: one row each, a column for each data set."""
+    runs = of(read("modes.json")["results"], sketch_size=64)
+    data = [one for (one,) in kinds(runs, "data")]
+    rows = []
+    for (mode,) in kinds(runs, "mode"):
+        of_mode = of(runs, mode=mode)
+        costs = ("gradients_an_example", "bytes_an_example")
+        cells = [f"{mean_of(of_mode, key):.0f}" for key in costs]
+        cells += [f"{mean_of(of(of_mode, data=one), 'top_quarter'):.3f}" for one in data]
+        rows.append([f'`"{mode}"`', *cells])
+    heads = ["gradients per example", "bytes per example"]
+    heads += [f"top quarter of scores, {one}" for one in data]
+    return table(["`consensus=`", *heads], rows)
 
 
 if __name__ == "__main__":

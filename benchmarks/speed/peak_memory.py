@@ -12,43 +12,30 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import resource
-import subprocess
 import sys
 import warnings
 from pathlib import Path
+
+import torch
+
+from benchmarks.quality.models import CASES
+from benchmarks.record import in_own_process
+from benchmarks.speed.contenders import examples_of, maker
 
 # glibc keeps freed memory for later otherwise, and the peak would hang on what was freed before.
 GIVES_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
-def in_own_process(model: str, contender: str, device: str, threads: int, seed: int) -> int:
-    """Return the increase in bytes that a fresh process measures.
-
-    Raises:
-        RuntimeError: That process failed; the last line that it wrote.
-    """
-    arguments = [model, contender, device, str(threads), str(seed)]
-    asked = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env=os.environ | GIVES_MEMORY_BACK,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode != 0:
-        raise RuntimeError((asked.stderr.strip().splitlines() or ["no message"])[-1])
-    return int(asked.stdout.split()[-1])
+def increase_of(model: str, contender: str, device: str, threads: int, seed: int) -> int:
+    """Return the increase in bytes that a fresh process measures."""
+    arguments = (model, contender, device, str(threads), str(seed))
+    module = "benchmarks.speed.peak_memory"
+    return int(in_own_process(module, *arguments, variables=GIVES_MEMORY_BACK).split()[-1])
 
 
 def increase(model: str, contender: str, device: str, threads: int, seed: int) -> int:
     """Return the peak over the level before, in bytes, of one batch in this process."""
-    import torch
-
-    from benchmarks.quality.models import CASES
-    from benchmarks.speed.contenders import examples_of, maker
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     case = CASES[model]
@@ -85,6 +72,7 @@ def restarted_peak() -> int:
 
 
 def resident_peak() -> int:
+    """Return the most memory that this process has had resident, in bytes."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])

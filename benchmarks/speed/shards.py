@@ -10,7 +10,6 @@ machine; on two cores more of them cannot be faster than two.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +24,36 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from benchmarks.quality.models import lenet
-from benchmarks.record import RESULTS, environment, spread, write
+from benchmarks.record import (
+    PROJECT,
+    RESULTS,
+    environment,
+    half_width_95,
+    in_own_process,
+    read,
+    spread,
+    table,
+    write,
+)
 from sage_torch import Selection, select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
-from sage_torch.testing.comparison import t_quantile
 
 KEEP, SHARDS = 0.25, 8
+TEXT = """\
+## Shards, ranks, snapshots: what they change and cost
+
+`python -m benchmarks.speed.shards --data {data} --data-root DIR`: {examples:,} examples, {network},
+keep {keep}; {cpu}, one thread a process, medians of {runs} interleaved rounds. *Differ* says how
+many of the {kept:,} indices are not those of one process with 8 shards. Ratios of seconds are to
+that process, too. The machine has two cores, which the ranks share. One shard and eight shards keep
+other examples: herding answers the slightest change of a sketch with another choice, but not with a
+worse one (below).
+"""
+ACCURACY = """\
+Accuracy of networks that are trained on the subset of 8 shards, less that of networks that are
+trained on the subset of 1 shard (digits, the networks of the accuracy gate, keep {keep}, paired by
+seed): {cells} (95 % intervals).
+"""
 
 
 def examples(data: str, data_root: Path | None, count: int) -> TensorDataset:
@@ -80,19 +103,22 @@ def one_rank(out: Path, data: str, data_root: Path | None, count: int, rounds: i
 def with_ranks(size: int, data: str, data_root: Path | None, count: int, rounds: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        command = f"-m torch.distributed.run --standalone --nproc-per-node {size}".split()
         arguments = ["--data", data, "--examples", str(count), "--rounds", str(rounds)]
         if data_root is not None:
-            arguments += ["--data-root", str(data_root)]
-        subprocess.run(
-            [sys.executable, *command, __file__, *arguments, "--out", str(out)], check=True
+            arguments += ["--data-root", str(data_root.absolute())]
+        torchrun = (
+            "--standalone",
+            f"--nproc-per-node={size}",
+            "--module",
+            "benchmarks.speed.shards",
         )
+        in_own_process("torch.distributed.run", *torchrun, *arguments, "--out", str(out))
         return json.loads(out.read_text())
 
 
 def accuracy(flipped: float, seeds: int) -> dict[str, Any]:
     """Return points of accuracy of 8 shards against 1, paired by seed."""
-    sys.path.append(str(Path(__file__).parents[2] / "tests"))
+    sys.path.append(str(PROJECT / "tests"))
     from accuracy_gate import Digits, train, warm_up
 
     digits = Digits(flipped)
@@ -107,13 +133,12 @@ def accuracy(flipped: float, seeds: int) -> dict[str, Any]:
             subset = Subset(digits.train, chosen.indices.tolist())
             of_seed.append(digits.evaluate(train(subset, seed)))
         points.append(of_seed[1] - of_seed[0])
-    half = t_quantile(0.975, seeds - 1) * float(np.std(points, ddof=1)) / seeds**0.5
     return {
         "data": "digits",
         "flipped": flipped,
         "seeds": seeds,
         "points": float(np.mean(points)),
-        "half_width_95": half,
+        "half_width_95": half_width_95(points),
     }
 
 
@@ -158,30 +183,52 @@ def main(
         ranks.append(
             {"ranks": size, "differing": differing, "seconds": spread(of_ranks["seconds"])}
         )
-    record = {
-        "question": "What do shards, ranks and snapshots cost?",
-        **where,
-        "settings": {
-            "data": data,
-            "examples": len(dataset),
-            "network": "LeNet, one epoch",
-            "keep": KEEP,
-            "kept": len(eight),
+    results = {
+        "one_process": {name: spread(values) for name, values in seconds.items()},
+        "shared_by_1_and_8_shards": len(np.intersect1d(one, eight)) / len(one),
+        "snapshots_change": {
+            name: len(np.setdiff1d(selection.indices, eight))
+            for name, selection in found.items()
+            if "snapshot" in name
         },
-        "results": {
-            "one_process": {name: spread(values) for name, values in seconds.items()},
-            "shared_by_1_and_8_shards": len(np.intersect1d(one, eight)) / len(one),
-            "snapshots_change": {
-                name: len(np.setdiff1d(selection.indices, eight))
-                for name, selection in found.items()
-                if "snapshot" in name
-            },
-            "ranks": ranks,
-            "accuracy_of_8_shards_less_1": [accuracy(flipped, seeds) for flipped in (0.0, 0.2)],
-        },
+        "ranks": ranks,
+        "accuracy_of_8_shards_less_1": [accuracy(flipped, seeds) for flipped in (0.0, 0.2)],
     }
-    write(RESULTS / "shards.json", record)
-    typer.echo(json.dumps(record["results"], indent=1))
+    settings = {"data": data, "examples": len(dataset), "network": "LeNet, one epoch"}
+    settings |= {"keep": KEEP, "kept": len(eight)}
+    question = "What do shards, ranks and snapshots cost?"
+    write(RESULTS / "shards.json", question, where, settings=settings, results=results)
+    typer.echo(json.dumps(results, indent=1))
+
+
+def section() -> str:
+    """Return what RESULTS.md says of shards, ranks and snapshots."""
+    record = read("shards.json")
+    settings, results = record["settings"], record["results"]
+    timings = results["one_process"]
+    differ = {"1 shard": round((1 - results["shared_by_1_and_8_shards"]) * settings["kept"])}
+    differ |= results["snapshots_change"]
+    timed = [(name, differ.get(name, 0), one["median"]) for name, one in timings.items()]
+    for one in results["ranks"]:
+        name = f"{one['ranks']} rank{'s' * (one['ranks'] > 1)} (torchrun), 8 shards"
+        timed.append((name, one["differing"], one["seconds"]["median"]))
+    base = timings["8 shards"]["median"]
+    rows = [
+        [name, f"{count:,}", f"{seconds:.1f}", f"{seconds / base:.2f}"]
+        for name, count, seconds in timed
+    ]
+    cells = "; ".join(
+        f"{cell['points']:+.2f} ± {cell['half_width_95']:.2f} points"
+        + (f" with {cell['flipped']:.0%} wrong labels" if cell["flipped"] else " with right labels")
+        + f" ({cell['seeds']} seeds)"
+        for cell in results["accuracy_of_8_shards_less_1"]
+    )
+    parts = [
+        TEXT.format(**settings, cpu=record["cpu"], runs=timings["8 shards"]["runs"]),
+        table(["", "differ", "seconds", "ratio"], rows),
+        ACCURACY.format(keep=settings["keep"], cells=cells),
+    ]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import scipy.linalg
 import torch
 import typer
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.record import RESULTS, environment, spread, write
+from benchmarks.record import RESULTS, Run, environment, read, spread, table, write
+from benchmarks.speed.sketches import makers
 from sage_torch import FrequentDirections
 
 Sizes = list[tuple[int, int]]
@@ -40,113 +39,23 @@ SIZES: Sizes = [(size, dim) for size in (64, 256) for dim in (8_192, 51_200, 500
 # Timed rows in units of l: 12 l are eight shrinks of ours, twelve of the others (3 l where rows are
 # long). A row of an SVD costs tens of times what a row of ours does: one shrink is enough.
 TIMED = {"host": 12, "torch": 12, "gram": 12, "scipy": 12, "svd": 1, "numpy": 1, "public": 1}
-# What takes minutes a shrink is left out of the longest cells.
-LONGEST = {"public": 64 * 51_200, "numpy": 64 * 51_200}
+TEXT = """\
+## Sketch: rows per second
 
-
-class GramSketch:
-    """A buffer of 2l rows; when it is full, the upper l rows take the shrunk sketch."""
-
-    def __init__(self, sketch_size: int, dim: int, device: str) -> None:
-        self.size = sketch_size
-        self.buffer = torch.zeros(2 * sketch_size, dim, device=device)
-        self.filled = 0
-
-    def update(self, rows: Tensor) -> None:
-        """Add rows (n, dim)."""
-        start = 0
-        while start < len(rows):
-            count = min(len(rows) - start, 2 * self.size - self.filled)
-            self.buffer[self.filled : self.filled + count] = rows[start : start + count]
-            self.filled += count
-            start += count
-            if self.filled == 2 * self.size:
-                self.buffer[: self.size] = self.shrunk()
-                self.filled = self.size
-
-    def shrunk(self) -> Tensor:
-        """Return the sketch (l, dim) of the full buffer."""
-        values, vectors = torch.linalg.eigh((self.buffer @ self.buffer.T).double())
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-        kept = (values[: self.size] - values[self.size]).clamp_min(0)
-        scale = (kept / values[: self.size].clamp_min(1e-300)).sqrt()
-        return (vectors[:, : self.size] * scale).T.float() @ self.buffer
-
-
-class SvdSketch(GramSketch):
-    """The same with an SVD of the buffer itself."""
-
-    def shrunk(self) -> Tensor:
-        """Return the sketch (l, dim) of the full buffer."""
-        _, values, right = torch.linalg.svd(self.buffer, full_matrices=False)
-        kept = (values[: self.size] ** 2 - values[self.size] ** 2).clamp_min(0).sqrt()
-        return kept[:, None] * right[: self.size]
-
-
-class NumpySketch(GramSketch):
-    """The same with NumPy's SVD."""
-
-    def shrunk(self) -> Tensor:
-        """Return the sketch (l, dim) of the full buffer."""
-        _, values, right = np.linalg.svd(self.buffer.numpy(), full_matrices=False)
-        kept = np.sqrt(np.maximum(values[: self.size] ** 2 - values[self.size] ** 2, 0))
-        return torch.from_numpy(kept[:, None] * right[: self.size])
-
-
-class ScipySketch(GramSketch):
-    """The Gram form in SciPy: one triangle, and no eigenpair that is not needed."""
-
-    def shrunk(self) -> Tensor:
-        """Return the sketch (l, dim) of the full buffer."""
-        rows = self.buffer.numpy()
-        gram = scipy.linalg.blas.ssyrk(1.0, rows.T, trans=1, lower=1).astype(np.float64)
-        wanted = (self.size - 1, 2 * self.size - 1)
-        values, vectors = scipy.linalg.eigh(gram, subset_by_index=wanted, overwrite_a=True)
-        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-        kept = np.maximum(values[: self.size] - values[self.size], 0)
-        scale = np.sqrt(kept / np.maximum(values[: self.size], 1e-300))
-        return torch.from_numpy((vectors[:, : self.size] * scale).T.astype(np.float32) @ rows)
-
-
-class PublicSketch:
-    """One row at a time into a float64 buffer of 2l rows; the l-th singular value is subtracted."""
-
-    def __init__(self, sketch_size: int, dim: int) -> None:
-        self.size = sketch_size
-        self.buffer = np.zeros((2 * sketch_size, dim))
-        self.filled = 0
-
-    def update(self, rows: Tensor) -> None:
-        """Add rows (n, dim)."""
-        for row in rows.numpy():
-            if self.filled == 2 * self.size:
-                _, values, right = np.linalg.svd(self.buffer, full_matrices=False)
-                kept = np.sqrt(values[: self.size] ** 2 - values[self.size - 1] ** 2)
-                self.buffer[: self.size] = kept[:, None] * right[: self.size]
-                self.buffer[self.size :] = 0
-                self.filled = self.size
-            self.buffer[self.filled] = row
-            self.filled += 1
-
-
-def makers(sketch_size: int, dim: int, device: str) -> dict[str, Callable[[], Any]]:
-    """Return a constructor for each contender."""
-    ours = FrequentDirections
-    contenders: dict[str, Callable[[], Any]] = {
-        "torch": lambda: ours(sketch_size, dim, device=device, backend="torch"),
-        "gram": lambda: GramSketch(sketch_size, dim, device),
-        "svd": lambda: SvdSketch(sketch_size, dim, device),
-    }
-    if device == "cpu":
-        contenders["host"] = lambda: ours(sketch_size, dim)
-        contenders["scipy"] = lambda: ScipySketch(sketch_size, dim, device)
-        contenders["numpy"] = lambda: NumpySketch(sketch_size, dim, device)
-        contenders["public"] = lambda: PublicSketch(sketch_size, dim)
-    return {
-        name: make
-        for name, make in contenders.items()
-        if sketch_size * dim <= LONGEST.get(name, sketch_size * dim)
-    }
+`python -m benchmarks.speed.sketch`; {cpu}, threads: {threads}; float32 rows, medians of {rounds}
+interleaved rounds (3 at d = 500,000). `host` and `torch` are ours. `gram` is the same algorithm in
+plain torch. `scipy` is the same algorithm in SciPy: it computes half of the Gram matrix, and only
+the eigenpairs that are needed. `svd` and `numpy` decompose the 2l buffer in float32. `public` does
+what the public NumPy code does: float64, row by row. A ratio below 1 means that the other is
+faster.
+"""
+HELD = """\
+The same with `MKL_ENABLE_INSTRUCTIONS=AVX2`. The matrix products of torch are those of MKL, which
+holds back on processors of other makers (pytorch/builder#504 and #1245). Our products and faer's
+use all that the processor has. So these figures are what another maker's AVX-512 processor may
+show, as far as an Intel one can tell; no other processor was measured. {cpu}, threads: {threads},
+{rounds} rounds (3 at d = 500,000).
+"""
 
 
 def seconds_a_row(make: Callable[[], Any], rows: Tensor, sketch_size: int, units: int) -> float:
@@ -231,22 +140,72 @@ def main(
             f"l={sketch_size:<4} d={dim:<8}"
             + "  ".join(f"{name} {rate:,.0f}/s" for name, rate in cell["rows_a_second"].items())
         )
-    path = out or RESULTS / f"sketch_{device}.json"
     write(
-        path,
-        {
-            "question": "How fast are rows taken into a Frequent Directions sketch?",
-            "settings": {
-                "device": device,
-                "rounds": rounds,
-                "seed": seed,
-                "dtype": "float32",
-                "mkl_instructions": os.environ.get("MKL_ENABLE_INSTRUCTIONS", "all"),
-            },
-            **where,
-            "results": cells,
+        out or RESULTS / f"sketch_{device}.json",
+        "How fast are rows taken into a Frequent Directions sketch?",
+        where,
+        settings={
+            "device": device,
+            "rounds": rounds,
+            "seed": seed,
+            "dtype": "float32",
+            "mkl_instructions": os.environ.get("MKL_ENABLE_INSTRUCTIONS", "all"),
         },
+        results=cells,
     )
+
+
+def section() -> str:
+    """Return what RESULTS.md says of the speed of the sketch."""
+    record, held = read("sketch_cpu.json"), read("sketch_mkl_avx2.json")
+    names = list(TIMED)
+    rows = []
+    for cell in record["results"]:
+        rates = cell["rows_a_second"]
+        shown = [
+            f"{rates[name]:,.{0 if rates[name] >= 10 else 1}f}" if name in rates else "-"
+            for name in names
+        ]
+        ratios = [
+            f"{rates['host'] / rates[name]:.{0 if name == 'svd' else 2}f}"
+            for name in ("gram", "scipy", "svd")
+        ]
+        rows.append([str(cell["sketch_size"]), f"{cell['dim']:,}", *shown, *ratios])
+    heads = ["l", "d", *names, "host / gram", "host / scipy", "host / svd"]
+    parts = [
+        TEXT.format(rounds=record["settings"]["rounds"], **record),
+        table(heads, rows),
+        HELD.format(rounds=held["settings"]["rounds"], **held),
+        table(["l", "d", "host", "gram", "host / gram"], map(_held, held["results"])),
+    ]
+    return "\n".join(parts)
+
+
+def _held(cell: Run) -> list[str]:
+    ours, theirs = (cell["rows_a_second"][name] for name in ("host", "gram"))
+    shape = [str(cell["sketch_size"]), f"{cell['dim']:,}"]
+    return [*shape, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
+
+
+def block() -> str:
+    """Return how many times as fast as others ours is, for the pages that ask for it."""
+    cells = read("sketch_cpu.json")["results"]
+    others = {
+        "gram": "the Gram form in plain torch",
+        "scipy": "the same in SciPy, half the matrix",
+        "svd": "`torch.linalg.svd` of a 2l buffer",
+        "public": "the public NumPy code",
+    }
+    rates = [cell["rows_a_second"] for cell in cells]
+    rows = []
+    for name, shown in others.items():
+        digits = 1 if name in ("gram", "scipy") else 0
+        ratios = [f"{of['host'] / of[name]:.{digits}f}" if name in of else "-" for of in rates]
+        rows.append([shown, *ratios])
+    shares = [cell["share_of_gemm"]["median"] for cell in read("rates_cpu.json")["results"]]
+    rows.append(["*share of faer's matrix product rate*", *(f"{share:.0%}" for share in shares)])
+    names = [f"{cell['sketch_size']}, {cell['dim']:,}" for cell in cells]
+    return table(["times as fast as, at l, d =", *names], rows)
 
 
 if __name__ == "__main__":
