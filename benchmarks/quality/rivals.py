@@ -1,4 +1,4 @@
-"""How each rule of `benchmarks/quality/quality.py` chooses and trains, its own costs charged to it.
+"""How each rule of `quality.py` chooses and trains, its own costs charged to it.
 
 A fixed rule chooses once, with a model warmed up for one epoch on all examples, and a fresh network
 is trained on its subset. A dynamic rule chooses anew every epoch, in one run of one network.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import variants
+import sage_torch._core as _core
 from benchmarks.quality.baselines import DYNAMIC, FIXED, Chosen, Task
 from benchmarks.quality.trials import (
     BATCH,
@@ -27,7 +27,6 @@ from benchmarks.quality.trials import (
     network,
 )
 from sage_torch import SageSampler, Selection, select_subset
-from sage_torch.options import budget
 
 # Rules of the product that choose once: options of `select_subset`.
 OURS: dict[str, dict[str, Any]] = {
@@ -36,9 +35,6 @@ OURS: dict[str, dict[str, Any]] = {
     "sage, trim 0.1": {"trim": 0.1},
     "sage, trim 0.3": {"trim": 0.3},
     "agreement": {"rule": "agreement"},
-    "facility location": {"rule": "facility_location"},
-    "stratified": {"rule": "stratified"},
-    "weighted": {"rule": "weighted"},
 }
 # Rules of the product that choose every epoch: options of `SageSampler`.
 ROTATIONS: dict[str, dict[str, Any]] = {
@@ -49,17 +45,7 @@ ROTATIONS: dict[str, dict[str, Any]] = {
 _NEEDS_EPOCHS = "forgetting"
 FULL = "all data"  # with equal steps: all data with a shorter schedule
 ALL_RULES = tuple(
-    rule
-    for rules in (
-        (FULL, *OURS),
-        FIXED,
-        ROTATIONS,
-        DYNAMIC,
-        variants.FIXED,
-        variants.DYNAMIC,
-    )
-    for rule in rules
-    if rule != _NEEDS_EPOCHS
+    rule for rule in (FULL, *OURS, *FIXED, *ROTATIONS, *DYNAMIC) if rule != _NEEDS_EPOCHS
 )
 
 
@@ -92,15 +78,13 @@ class Contest:
             steps: Of the run, from the number of examples an epoch sees and its first one sees.
         """
         count = len(self.problem)
-        k = budget(keep, count)
+        k = round(keep * count)
         if rule == FULL:
             return Outcome(self._fresh(steps(count, count), np.arange(count)), count)
         if rule in DYNAMIC:
             return self._dynamic(rule, k, steps(k, k))
         if rule in ROTATIONS:
             return self._rotate(rule, keep, k, steps(k, count))
-        if rule in variants.DYNAMIC:
-            return self._dynamic_variant(rule, k, steps(k, count))
         return self._fixed(rule, keep, k, steps(k, k))
 
     @cached_property
@@ -111,19 +95,8 @@ class Contest:
         training.epoch(np.arange(count))
         return training.model.eval(), training.seconds, training.was_right[None]
 
-    @cached_property
-    def _known(self) -> tuple[variants.Known, float]:
-        start = clock()
-        known = variants.look(self._warm[0], self.problem, self.seed)
-        return known, clock() - start
-
-    @property
-    def _known_seconds(self) -> float:
-        return self._known[1]
-
     def _fixed(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
         model, warm_up, correct = self._warm
-        before = self._known_seconds if rule in variants.FIXED else 0.0
         start = clock()
         details: dict[str, Any] = {}
         if rule in OURS:
@@ -132,14 +105,12 @@ class Contest:
                 model, self.problem.dataset, keep, seed=self.seed, progress=False, **options
             )
             chosen = Chosen(selection.indices)
-        elif rule in variants.FIXED:
-            chosen = Chosen(variants.FIXED[rule](self._known[0], self._quotas(k)))
         else:
             task = Task(
                 model, self.problem.images, self.problem.labels, self._quotas(k), self.seed, correct
             )
             chosen = FIXED[rule](task)
-        seconds = clock() - start + before
+        seconds = clock() - start
         if rule in OURS:
             details = self._of_noise(selection)
         needs_no_model = rule.startswith("random")
@@ -189,18 +160,6 @@ class Contest:
         # The warm-up is a part of the run: its steps count as all others do.
         return Outcome(trained, k, 0.0, chosen_for, details | {"warm_up_within": warm_up})
 
-    def _dynamic_variant(self, rule: str, k: int, steps: int) -> Outcome:
-        training = Training(self.problem, self._network(), steps, self.seed)
-        training.epoch(np.arange(len(self.problem)))
-        start = clock()
-        known = variants.look(training.model, self.problem, self.seed)
-        seconds = clock() - start
-        random, quotas = np.random.default_rng((self.seed, 3)), self._quotas(k)
-        while not training.is_over:
-            share = training.taken / steps
-            training.epoch(variants.DYNAMIC[rule](known, quotas, share, random))
-        return Outcome(training.finish(None), k, 0.0, seconds)
-
     def _fresh(self, steps: int, indices: Indices, weights: Any = None) -> Trained:
         training = Training(self.problem, self._network(), steps, self.seed)
         return training.finish(lambda _: (indices, weights))
@@ -209,13 +168,11 @@ class Contest:
         return network(self.condition, self.problem, self.seed)
 
     def _quotas(self, k: int) -> Indices:
-        import sage_torch._core as _core
-
         counts = np.bincount(self.problem.labels.cpu().numpy(), minlength=self.problem.classes)
         return _core.class_quotas(counts, k, self.quota_mode)
 
     def _of_noise(self, selection: Selection) -> dict[str, Any]:
-        """What the agreement says of wrong labels; scores are in the weighted basis."""
+        """What the agreement says of wrong labels."""
         is_wrong = self.problem.is_wrong
         found: dict[str, Any] = {
             "trimmed": selection.settings["trimmed"],
