@@ -19,9 +19,7 @@ Takes about 4 D bytes of memory an example (3 GB).
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,13 +35,13 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.quality.cifar10 import load_cifar10
 from benchmarks.quality.nearness import spearman, top_quarter_found
+from benchmarks.quality.short_rows import BATCH, EXACT, PLAIN, all_rows, contenders
 from benchmarks.record import RESULTS, environment, read, summary, table, write
-from sage_torch import CountSketch, gradients, select_subset
+from sage_torch import select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, DemoData, load
 from sage_torch.demo.training import fresh_model, test_accuracy
 
-BATCH, FLIPPED = 128, 0.2
-PLAIN, EXACT = "forward + backward", "exact"
+FLIPPED = 0.2
 # Warm-up: examples at most, epochs of SGD (batches of 64, rate 0.05, momentum 0.9).
 WARM_UP = {"fashion-mnist": (20_000, 1), "cifar-10": (20_000, 2), "digits": (1_437, 10)}
 TEXT = """\
@@ -63,7 +61,6 @@ OF_DATA = """\
 {data}: {network}, epochs of warm-up: {warm_up_epochs} on {warm_up_examples:,} examples (test
 accuracy {plain:.1f} %), {examples:,} of them scored.
 """
-Rows = Callable[[tuple[Tensor, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,65 +73,6 @@ class Plan:
     widths: list[int]
     lengths: list[int]
     sketch_size: int
-
-
-@dataclass(frozen=True)
-class Contender:
-    """How rows are made: of a batch, or of the exact rows of that batch."""
-
-    dim: int
-    of_batch: Rows | None = None
-    of_exact: Callable[[Tensor], Tensor] | None = None
-
-
-def contenders(network: nn.Module, plan: Plan, first: Any, seed: int) -> dict[str, Contender]:
-    """Return every way to rows by name, the exact one first; each has seen one batch."""
-    exact = gradients.FunctionalGradients(network)
-    last_layer = gradients.LastLayerGradients(network)
-    found = {EXACT: Contender(exact.dim, exact)}
-    exact(first)
-    for width in plan.widths:
-        computer = gradients.ProjectedGradients(network, width=width, seed=seed)
-        computer(first)
-        found[f"projected, width {width}"] = Contender(computer.dim, computer)
-    for length in plan.lengths:
-        sketch = CountSketch(exact.dim, length, seed)
-        found[f"count sketch to {length:,}"] = Contender(length, of_exact=sketch)
-    last_layer(first)
-    found["last layer"] = Contender(last_layer.dim, last_layer)
-    return found
-
-
-def all_rows(
-    network: nn.Module, data: TensorDataset, ways: dict[str, Contender]
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the rows (N, d) of each way, and its seconds an example; a batch at a time."""
-    images, labels = data.tensors
-    rows = {name: torch.empty(len(images), way.dim) for name, way in ways.items()}
-    seconds = dict.fromkeys([PLAIN, *ways], 0.0)
-    for start in range(0, len(images), BATCH):
-        part = slice(start, start + BATCH)
-        batch = images[part], labels[part]
-        begin = time.perf_counter()
-        network.zero_grad(set_to_none=True)
-        cross_entropy(network(batch[0]), batch[1]).backward()
-        seconds[PLAIN] += time.perf_counter() - begin
-        exact = torch.empty(0)
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            if way.of_batch is not None:
-                found = way.of_batch(batch)
-            else:
-                assert way.of_exact is not None
-                found = way.of_exact(exact)
-            seconds[name] += time.perf_counter() - begin
-            rows[name][part] = found
-            exact = found if name == EXACT else exact
-    network.zero_grad(set_to_none=True)
-    for name, way in ways.items():
-        if way.of_exact is not None:
-            seconds[name] += seconds[EXACT]
-    return rows, {name: value / len(images) for name, value in seconds.items()}
 
 
 def agreement(
@@ -208,7 +146,7 @@ def one_seed(
         network = warmed_up(data, labels, plan.warm_up_epochs, seed)
         chosen = TensorDataset(images[scored], labels[scored])
         first = tuple(tensor[:BATCH] for tensor in chosen.tensors)
-        ways = contenders(network, plan, first, seed)
+        ways = contenders(network, plan.widths, plan.lengths, first, seed)
         rows, seconds = all_rows(network, chosen, ways)
         metrics = found.setdefault(kind, {})
         wanted = torch.empty(0)
