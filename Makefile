@@ -37,23 +37,18 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'opacus>=1.5'
-	$(BIN)/python benchmarks/sketch.py
-	$(BIN)/python benchmarks/selection.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/indices.py
-	$(BIN)/python benchmarks/determinism.py # with SAGE_TORCH_DATA on Fashion-MNIST, too
-	$(BIN)/python benchmarks/gradients.py
-	$(BIN)/python benchmarks/subset.py
-	$(BIN)/python benchmarks/compression.py # with SAGE_TORCH_DATA on the papers' data
-	$(BIN)/python benchmarks/gate_power.py
-	$(BIN)/python benchmarks/drift.py # with SAGE_TORCH_DATA on Fashion-MNIST, too, as are
-	$(BIN)/python benchmarks/stream.py
-	$(BIN)/python benchmarks/shards.py --data fashion-mnist # which needs it
-	$(BIN)/python benchmarks/consensus.py # needs SAGE_TORCH_DATA, as do
-	$(BIN)/python benchmarks/modes.py
-	$(BIN)/python benchmarks/sketch_size.py
-	$(BIN)/python benchmarks/quality.py # hours; goes on where it stopped
-	$(BIN)/python benchmarks/results.py
+	for script in sketch rates selection memory indices gradients determinism; do \
+		$(BIN)/python -m benchmarks.speed.$$script || exit; done
+	for script in subset compression gate_power; do \
+		$(BIN)/python -m benchmarks.quality.$$script || exit; done
+	# These need SAGE_TORCH_DATA: the folder of the papers' data.
+	$(BIN)/python -m benchmarks.speed.modes
+	$(BIN)/python -m benchmarks.speed.stream
+	$(BIN)/python -m benchmarks.speed.shards --data fashion-mnist
+	$(BIN)/python -m benchmarks.choices.consensus
+	$(BIN)/python -m benchmarks.choices.sketch_size
+	$(BIN)/python -m benchmarks.quality.quality # hours; goes on where it stopped
+	$(BIN)/python -m benchmarks.results.page
 
 notebooks: $(VENV)/built ## Execute the notebooks in place
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb

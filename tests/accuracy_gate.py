@@ -1,7 +1,7 @@
 """What the accuracy gate trains, and on what: small enough to repeat with dozens of seeds.
 
-The gate is `quality/test_accuracy.py`; `benchmarks/gate_power.py` measures with other seeds what it
-expects (`Cell.gain`) and what it notices.
+The gate is `quality/test_accuracy.py`; `benchmarks/quality/gate_power.py` measures with other seeds
+what it expects (`Cell.gain`) and what it notices.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Cell:
     """One question of the gate.
 
     `gain`: the mean points over class-balanced random that the selection had with the seeds of
-    benchmarks/gate_power.py, less a tenth, rounded down. `seeds`: others than those. `options` of
-    `select_subset`.
+    benchmarks/quality/gate_power.py, less a tenth, rounded down. `seeds`: others than those.
+    `options` of `select_subset`.
     """
 
     keep: float

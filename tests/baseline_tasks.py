@@ -1,18 +1,14 @@
-"""Small tasks for the rival rules; importing this first makes `benchmarks/baselines` importable."""
+"""Small tasks for the rival rules."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-from baselines import Task
+from benchmarks.quality.baselines import Task
 
 COUNTS = np.array([300, 220, 180], np.int64)
 QUOTAS = np.array([90, 1, 44], np.int64)

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baseline_tasks import COUNTS, QUOTAS, identity_task, mixed_task
-from baselines import DYNAMIC, FIXED, RS2, InfoBatch, Task
-from baselines.scores import ccs, grand_scores
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from benchmarks.quality.baselines import DYNAMIC, FIXED, RS2, InfoBatch, Task
+from benchmarks.quality.baselines.scores import ccs, grand_scores
 
 
 @pytest.fixture

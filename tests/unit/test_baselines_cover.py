@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baseline_tasks import QUOTAS, identity_task, mixed_task
-from baselines import FIXED, Task, craig, gradmatch
-from baselines.cover import farthest_first, herded
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.spatial.distance import cdist
+
+from benchmarks.quality.baselines import FIXED, Task, craig, gradmatch
+from benchmarks.quality.baselines.cover import farthest_first, herded
 
 
 @pytest.fixture

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import typer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OURS = ("quality", "quality_tables", "rivals", "trials", "variants", "cifar10", "models", "record")
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """Import the scripts as they import each other; forget them afterwards."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield {name: importlib.import_module(name) for name in OURS}
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in [*OURS, *(name for name in sys.modules if name.startswith("baselines"))]:
-            sys.modules.pop(name, None)
+from benchmarks.quality import quality, rivals, tables, trials
+from benchmarks.quality.runs import difference
 
 
-def test_a_pool_is_a_function_of_the_seed(scripts: dict[str, ModuleType]) -> None:
-    trials = scripts["trials"]
+def test_a_pool_is_a_function_of_the_seed() -> None:
     condition = trials.Condition("digits", noise=0.2, pool=500)
     first, again, other = (trials.problem(condition, seed, None) for seed in (3, 3, 4))
     assert torch.equal(first.images, again.images)
@@ -42,16 +27,14 @@ def test_a_pool_is_a_function_of_the_seed(scripts: dict[str, ModuleType]) -> Non
     assert ((clean.labels != first.labels).numpy() == first.is_wrong).all()
 
 
-def test_pair_noise_goes_to_the_next_class(scripts: dict[str, ModuleType]) -> None:
-    trials = scripts["trials"]
+def test_pair_noise_goes_to_the_next_class() -> None:
     clean = trials.problem(trials.Condition("digits"), 0, None)
     noisy = trials.problem(trials.Condition("digits", noise=0.4, noise_kind="pair"), 0, None)
     moved = (noisy.labels - clean.labels)[torch.from_numpy(noisy.is_wrong)] % 10
     assert (moved == 1).all()
 
 
-def test_no_pool_holds_an_image_of_the_validation_split(scripts: dict[str, ModuleType]) -> None:
-    trials = scripts["trials"]
+def test_no_pool_holds_an_image_of_the_validation_split() -> None:
     validation = trials.problem(trials.Condition("digits", split="validation"), 0, None)
     held_out = {row.numpy().tobytes() for row in validation.evaluation.tensors[0]}
     assert len(held_out) > 200
@@ -60,16 +43,14 @@ def test_no_pool_holds_an_image_of_the_validation_split(scripts: dict[str, Modul
         assert not held_out & {row.contiguous().numpy().tobytes() for row in pool}
 
 
-def test_a_long_tail_has_the_ratio_asked_for(scripts: dict[str, ModuleType]) -> None:
-    trials = scripts["trials"]
+def test_a_long_tail_has_the_ratio_asked_for() -> None:
     tail = trials.problem(trials.Condition("digits", imbalance=20), 1, None)
     sizes = np.bincount(tail.labels.numpy(), minlength=10)
     assert (np.diff(sizes) <= 0).all()
     assert sizes[0] / sizes[-1] == pytest.approx(20, rel=0.1)
 
 
-def test_training_takes_exactly_the_steps(scripts: dict[str, ModuleType]) -> None:
-    trials = scripts["trials"]
+def test_training_takes_exactly_the_steps() -> None:
     condition = trials.Condition("digits", pool=300)
     problem = trials.problem(condition, 0, None)
     runs = []
@@ -83,8 +64,7 @@ def test_training_takes_exactly_the_steps(scripts: dict[str, ModuleType]) -> Non
     assert runs[0].accuracy == runs[1].accuracy > 30
 
 
-def test_weights_of_one_change_nothing(scripts: dict[str, ModuleType]) -> None:
-    trials = scripts["trials"]
+def test_weights_of_one_change_nothing() -> None:
     condition = trials.Condition("digits", pool=200)
     problem = trials.problem(condition, 0, None)
     found = []
@@ -100,8 +80,7 @@ def test_weights_of_one_change_nothing(scripts: dict[str, ModuleType]) -> None:
     "rule",
     ["random", "sage", "agreement", "el2n", "craig", "rotate", "rs2", "infobatch", "all data"],
 )
-def test_every_kind_of_rule_runs(scripts: dict[str, ModuleType], rule: str) -> None:
-    trials, rivals = scripts["trials"], scripts["rivals"]
+def test_every_kind_of_rule_runs(rule: str) -> None:
     condition = trials.Condition("digits", noise=0.1, pool=300)
     contest = rivals.Contest(condition, trials.problem(condition, 0, None), 0)
     outcome = contest.run(rule, 0.25, lambda *_: 12)
@@ -112,29 +91,24 @@ def test_every_kind_of_rule_runs(scripts: dict[str, ModuleType], rule: str) -> N
 
 
 def test_a_run_that_is_there_is_not_run_again(
-    scripts: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quality = scripts["quality"]
     out = tmp_path / "runs.jsonl"
     cell = quality.Cell(quality.Condition("digits", pool=300), "random", 0.5)
     line = cell.fields(0) | {"accuracy": 50.0}
     out.write_text(json.dumps(line) + "\n" + '{"data": "digits", "noi')  # the second was cut off
     assert quality._done(out) == {cell.key(0)}
     asked = {"data": "digits", "rules": "random", "keep": "0.5", "noise": "0", "pool": 300}
-    quality.main(**_defaults(quality) | asked | {"seeds": 1, "out": out})
+    quality.main(**_defaults() | asked | {"seeds": 1, "out": out})
     assert "0 runs to do, 1 there" in capsys.readouterr().out
 
 
-def test_an_unknown_rule_is_refused(scripts: dict[str, ModuleType]) -> None:
-    import typer
-
+def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(typer.BadParameter, match=r"expected a rule of .*, got .sagee."):
-        list(scripts["quality"]._rows(["sagee"], [0.5]))
+        list(quality._rows(["sagee"], [0.5]))
 
 
-def test_differences_are_paired_by_seed(scripts: dict[str, ModuleType]) -> None:
-    difference = scripts["quality_tables"].difference
-
+def test_differences_are_paired_by_seed() -> None:
     def runs(*accuracies: float, data: str = "a") -> list[dict[str, object]]:
         return [{"data": data, "seed": i, "accuracy": one} for i, one in enumerate(accuracies)]
 
@@ -152,18 +126,16 @@ def test_differences_are_paired_by_seed(scripts: dict[str, ModuleType]) -> None:
         difference(runs(1, 2) + runs(3), runs(1, 2))
 
 
-def test_tables_hold_every_rule_and_mark_what_is_sure(scripts: dict[str, ModuleType]) -> None:
-    tables = scripts["quality_tables"]
-
+def test_tables_hold_every_rule_and_mark_what_is_sure() -> None:
     def run(rule: str, seed: int, accuracy: float, keep: float = 0.25) -> dict[str, object]:
-        cell = scripts["quality"].Cell(scripts["trials"].Condition("digits"), rule, keep)
+        cell = quality.Cell(trials.Condition("digits"), rule, keep)
         seconds = {"warm_up": 1.0, "selection": 2.0, "training": 3.0}
         return cell.fields(seed) | {"accuracy": accuracy, "k": 9, "seconds": seconds}
 
     runs = [run("random", seed, 50.0 + seed) for seed in range(4)]
     runs += [run("sage", seed, 52.0 + seed + 0.1 * (seed % 2)) for seed in range(4)]
     runs += [run("a rule without a name", seed, 49.0 + seed) for seed in range(4)]
-    lines = tables._table(runs, "fixed subset", "random", "accuracy")
+    lines = tables.of_rules(runs, "fixed subset", "random", "accuracy").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| class-balanced random",
         "| **SAGE (default)**",
@@ -174,9 +146,7 @@ def test_tables_hold_every_rule_and_mark_what_is_sure(scripts: dict[str, ModuleT
     assert lines[3].endswith("| 4 | 1.0 + 2.0 |")
 
 
-def _defaults(quality: ModuleType) -> dict[str, object]:
-    import inspect
-
+def _defaults() -> dict[str, object]:
     return {
         name: parameter.default
         for name, parameter in inspect.signature(quality.main).parameters.items()

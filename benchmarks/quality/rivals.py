@@ -1,0 +1,190 @@
+"""How each rule of `quality.py` chooses and trains, its own costs charged to it.
+
+A fixed rule chooses once, with a model warmed up for one epoch on all examples, and a fresh network
+is trained on its subset. A dynamic rule chooses anew every epoch, in one run of one network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+import sage_torch._core as _core
+from benchmarks.quality.baselines import DYNAMIC, FIXED, Chosen, Task
+from benchmarks.quality.trials import (
+    BATCH,
+    Condition,
+    Indices,
+    Problem,
+    Trained,
+    Training,
+    clock,
+    network,
+)
+from sage_torch import SageSampler, Selection, select_subset
+
+# Rules of the product that choose once: options of `select_subset`.
+OURS: dict[str, dict[str, Any]] = {
+    "sage": {},
+    "sage, nothing trimmed": {"trim": None},
+    "sage, trim 0.1": {"trim": 0.1},
+    "sage, trim 0.3": {"trim": 0.3},
+    "agreement": {"rule": "agreement"},
+}
+# Rules of the product that choose every epoch: options of `SageSampler`.
+ROTATIONS: dict[str, dict[str, Any]] = {
+    "rotate": {},
+    "rotate, refreshed": {"refresh_every": 4},
+}
+# One epoch of warm-up shows no example twice: there is nothing to forget.
+_NEEDS_EPOCHS = "forgetting"
+FULL = "all data"  # with equal steps: all data with a shorter schedule
+ALL_RULES = tuple(
+    rule for rule in (FULL, *OURS, *FIXED, *ROTATIONS, *DYNAMIC) if rule != _NEEDS_EPOCHS
+)
+
+
+@dataclass
+class Outcome:
+    """A trained network, and the seconds of one CPU thread (of the clock with a GPU) it took."""
+
+    trained: Trained
+    k: int
+    warm_up: float = 0.0
+    selection: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Contest:
+    """One pool and seed: every rule meets the same examples, initialisation and warm-up."""
+
+    condition: Condition
+    problem: Problem
+    seed: int
+    quota_mode: str = "proportional"
+
+    def run(self, rule: str, keep: float, steps: Callable[[int, int], int]) -> Outcome:
+        """Choose `keep` of the examples by a rule, train, evaluate.
+
+        Args:
+            rule: One of `ALL_RULES`.
+            keep: Share of the examples an epoch sees.
+            steps: Of the run, from the number of examples an epoch sees and its first one sees.
+        """
+        count = len(self.problem)
+        k = round(keep * count)
+        if rule == FULL:
+            return Outcome(self._fresh(steps(count, count), np.arange(count)), count)
+        if rule in DYNAMIC:
+            return self._dynamic(rule, k, steps(k, k))
+        if rule in ROTATIONS:
+            return self._rotate(rule, keep, k, steps(k, count))
+        return self._fixed(rule, keep, k, steps(k, k))
+
+    @cached_property
+    def _warm(self) -> tuple[torch.nn.Module, float, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """A model after an epoch on all examples, what that cost, what it got right on the way."""
+        count = len(self.problem)
+        training = Training(self.problem, self._network(), max(1, count // BATCH), self.seed)
+        training.epoch(np.arange(count))
+        return training.model.eval(), training.seconds, training.was_right[None]
+
+    def _fixed(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
+        model, warm_up, correct = self._warm
+        start = clock()
+        details: dict[str, Any] = {}
+        if rule in OURS:
+            options = OURS[rule] | {"quotas": self.quota_mode}
+            selection = select_subset(
+                model, self.problem.dataset, keep, seed=self.seed, progress=False, **options
+            )
+            chosen = Chosen(selection.indices)
+        else:
+            task = Task(
+                model, self.problem.images, self.problem.labels, self._quotas(k), self.seed, correct
+            )
+            chosen = FIXED[rule](task)
+        seconds = clock() - start
+        if rule in OURS:
+            details = self._of_noise(selection)
+        needs_no_model = rule.startswith("random")
+        details["wrong_kept"] = float(self.problem.is_wrong[chosen.indices].mean())
+        trained = self._fresh(steps, chosen.indices, chosen.weights)
+        return Outcome(trained, k, 0.0 if needs_no_model else warm_up, seconds, details)
+
+    def _dynamic(self, rule: str, k: int, steps: int) -> Outcome:
+        labels = self.problem.labels.cpu().numpy()
+        dynamic = DYNAMIC[rule](labels, self._quotas(k), seed=self.seed)
+        training = Training(self.problem, self._network(), steps, self.seed)
+        chosen_for = 0.0
+        while not training.is_over:
+            start = clock()
+            share = training.taken / steps  # epochs differ in length: progress counts in steps
+            chosen = dynamic.epoch(training.epochs, _epochs(training.epochs, share))
+            chosen_for += clock() - start
+            losses = training.epoch(chosen.indices, chosen.weights).numpy()
+            seen = np.flatnonzero(~np.isnan(losses))
+            dynamic.saw(seen, losses[seen])
+        return Outcome(training.finish(None), k, 0.0, chosen_for)
+
+    def _rotate(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
+        training = Training(self.problem, self._network(), steps, self.seed)
+        sampler = SageSampler(
+            training.model,
+            self.problem.dataset,
+            keep=keep,
+            draw="rotate",
+            quotas=self.quota_mode,
+            warmup_epochs=1,
+            seed=self.seed,
+            progress=False,
+            **ROTATIONS[rule],
+        )
+        chosen_for, warm_up = 0.0, 0.0
+        while not training.is_over:
+            start = clock()
+            indices = np.fromiter(sampler, np.int64)
+            chosen_for += clock() - start
+            training.epoch(indices)
+            warm_up = warm_up or training.seconds
+        if sampler.selection is None:
+            raise ValueError(f"expected a selection within {steps} steps, but the warm-up took all")
+        details = self._of_noise(sampler.selection)
+        trained = training.finish(None)
+        # The warm-up is a part of the run: its steps count as all others do.
+        return Outcome(trained, k, 0.0, chosen_for, details | {"warm_up_within": warm_up})
+
+    def _fresh(self, steps: int, indices: Indices, weights: Any = None) -> Trained:
+        training = Training(self.problem, self._network(), steps, self.seed)
+        return training.finish(lambda _: (indices, weights))
+
+    def _network(self) -> torch.nn.Module:
+        return network(self.condition, self.problem, self.seed)
+
+    def _quotas(self, k: int) -> Indices:
+        counts = np.bincount(self.problem.labels.cpu().numpy(), minlength=self.problem.classes)
+        return _core.class_quotas(counts, k, self.quota_mode)
+
+    def _of_noise(self, selection: Selection) -> dict[str, Any]:
+        """What the agreement says of wrong labels."""
+        is_wrong = self.problem.is_wrong
+        found: dict[str, Any] = {
+            "trimmed": selection.settings["trimmed"],
+            "seconds": selection.seconds,
+        }
+        if is_wrong.any():
+            from sklearn.metrics import roc_auc_score
+
+            found["auroc"] = float(roc_auc_score(is_wrong, -selection.scores))
+        return found
+
+
+def _epochs(epoch: int, share: float) -> int:
+    """Return how many epochs there will be, as far as can be told after this share of the steps."""
+    return max(epoch + 1, round(epoch / share)) if share > 0 else 2**31

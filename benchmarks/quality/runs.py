@@ -1,0 +1,142 @@
+"""The runs that `quality.py` wrote: what they are called, and how they are paired."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from statistics import mean
+from typing import Any
+
+from benchmarks.record import RESULTS, Run, half_width_95
+
+BASELINE, FULL, OURS = "random", "all data", "sage"
+# Names of the files -> names of the tables, in the order of the tables.
+SHOWN = {
+    BASELINE: "class-balanced random",
+    "random, global": "random",
+    OURS: "**SAGE (default)**",
+    "sage, nothing trimmed": "SAGE, nothing trimmed",
+    "sage, trim 0.1": "SAGE, `trim=0.1`",
+    "sage, trim 0.3": "SAGE, `trim=0.3`",
+    "agreement": "SAGE, the paper's top-k",
+    "ccs on el2n": "CCS on EL2N",
+    "el2n": "EL2N",
+    "grand": "GraNd",
+    "margin": "smallest margin",
+    "feature herding": "herding of features",
+    "craig": "CRAIG",
+    "gradmatch": "GradMatch",
+    "k_center": "k-center",
+    "rotate": '**SAGE, `draw="rotate"`**',
+    "rotate, refreshed": "SAGE, rotate, refreshed every 4 epochs",
+    "rs2": "RS2",
+    "infobatch": "InfoBatch",
+    FULL: "all data, shorter schedule",
+}
+DYNAMIC = (FULL, "rotate", "rotate, refreshed", "rs2", "infobatch")
+WHOLE = (FULL, "infobatch")  # these have no budget: one run for all
+_DATA = {"fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10"}
+CONDITION = (
+    *("data", "noise", "noise_kind", "imbalance", "split", "pool", "network"),
+    *("protocol", "quotas"),
+)
+
+
+def load(file: str = "quality.jsonl", split: str = "test") -> list[Run]:
+    """Return the runs of a file on one split; a line that was cut off does not count."""
+    found = []
+    for line in (RESULTS / file).read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [run for run in found if run["split"] == split]
+
+
+def rules_of(runs: Iterable[Run]) -> list[str]:
+    """Return the rules of some runs: those with a name in its order, then the others."""
+    there = {run["rule"] for run in runs}
+    return [*(rule for rule in SHOWN if rule in there), *sorted(there - set(SHOWN))]
+
+
+def at(runs: list[Run], rule: str, keep: float) -> list[Run]:
+    """Return the runs of a rule at a share kept; rules that see all data have one for all."""
+    wanted = 1.0 if rule in WHOLE else keep
+    return [run for run in runs if run["rule"] == rule and run["keep"] == wanted]
+
+
+def difference(
+    ours: Iterable[Run], theirs: Iterable[Run], what: str = "accuracy", data_sets: int = 1
+) -> tuple[float, float, float, int] | None:
+    """Return mean, 95 % interval and number of seeds of differences paired by seed.
+
+    Of several data sets the mean is taken seed by seed; seeds that lack one do not count. None for
+    fewer than two seeds.
+
+    Raises:
+        ValueError: A data set and seed come twice: runs of several conditions were mixed.
+    """
+    of_theirs = _by_pair(theirs, what)
+    by_seed: dict[int, list[float]] = {}
+    for (data, seed), value in _by_pair(ours, what).items():
+        if (data, seed) in of_theirs:
+            by_seed.setdefault(seed, []).append(value - of_theirs[data, seed])
+    values = [mean(each) for each in by_seed.values() if len(each) == data_sets]
+    if len(values) < 2:
+        return None
+    half = half_width_95(values)
+    return mean(values), mean(values) - half, mean(values) + half, len(values)
+
+
+def _by_pair(runs: Iterable[Run], what: str) -> dict[tuple[str, int], float]:
+    found: dict[tuple[str, int], float] = {}
+    for run in runs:
+        pair = (run["data"], run["seed"])
+        if pair in found:
+            raise ValueError(f"expected one run of each data set and seed, got two of {pair}")
+        found[pair] = run[what]
+    return found
+
+
+def marked(found: tuple[float, float, float, int] | None, text: str) -> str:
+    """Return the text bold where the interval lies above zero, italic where below."""
+    if found is None:
+        return text
+    return f"**{text}**" if found[1] > 0 else f"*{text}*" if found[2] < 0 else text
+
+
+def title(condition: dict[str, Any]) -> str:
+    """Return a heading."""
+    parts = [_DATA.get(condition["data"], condition["data"])]
+    if condition["noise"]:
+        kind = "to the next class" if condition["noise_kind"] == "pair" else "to any class"
+        parts.append(f"{condition['noise']:.0%} of labels flipped {kind}")
+    if condition["imbalance"] > 1:
+        parts.append(f"long tail {condition['imbalance']}, {condition['quotas']} quotas")
+    if len(parts) == 1:
+        parts.append("clean")
+    parts.append(f"equal {condition['protocol']}")
+    if condition["network"] != "small":
+        parts.append(condition["network"])
+    return ", ".join(parts)
+
+
+def groups(runs: list[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
+    """Return the runs of each condition: balanced data first, then by noise and data set."""
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(tuple(run[key] for key in CONDITION), []).append(run)
+    return [
+        (dict(zip(CONDITION, values, strict=True)), found[values])
+        for values in sorted(found, key=lambda values: (values[3], values[7], values[1], values[0]))
+    ]
+
+
+def is_curve(runs: list[Run]) -> bool:
+    """Whether there are budgets enough for a picture."""
+    return len({run["keep"] for run in runs if run["rule"] == BASELINE}) > 2
+
+
+def picture(condition: dict[str, Any]) -> str:
+    """Return the name of a condition's picture."""
+    return f"quality_{'_'.join(str(condition[key]) for key in CONDITION)}.png"

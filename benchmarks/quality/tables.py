@@ -1,0 +1,141 @@
+"""What RESULTS.md and the README say of `benchmarks/results/quality.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import mean, stdev
+
+from benchmarks.quality.runs import (
+    BASELINE,
+    DYNAMIC,
+    FULL,
+    OURS,
+    SHOWN,
+    WHOLE,
+    at,
+    difference,
+    groups,
+    is_curve,
+    load,
+    marked,
+    picture,
+    rules_of,
+    title,
+)
+from benchmarks.record import Run, of, table
+
+HEAD = """\
+## Quality: rules at the same budget
+
+`python -m benchmarks.quality.quality --data-root DIR` makes the runs
+([quality.jsonl](results/quality.jsonl)). Each seed (up to {seeds}) draws a pool of 20,000 training
+images, the wrong labels and the initial weights. The network is a small CNN (106,000 parameters on
+Fashion-MNIST). Every row trains it for 800 steps of 64 examples.
+
+- A *fixed* subset is chosen after one epoch of warm-up. Then a fresh network is trained on it.
+- A rule that chooses *every epoch anew* does so within one run. The first epoch is its warm-up.
+- CCS drops its hardest tenth everywhere. Its paper tunes that share.
+
+### Means over both data sets
+
+A cell is the test accuracy in %. **Bold** says that it lies above that of a class-balanced random
+subset of the same size: the 95 % interval of the difference, paired by seed, lies above zero.
+*Italic* says that it lies below. *Price* is the time for warm-up and selection, in epochs of
+training on the pool; a rule that chooses every epoch anew warms up within its run.
+"""
+EACH = """\
+### Each data set by itself
+
+A cell is the test accuracy in %, mean ± standard deviation. Below it stands the difference to the
+baseline of the table, paired by seed, with its 95 % interval. The baseline of fixed subsets is a
+class-balanced random subset of the same size. The baseline of the other rules is all data for the
+same number of steps, which is a shorter schedule. **Bold** and *italic* are as above. Seconds are
+those of one CPU thread on a busy machine: warm-up + selection, at the largest budget.
+"""
+README_RULES = (BASELINE, OURS, "ccs on el2n", FULL)
+_BOTH = ("fashion-mnist", "cifar-10")
+
+
+def section() -> str:
+    """Return the means over both data sets, then two tables a condition."""
+    runs = load()
+    lines = [HEAD.format(seeds=len({run["seed"] for run in runs}))]
+    for noise, labels in ((0.0, "right labels"), (0.2, "20 % of the labels flipped to any class")):
+        lines += [f"With {labels}:\n", means(noise)]
+    lines.append(EACH)
+    for condition, of_condition in groups(runs):
+        what = "balanced_accuracy" if condition["imbalance"] > 1 else "accuracy"
+        lines += [f"#### {title(condition)}\n"]
+        if what != "accuracy":
+            lines += ["Balanced accuracy.\n"]
+        fixed = [run for run in of_condition if run["rule"] not in DYNAMIC]
+        dynamic = [run for run in of_condition if run["rule"] in DYNAMIC]
+        if fixed:
+            lines.append(of_rules(fixed, "fixed subset", BASELINE, what))
+        if len({run["rule"] for run in dynamic}) > 1:
+            lines.append(of_rules(dynamic, "every epoch anew", FULL, what))
+        if is_curve(of_condition):
+            lines.append(f"![Accuracy against seconds](results/{picture(condition)})\n")
+    return "\n".join(lines)
+
+
+def means(noise: float, rules: Iterable[str] | None = None) -> str:
+    """Return accuracies, means over both data sets, and the price of a selection."""
+    plain = {"imbalance": 1, "noise_kind": "symmetric", "protocol": "steps", "network": "small"}
+    usual = {"pool": 20_000, "quotas": "proportional"}
+    runs = [run for run in of(load(), noise=noise, **plain, **usual) if run["data"] in _BOTH]
+    keeps = sorted({run["keep"] for run in runs if run["rule"] == BASELINE})
+    rows = []
+    for rule in rules or rules_of(runs):
+        cells = []
+        for keep in keeps:
+            here = at(runs, rule, keep)
+            accuracy = mean(mean(run["accuracy"] for run in of(here, data=one)) for one in _BOTH)
+            baseline = [] if rule == BASELINE else at(runs, BASELINE, keep)
+            cells.append(marked(difference(here, baseline, data_sets=2), f"{accuracy:.1f}"))
+        rows.append([SHOWN.get(rule, rule), *cells, f"{price(runs, rule):.1f}"])
+    return table(["kept", *(f"{keep:.0%}" for keep in keeps), "price, epochs"], rows)
+
+
+def price(runs: list[Run], rule: str) -> float:
+    """Return the seconds of warm-up and selection over those of an epoch on the pool."""
+    ratios = []
+    for data in _BOTH:
+        usual = mean(run["seconds"]["warm_up"] for run in of(runs, data=data, rule=OURS))
+        seconds = [run["seconds"] for run in of(runs, data=data, rule=rule)]
+        warm_up, selection = (mean(one[key] for one in seconds) for key in ("warm_up", "selection"))
+        # The machine was busy: the rule's own epoch, where it had one, is the fairest unit.
+        ratios.append((warm_up + selection) / (warm_up or usual))
+    return mean(ratios)
+
+
+def of_rules(runs: list[Run], name: str, baseline: str, what: str) -> str:
+    """Return a table of one condition: a row a rule, a column a share kept."""
+    keeps = sorted({run["keep"] for run in runs if run["rule"] not in WHOLE})
+    rows = []
+    for rule in rules_of(runs):
+        of_rule = of(runs, rule=rule)
+        cells = [
+            _cell(at(runs, rule, keep), [] if rule == baseline else at(runs, baseline, keep), what)
+            for keep in keeps
+        ]
+        most = max(run["keep"] for run in of_rule)
+        cost = [run["seconds"] for run in of_rule if run["keep"] == most]
+        warm_up, selection = (mean(one[key] for one in cost) for key in ("warm_up", "selection"))
+        seconds = "–" if rule == FULL else f"{warm_up:.1f} + {selection:.1f}"
+        seeds = len({run["seed"] for run in of_rule})
+        rows.append([SHOWN.get(rule, rule), *cells, str(seeds), seconds])
+    return table([name, *(f"{keep:.0%}" for keep in keeps), "seeds", "seconds"], rows)
+
+
+def _cell(runs: list[Run], baseline: list[Run], what: str) -> str:
+    if not runs:
+        return "–"
+    values = [run[what] for run in runs]
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    text = f"{mean(values):.2f}{spread}"
+    found = difference(runs, baseline, what)
+    if found is None:
+        return text
+    shown = marked(found, f"{found[0]:+.2f}")
+    return f"{text}<br>{shown} ({found[1]:+.2f} to {found[2]:+.2f})"
