@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find src build.rs Cargo.toml Cargo.lock pyproject.toml build_support -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench notebooks clean
+.PHONY: help demo test check docs bench notebooks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 	$(BIN)/stubtest sage_torch._core
 	$(BIN)/python -m pytest --doctest-modules sage_torch -q
 
+docs: $(VENV)/built ## Build the documentation into site/; any warning is an error
+	$(BIN)/zensical build --clean --strict
+
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'opacus>=1.5'
 	for script in sketch rates selection memory indices gradients determinism; do \
@@ -54,4 +57,4 @@ notebooks: $(VENV)/built ## Execute the notebooks in place
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean: ## Remove what was built
-	rm -rf $(VENV) target dist sage_torch/*.so
+	rm -rf $(VENV) .cache site target dist sage_torch/*.so
