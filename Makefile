@@ -32,6 +32,7 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/stubtest sage_torch._core
 	$(BIN)/python -m pytest --doctest-modules sage_torch -q
 

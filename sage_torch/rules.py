@@ -234,7 +234,8 @@ class HerdingInBlocks:
         kept_ids, classes = self._class_ids[indices], len(self._quotas)
         stood_for = np.bincount(kept_ids, weights=weights, minlength=classes)
         share = 1 + np.divide(alone, stood_for, out=np.zeros(classes), where=stood_for > 0)
-        return (weights * share[kept_ids]).astype(np.float32)
+        all_weights: NDArray[np.float32] = (weights * share[kept_ids]).astype(np.float32)
+        return all_weights
 
     def _joined(self, orders: list[_Order]) -> Draws:
         blocks: list[tuple[int, NDArray[np.int64]]] = []

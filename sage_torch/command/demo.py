@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class DataName(str, Enum):
-    """The data sets that `--data` names."""
+    """The values of `--data`."""
 
     digits = "digits"
     fashion_mnist = "fashion-mnist"
 
 
-# (seeds, steps, batch size): half a minute, and a quarter of an hour on two cores.
+# (seeds, steps, batch size): half a minute for digits, a quarter of an hour else, on two cores.
 _DEFAULTS = {DataName.digits: (10, 400, 16), DataName.fashion_mnist: (3, 1_500, 64)}
 
 
 def demo(
-    data: Annotated[DataName, typer.Option(help="Which data.")] = DataName.digits,
+    data: Annotated[DataName, typer.Option(help="The data set.")] = DataName.digits,
     data_root: Annotated[
         Path | None,
-        typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder that holds the folder fashion-mnist."),
+        typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with the folder fashion-mnist."),
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of the training examples to keep.")] = 0.25,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="How many. [default: 10; fashion-mnist 3]")
+        int | None, typer.Option(min=1, help="Number of seeds. [default: 10; fashion-mnist 3]")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps of every run. [default: 400; fashion-mnist 1500]"),
+        typer.Option(min=1, help="Training steps per run. [default: 400; fashion-mnist 1500]"),
     ] = None,
     examples: Annotated[
         int | None,
@@ -73,7 +73,7 @@ def demo(
         batch_size=batch_size,
     )
     if threads is not None or data is DataName.digits:
-        # Digits take a tenth of a millisecond a layer: threads would mostly wait for each other.
+        # A layer takes a tenth of a millisecond on digits; threads would mostly wait.
         torch.set_num_threads(threads or 1)
     with one_line():
         loaded = load(data.value, data_root)
@@ -86,14 +86,14 @@ def demo(
     _draw(comparison, loaded, picture)
     console = Console(highlight=False)
     console.print(table(comparison, loaded))
-    # Paths and sentences are printed plainly: a console would break them at its width.
+    # Paths and sentences are printed plainly, because a console would break their lines.
     typer.echo(f"\n{verdict(comparison)}\n\npicture  {picture}\nnumbers  {numbers}")
 
 
 def _draw(comparison: Comparison, data: DemoData, path: Path) -> None:
     import matplotlib
 
-    matplotlib.use("Agg")  # writes files, needs no screen
+    matplotlib.use("Agg")  # needs no screen
     from matplotlib import pyplot
 
     from sage_torch.plots import overview

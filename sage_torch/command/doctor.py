@@ -1,4 +1,4 @@
-"""`python -m sage_torch doctor`: what is installed, and whether it computes what it should."""
+"""`python -m sage_torch doctor`: shows the installation and tests that it computes correctly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import sage_torch
-from sage_torch import FrequentDirections, select_subset
+import sage_torch._core as _core
+from sage_torch._core import FrequentDirections
+from sage_torch.select import select_subset
+from sage_torch.version import __version__
 
 _OPTIONAL = (
     *("accelerate", "jinja2", "lightning", "matplotlib", "psutil", "pyyaml", "safetensors"),
@@ -34,13 +36,13 @@ _ROUNDING = 1e-5  # of a squared length, in float32
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was found.
+    """One line of the report.
 
     Attributes:
-        part: What it is about: "versions", "machine", "build", "optional" or "self-test".
-        name: What was looked at.
-        found: In words.
-        state: "ok", "failed", or "told": nothing to be right or wrong about.
+        part: Its section: "versions", "machine", "build", "optional" or "self-test".
+        name: The subject.
+        found: The finding in words.
+        state: "ok" or "failed" for tests, "told" for information.
     """
 
     part: str
@@ -52,7 +54,7 @@ class Finding:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is installed and test that it computes what it should; exit code 1 if not."""
+    """Show the installation and test that it computes correctly; exit code 1 if it does not."""
     findings = [*installed(), *self_tests()]
     is_well = all(finding.state != "failed" for finding in findings)
     if as_json:
@@ -67,9 +69,11 @@ def doctor(
 
 
 def installed() -> list[Finding]:
-    """Return what is installed and on what it runs."""
+    """Return the installed versions and the machine."""
+    from sage_torch import _BUILT_FOR  # in __init__, because it is needed before `_core` loads
+
     versions = {
-        "sage_torch": sage_torch.__version__,
+        "sage_torch": __version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -81,19 +85,19 @@ def installed() -> list[Finding]:
         "threads of torch": str(torch.get_num_threads()),
         "accelerator": _accelerator(),
     }
-    built_for = ".".join(map(str, sage_torch._BUILT_FOR))
+    built_for = ".".join(map(str, _BUILT_FOR))
     fits = str(torch.__version__).startswith(f"{built_for}.")
     return [
         *(Finding("versions", name, found) for name, found in versions.items()),
         *(Finding("machine", name, found) for name, found in machine.items()),
         Finding("build", "for torch", built_for, "ok" if fits else "failed"),
-        Finding("build", "compiled part", str(sage_torch._core.__file__)),
+        Finding("build", "compiled part", str(_core.__file__)),
         *(Finding("optional", name, _version(name)) for name in _OPTIONAL),
     ]
 
 
 def self_tests() -> list[Finding]:
-    """Run what must hold on any machine, in about a second, and return how it went."""
+    """Run tests that must pass on any machine, in about a second, and return the findings."""
     tests: dict[str, Callable[[], str]] = {
         "sketch": lambda: sketch_agrees(torch.device("cpu")),
         "selection": selects,
@@ -108,16 +112,16 @@ def sketch_agrees(device: torch.device) -> str:
     """Compare a sketch with NumPy: exact at low rank, within its own bound at full rank.
 
     Raises:
-        ArithmeticError: It is not.
+        ArithmeticError: The sketch differs by more.
     """
     draws = np.random.default_rng(0)
     low = draws.normal(size=(_ROWS, _SIZE // 2)) @ draws.normal(size=(_SIZE // 2, _DIM))
     sketch = _sketch(low, device)
     exact = np.linalg.svd(low, compute_uv=False)[:_SIZE]
-    # Squares: those of directions that are not there are rounding of the Gram matrix.
+    # Squares, because singular values that should be 0 are the root of rounding in a Gram matrix.
     error = float(np.abs(sketch.singular_values() ** 2 - exact**2).max() / exact[0] ** 2)
     _require(error < _ROUNDING, f"squared singular values differ from NumPy's by {error:.1e}")
-    rows = draws.normal(size=(_ROWS, _DIM)) * 0.8 ** np.arange(_DIM)  # all kinds of lengths
+    rows = draws.normal(size=(_ROWS, _DIM)) * 0.8 ** np.arange(_DIM)  # full rank, decaying
     sketch = _sketch(rows, device)
     matrix = sketch.matrix().double().cpu().numpy()
     lost = np.linalg.eigvalsh(rows.T @ rows - matrix.T @ matrix)
@@ -130,10 +134,10 @@ def sketch_agrees(device: torch.device) -> str:
 
 
 def selects() -> str:
-    """Select of three blobs, twice: the right number, the same both times, nothing touched.
+    """Select from three classes twice, and compare counts, both subsets and the random state.
 
     Raises:
-        ArithmeticError: It is not so.
+        ArithmeticError: One of them is not as expected.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
@@ -153,10 +157,10 @@ def selects() -> str:
 
 
 def threads_are_left_alone() -> str:
-    """See that a sketch leaves torch's number of threads, and the numbers, as they were.
+    """Check that a sketch keeps torch's number of threads, and does not depend on it.
 
     Raises:
-        ArithmeticError: It does not.
+        ArithmeticError: The number of threads or the sketch changes.
     """
     threads = torch.get_num_threads()
     rows = np.random.default_rng(0).normal(size=(_ROWS, _DIM))
@@ -176,7 +180,7 @@ def threads_are_left_alone() -> str:
 def _run(name: str, test: Callable[[], str]) -> Finding:
     try:
         return Finding("self-test", name, test(), "ok")
-    except Exception as error:  # whatever it is, it is what the doctor is asked for
+    except Exception as error:  # any error is a finding
         return Finding("self-test", name, f"{type(error).__name__}: {error}", "failed")
 
 

@@ -1,4 +1,4 @@
-"""How commands fail: one line that says what to do, and exit code 1."""
+"""Failures of commands: one line that says what to do, and exit code 1."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PACKAGE = Path(__file__).parents[1]
 
 @contextmanager
 def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
-    """Turn a failure within into one line on standard error, and exit with 1.
+    """Turn an error in the block into one line on standard error, and exit with code 1.
 
     Args:
-        with_traceback: Whether to print where it came from, too; None where no code of the user's
-            runs.
+        with_traceback: Whether to print the traceback too; None for a command without that option,
+            which runs no foreign code.
 
     Raises:
-        typer.Exit: What was done within failed.
+        typer.Exit: The block raised an error.
     """
     try:
         yield
@@ -39,10 +39,10 @@ def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse, before work starts, a file that could not be written when it is done.
+    """Check before the work starts that its result can be written to a file.
 
     Raises:
-        ValueError: It is a folder, or its folder does not exist or takes no files.
+        ValueError: The path is a folder, or its folder does not exist or is not writable.
     """
     folder = path.parent
     if path.is_dir() or not path.name:
@@ -55,14 +55,14 @@ def check_writable(path: Path) -> None:
 
 
 def need(extra: str, /, **packages: str) -> None:
-    """Refuse to go on without some packages.
+    """Check that packages are installed, and name the missing ones on standard error.
 
     Args:
-        extra: What of sage-torch brings them.
-        packages: The name to install by the name to import.
+        extra: The extra of sage-torch that installs them.
+        packages: Package names by module names.
 
     Raises:
-        typer.Exit: Some are missing; they have been named on standard error.
+        typer.Exit: A package is missing.
     """
     missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:

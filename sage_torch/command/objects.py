@@ -1,4 +1,4 @@
-"""Objects that the command line names: `module:name`, and the weights of a model."""
+"""Objects named on the command line as `module:name`, and the weights of a model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _T = TypeVar("_T")
 
 
 def named(place: str) -> Any:
-    """Return the object that `module:name` names; modules of the current folder are found.
+    """Return the object named `module:name`; the module may be in the current folder.
 
     Args:
-        place: Such as `"training.data:train_set"`; the name may go through attributes, `a.b`.
+        place: Such as `"training.data:train_set"`; the name may contain attributes, `a.b`.
 
     Raises:
-        ValueError: Not of that form, or the module has no such name.
-        ImportError: There is no such module, or one that it needs is missing.
+        ValueError: The place is not of that form, or the module has no such name.
+        ImportError: The module, or a module that it imports, is missing.
 
     Example:
         >>> from sage_torch.command.objects import named
@@ -46,17 +46,16 @@ def named(place: str) -> Any:
 
 
 def made(place: str, is_wanted: Callable[[object], bool], wanted: str) -> Any:
-    """Return the object that `module:name` names, or what it returns when called.
+    """Return the object named `module:name`, or its result when called.
 
     Args:
-        place: As in `named`: a factory without arguments, or the object itself.
-        is_wanted: Whether an object is of the kind that is needed.
+        place: As in `named`, for the object itself or a factory without arguments.
+        is_wanted: Returns whether an object is of the needed kind.
         wanted: That kind in words.
 
     Raises:
-        TypeError: Neither the object nor what it returns is of that kind.
-        ValueError: As `named`.
-        ImportError: As `named`.
+        TypeError: Neither the object nor its result is of that kind.
+        ValueError, ImportError: As `named`.
     """
     found = named(place)
     if not isinstance(found, type) and is_wanted(found):
@@ -72,15 +71,15 @@ def made(place: str, is_wanted: Callable[[object], bool], wanted: str) -> Any:
 
 
 def make_model(place: str, weights: Path | None, device: str | None) -> nn.Module:
-    """Return the model that `module:name` names or makes, with weights from a file, on a device.
+    """Return the model named by `module:name`, with weights from a file, on a device.
 
     Args:
         place: As in `made`.
-        weights: A state dict as `load_weights` reads it; None for those that the model has.
-        device: As torch names it; None for where the model is.
+        weights: A file for `load_weights`; None to keep the weights of the model.
+        device: Name of a torch device; None to keep the device of the model.
 
     Raises:
-        TypeError: It is no model.
+        TypeError: The object is not a model.
         ValueError: The weights do not fit the model, or as `load_weights`.
     """
     model: nn.Module = made(place, lambda found: isinstance(found, nn.Module), "a torch.nn.Module")
@@ -94,10 +93,10 @@ def make_model(place: str, weights: Path | None, device: str | None) -> nn.Modul
 
 
 def make_dataset(place: str) -> Any:
-    """Return the data set that `module:name` names or makes.
+    """Return the data set named by `module:name`.
 
     Raises:
-        TypeError: It has no length or no items.
+        TypeError: The object has no length or no items.
     """
     return made(
         place,
@@ -110,15 +109,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict, on the CPU. Nothing in the file is executed.
 
     Args:
-        path: What `torch.save` wrote of a state dict, or of a dict that holds one as
-            `"state_dict"`; or a .safetensors file.
+        path: A .safetensors file, or one written by `torch.save`, with a state dict or a dict that
+            contains one under `"state_dict"`.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: It holds no state dict, or more than tensors and numbers.
         ImportError: It is a .safetensors file, and safetensors is not installed.
     """
-    with open(path, "rb"):  # what is missing or closed to us is said plainly
+    with open(path, "rb"):  # raises a plain error if the file is missing or not readable
         pass
     try:
         if path.suffix == ".safetensors":
@@ -131,7 +130,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ImportError(
             f"expected safetensors to read '{path}'; pip install safetensors"
         ) from error
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"expected a state dict in '{path}', readable without executing it: {error}"
         ) from error

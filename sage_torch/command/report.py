@@ -14,19 +14,17 @@ from sage_torch.selection.result import Selection
 
 
 def report(
-    selection: Annotated[Path, typer.Argument(help="What `select` wrote.", metavar="FILE.npz")],
+    selection: Annotated[Path, typer.Argument(help="File of `select`.", metavar="FILE.npz")],
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="The data set it was made from, to show examples.", metavar="MODULE:NAME"
-        ),
+        typer.Option(help="Its data set, to show examples.", metavar="MODULE:NAME"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Page to write. [default: beside the selection]", metavar="FILE.html"),
     ] = None,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="On an error, show where it came from.")
+        bool, typer.Option("--traceback", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
     """Write one HTML page about a selection: scores, classes, examples, certificate, command."""
@@ -40,8 +38,8 @@ def report(
         check_writable(page)
         if page.resolve() == selection.resolve():
             raise ValueError(
-                f"expected another file for the page than the selection's, got {os.fspath(page)!r} "
-                "for both; pass --out"
+                "expected another file for the page than for the selection, got "
+                f"{os.fspath(page)!r} for both; pass --out"
             )
         write_report(loaded, page, data)
     typer.echo(f"report  {page}")

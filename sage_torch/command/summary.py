@@ -1,4 +1,4 @@
-"""What the command line says of a selection: one table."""
+"""The summary of a selection on the command line: one table."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from sage_torch.selection.result import Selection
 
 
 def summary(selection: Selection) -> Table:
-    """Return the main numbers of a selection, a line each.
-
-    Args:
-        selection: Any.
-    """
+    """Return a table with the main numbers of a selection, one per row."""
     settings, kept, total = selection.settings, len(selection.indices), len(selection.scores)
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="dim")

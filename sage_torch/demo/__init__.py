@@ -1,4 +1,5 @@
 """`python -m sage_torch demo`: full data, a random subset and a SAGE subset, side by side.
 
-`data -> training (warm up, select, train) -> report`; needs `pip install 'sage-torch[demo]'`.
+It goes `data -> training (warm up, select, train) -> report`, and needs
+`pip install 'sage-torch[demo]'`.
 """

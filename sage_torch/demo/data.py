@@ -1,7 +1,7 @@
-"""The data sets of the demo: real, small enough for a laptop, as tensors in memory.
+"""The data sets of the demo: real data, small enough for a laptop, as tensors in memory.
 
-`digits` comes with scikit-learn. `fashion-mnist` is read from a data root, a folder given as an
-argument or by the environment variable SAGE_TORCH_DATA:
+`digits` comes with scikit-learn. `fashion-mnist` is read from a data root, which is a folder given
+as an argument or by the environment variable SAGE_TORCH_DATA:
 
     DATA_ROOT/fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz
 """
@@ -32,7 +32,7 @@ _FASHION_CLASSES = (
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 _DIGITS_TEST_EXAMPLES = 360
-_IDX_UNSIGNED_BYTE = 8  # the idx format's code for the one element type these files hold
+_IDX_UNSIGNED_BYTE = 8  # code of the idx format for the element type of these files
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DemoData:
         test: The same, for testing.
         classes: Number of classes; labels are 0 to classes - 1.
         image_shape: Channels, height, width.
-        class_names: One word a class, by label.
+        class_names: One word per class, by label.
     """
 
     name: str
@@ -56,14 +56,10 @@ class DemoData:
     class_names: tuple[str, ...]
 
     def with_train_examples(self, count: int, seed: int = 0) -> DemoData:
-        """Return the same data with a seeded random subset of the training examples.
-
-        Args:
-            count: From 1 to the number of training examples.
-            seed: Which subset.
+        """Return the same data with a seeded random subset of `count` training examples.
 
         Raises:
-            ValueError: There are fewer examples than that.
+            ValueError: `count` is below 1 or above the number of training examples.
         """
         images, labels = self.train.tensors
         if not 1 <= count <= len(labels):
@@ -79,17 +75,14 @@ def load(name: str, data_root: str | os.PathLike[str] | None = None) -> DemoData
     """Return a data set by name.
 
     Args:
-        name: `"digits"`: 1,797 handwritten digits of 8 x 8 pixels from scikit-learn, 360 of them
-            for testing, always the same. `"fashion-mnist"`: 60,000 and 10,000 grey pictures of
-            clothes of 28 x 28 pixels.
-        data_root: The folder that holds the folder `fashion-mnist`; None for what the environment
-            variable SAGE_TORCH_DATA names. Digits need none.
-
-    Returns:
-        Training and test data.
+        name: `"digits"`: 1,797 handwritten digits of 8 x 8 pixels from scikit-learn, of which a
+            fixed 360 are for testing. `"fashion-mnist"`: 60,000 grey pictures of clothes of 28 x 28
+            pixels for training, and 10,000 for testing.
+        data_root: The folder that contains the folder `fashion-mnist`; None for that in the
+            environment variable SAGE_TORCH_DATA. Digits need none.
 
     Raises:
-        ValueError: The name is unknown, or a file is not what its name says.
+        ValueError: The name is unknown, or a file does not have the expected format.
         FileNotFoundError: No data root is known, or files are missing in it.
 
     Reference:
@@ -157,7 +150,7 @@ def _fashion_folder(data_root: str | os.PathLike[str] | None) -> Path:
     if missing:
         raise FileNotFoundError(
             f"expected {layout}; under the data root {os.fspath(named)!r} "
-            f"{', '.join(missing)} cannot be found: put the files there, or {how}"
+            f"{', '.join(missing)} cannot be found; put the files there, or {how}"
         )
     return folder
 
@@ -167,7 +160,9 @@ def _read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path.name} is no whole gzip file ({error}); fetch it again") from error
+        raise ValueError(
+            f"expected a gzip file, but {path.name} is no whole gzip file ({error}); fetch it again"
+        ) from error
     if content[:4] != bytes([0, 0, _IDX_UNSIGNED_BYTE, axes]):
         raise ValueError(
             f"expected {path.name} to hold unsigned bytes over {axes} axes (idx format), got the "

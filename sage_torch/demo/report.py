@@ -1,4 +1,4 @@
-"""What a comparison says: one table, one sentence, one JSON."""
+"""The results of a comparison as one table, one sentence and one JSON object."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sage_torch.demo.training import FULL, METHODS, RANDOM, SAGE, Comparison, Ru
 
 
 def table(comparison: Comparison, data: DemoData) -> Table:
-    """Return one row a method: examples, steps, accuracy and seconds.
+    """Return a table with one row per method: examples, steps, accuracy and seconds.
 
     Args:
-        comparison: What was measured.
-        data: Named in the title.
+        comparison: The measured runs.
+        data: The data set, named in the title.
     """
     count = len(comparison.plan.seeds)
     seeds = "one seed" if count == 1 else f"{count} seeds"
@@ -61,11 +61,7 @@ def table(comparison: Comparison, data: DemoData) -> Table:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Return one sentence: how SAGE did against random, and whether that can be told from luck.
-
-    Args:
-        comparison: What was measured; its seeds pair the runs.
-    """
+    """Return a sentence on the difference of SAGE to random, and on whether it may be luck."""
     found = difference(comparison)
     mean = f"SAGE - random: {found['mean']:+.2f} points"
     count = len(comparison.plan.seeds)
@@ -85,14 +81,11 @@ def verdict(comparison: Comparison) -> str:
 
 
 def difference(comparison: Comparison) -> dict[str, Any]:
-    """Return accuracy of SAGE less random, paired by seed, in points.
-
-    Args:
-        comparison: What was measured.
+    """Return the accuracy of SAGE minus that of random, paired by seed, in points.
 
     Returns:
-        `by_seed`, `mean`, and with more than one seed `standard_error` and the 95 % interval of
-        Student's t, `low` to `high`.
+        `by_seed` and `mean`; with more than one seed also `standard_error`, and `low` and `high`,
+        the 95 % interval of Student's t.
     """
     by_seed = accuracies(comparison, SAGE) - accuracies(comparison, RANDOM)
     mean, count = float(by_seed.mean()), len(by_seed)
@@ -105,12 +98,7 @@ def difference(comparison: Comparison) -> dict[str, Any]:
 
 
 def as_json(comparison: Comparison, data: DemoData) -> dict[str, Any]:
-    """Return every number of the comparison, and what is needed to repeat it.
-
-    Args:
-        comparison: What was measured.
-        data: The data it was measured on.
-    """
+    """Return every number of a comparison on `data`, and the settings to repeat it."""
     return {
         "data": {
             "name": data.name,
@@ -143,7 +131,7 @@ def as_json(comparison: Comparison, data: DemoData) -> dict[str, Any]:
 
 
 def accuracies(comparison: Comparison, method: str) -> NDArray[np.float64]:
-    """Return a method's test accuracy by seed, in percent."""
+    """Return the test accuracy of a method by seed, in percent."""
     return np.array([run.accuracy for run in _runs(comparison, method)])
 
 

@@ -1,4 +1,4 @@
-"""The comparison: the same network, steps and seeds on all data, a random and a SAGE subset."""
+"""Training with the same network, steps and seeds on all data, a random and a SAGE subset."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _TEST_BATCH = 1_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What every run has in common.
+    """The settings shared by all runs.
 
     Attributes:
         keep: Share of the training examples in a subset.
-        steps: Optimizer steps of every run.
-        seeds: One run of each method a seed; it names initialisation, order and subset.
-        batch_size: Examples a step; fewer when a subset holds fewer.
+        steps: Optimizer steps per run.
+        seeds: Each method runs once per seed, which fixes initialisation, order and subset.
+        batch_size: Examples per step, at most the size of a subset.
         peak_rate: Highest learning rate of the one-cycle schedule.
     """
 
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed; accuracy in percent, times in seconds."""
+    """One method with one seed, with accuracy in percent and times in seconds."""
 
     method: str
     seed: int
@@ -70,29 +70,29 @@ def compare(data: DemoData, plan: Plan, *, progress: bool = True) -> Comparison:
     """Train on all data, on a random subset and on a SAGE subset, with equal steps and seeds.
 
     For each seed a model is warmed up for one epoch on all data, SAGE selects with it, and three
-    fresh models of one initialisation are trained. The random subset has as many examples of each
-    class as the SAGE subset.
+    fresh models with the same initialisation are trained. The random subset has as many examples of
+    each class as the SAGE subset.
 
     Args:
         data: Training and test data.
-        plan: Budget, steps, seeds.
+        plan: Settings of the runs.
         progress: Whether to show a progress bar.
 
     Returns:
-        Three runs a seed, in the order of `METHODS`, and the selections.
+        Three runs per seed, in the order of `METHODS`, and the selections.
 
     Raises:
         ValueError: `keep` is out of range or rounds to no example, or there is no step or seed.
 
     Cost:
-        A seed takes one epoch, a selection and `3 * steps` steps.
+        One epoch, one selection and `3 * steps` steps per seed.
     """
     if plan.steps < 1 or not plan.seeds:
         raise ValueError(
             f"expected at least one step and one seed, got {plan.steps} and {len(plan.seeds)}"
         )
     total = len(data.train)
-    # One size for all, and no short last batch: every step of every run sees as many examples.
+    # One size for all and no short last batch, so that all steps see the same number of examples.
     batch_size = min(plan.batch_size, Options(plan.keep).budget(total))
     epoch = total // batch_size
     runs: list[Run] = []
@@ -103,7 +103,7 @@ def compare(data: DemoData, plan: Plan, *, progress: bool = True) -> Comparison:
         unit="step",
         disable=not progress,
         leave=False,
-        mininterval=0.1 if is_terminal else 10,  # a log file needs a line now and then
+        mininterval=0.1 if is_terminal else 10,  # few lines in a log file
     ) as bar:
         for place, seed in enumerate(plan.seeds, 1):
 
@@ -116,8 +116,8 @@ def compare(data: DemoData, plan: Plan, *, progress: bool = True) -> Comparison:
             warm_up_seconds = _train(warmed_up, all_data, epoch, plan.peak_rate, bar)
 
             announce("selection")
-            # The headline use, with the last batch dropped and the selection timed on its own:
-            # without select() the first epoch would select.
+            # The usual use, but select() is called to time the selection on its own. Without it,
+            # the first epoch selects.
             sage = DataLoader(
                 data.train,
                 batch_size=batch_size,
@@ -151,8 +151,8 @@ def fresh_model(data: DemoData, seed: int) -> nn.Sequential:
     """Return a small convolutional network: 106,000 parameters for Fashion-MNIST.
 
     Args:
-        data: Names image shape and classes.
-        seed: Names the initialisation; no global random number is drawn.
+        data: Its image shape and number of classes size the network.
+        seed: Seed of the initialisation; no global random number is drawn.
     """
     channels, height, width = data.image_shape
     with torch.random.fork_rng(devices=[]):
@@ -172,7 +172,7 @@ def fresh_model(data: DemoData, seed: int) -> nn.Sequential:
 
 
 def test_accuracy(model: nn.Module, data: DemoData) -> float:
-    """Return the share of test examples that the model gets right, in percent."""
+    """Return the accuracy of a model on the test examples, in percent."""
     images, labels = data.test.tensors
     model.eval()
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_accuracy(model: nn.Module, data: DemoData) -> float:
 def _train(
     model: nn.Module, loader: DataLoader[Any], steps: int, peak_rate: float, bar: tqdm[Any]
 ) -> float:
-    """Take `steps` optimizer steps, however many epochs that is; return the seconds."""
+    """Take `steps` optimizer steps, over as many epochs as needed; return the seconds."""
     start = time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=steps)

@@ -1,4 +1,4 @@
-"""Per-example gradients: what a computer of them must offer, and which one to take."""
+"""Per-example gradients: the interface of a gradient computer, and three implementations."""
 
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.choice import choose_gradients, handling_of, reason_of

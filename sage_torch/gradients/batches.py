@@ -1,9 +1,9 @@
-"""The batch as data: its length, its labels, its parts, its tensors, whatever container holds them.
+"""Batches as data: their length, labels, parts and tensors, in any container.
 
 A batch is any nesting of tuples, lists, named tuples, mappings and dataclasses. Its *leaves* are
 the tensors with at least one dimension, and the first dimension of every leaf counts the examples.
-0-d tensors and everything that is not a tensor (strings, numbers, None) belong to no example in
-particular and pass through every function here unchanged.
+0-d tensors and values that are not tensors (strings, numbers, None) belong to no single example.
+Every function here passes them through unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A batch has no narrower type: the user's collate function decides what it is.
+# There is no narrower type: the collate function decides what a batch is.
 Batch = Any
 
 __all__ = [
@@ -44,8 +44,8 @@ def length(batch: Batch) -> int:
         The number of examples, at least 1.
 
     Raises:
-        ValueError: The batch holds no tensor with a first dimension, is empty, or its leaves
-            disagree, among themselves or with its labels.
+        ValueError: The batch has no leaf, has no example, or has leaves and labels of different
+            lengths.
     """
     leaves = tensor_leaves(batch)
     if not leaves:
@@ -72,17 +72,17 @@ def length(batch: Batch) -> int:
 
 
 def labels(batch: Batch) -> Tensor | None:
-    """Return the integer class targets of a batch, or None where it has none.
+    """Return the integer class targets of a batch, or None if it has none.
 
-    They are the second of two elements of a tuple or list, the entry `"labels"` of a mapping or
-    the attribute `labels` of a dataclass or named tuple. Only a 1-D tensor of an integer dtype
-    counts: token labels, soft targets and regression targets are no classes.
+    The targets are the second of two elements of a tuple or list, the entry `"labels"` of a mapping
+    or the attribute `labels` of a dataclass or named tuple. Only a 1-D tensor of an integer dtype
+    counts: token labels, soft targets and regression targets are not classes.
 
     Args:
         batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
 
     Returns:
-        Tensor (n,) of an integer dtype, as it lies in the batch, or None.
+        Tensor (n,) of an integer dtype, without a copy, or None.
     """
     found: object = None
     if isinstance(batch, Mapping):
@@ -103,17 +103,17 @@ def take(batch: Batch, start: int, stop: int) -> Batch:
         stop: Position after the last example.
 
     Returns:
-        A batch whose leaves are views of the given ones.
+        A batch whose leaves are views of the original leaves.
     """
     return map_tensors(batch, lambda tensor: tensor[start:stop] if tensor.ndim else tensor)
 
 
 def places(batch: Batch, wanted: Sequence[int]) -> Batch:
-    """Return the examples at some places, beginning again where the batch is shorter.
+    """Return the examples at the places `wanted`, counted modulo the length of the batch.
 
     Args:
         batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
-        wanted: Places from 0 on, also beyond the last one.
+        wanted: Places from 0; a place beyond the last example starts again at the first.
 
     Returns:
         A batch whose leaves are copies.
@@ -128,16 +128,16 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
     Args:
         batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
-        device: Where to copy; tensors that are there already are not copied.
+        device: The target; tensors that are already there are not copied.
 
     Returns:
         A batch of the same kind.
 
     Cost:
-        One copy a tensor; to a CUDA device from pinned memory without waiting for it.
+        One copy per tensor. The host does not wait for a copy from pinned memory to CUDA.
     """
     device = torch.device(device)
-    # Only towards the device: a copy to the host that nobody waits for may be read half-written.
+    # Only towards the device: without waiting, a copy to the host may be read half-written.
     without_waiting = device.type == "cuda"
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=without_waiting))
 
@@ -147,11 +147,10 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
     Args:
         batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
-        change: Function from a tensor to the tensor that takes its place.
+        change: Function from a tensor to its replacement.
 
     Returns:
-        A new batch of the same kind. A mapping that cannot be rebuilt from a dict comes back as
-        a dict.
+        A new batch of the same kind. A mapping that cannot be rebuilt from a dict becomes a dict.
     """
     if isinstance(batch, Tensor):
         return change(batch)
@@ -163,7 +162,7 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         values = [map_tensors(value, change) for value in batch]
         return values if isinstance(batch, list) else tuple(values)
     if _is_dataclass(batch):
-        # A copy with its fields set anew works for frozen classes and fields left out of
+        # Setting the fields of a copy works for frozen classes and for fields that are not in
         # __init__, and does not run __post_init__ a second time.
         changed = copy.copy(batch)
         for field in dataclasses.fields(batch):
@@ -190,7 +189,7 @@ def replace_leaves(batch: Batch, leaves: Sequence[Tensor]) -> Batch:
 
     Args:
         batch: The batch that `tensor_leaves` was called with.
-        leaves: As many tensors as it has leaves, in the same order.
+        leaves: One tensor per leaf, in the same order.
 
     Returns:
         A batch of the same kind.
@@ -200,17 +199,16 @@ def replace_leaves(batch: Batch, leaves: Sequence[Tensor]) -> Batch:
 
 
 def same_item(first: object, second: object) -> bool:
-    """Say whether two readings of one data set item hold the same values (NaN equals NaN).
+    """Return whether two readings of one data set item hold the same values (NaN equals NaN).
 
-    It answers "different" only where it can tell: objects that compare by identity alone, or that
-    refuse to be compared, count as the same.
+    Objects that compare by identity alone, or whose comparison raises, count as the same.
 
     Args:
-        first: What `dataset[i]` returned.
-        second: What it returned the next time.
+        first: The first result of `dataset[i]`.
+        second: The second result of `dataset[i]`.
 
     Returns:
-        False if some tensor, array, number or string differs.
+        False if a tensor, array, number or string differs.
     """
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return _same_tensor(first, second)
@@ -253,7 +251,7 @@ def _rebuild_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Mappin
     try:
         rebuilt: Mapping[Any, Any] = type(batch)(values)  # type: ignore[call-arg]
         return rebuilt if list(rebuilt) == list(values) else values
-    except Exception:  # other constructors, defaultdict's for one, may raise anything
+    except Exception:  # other constructors, such as that of defaultdict, may raise anything
         return values
 
 
@@ -271,7 +269,7 @@ def _same_value(first: object, second: object) -> bool:
         return True
     try:
         return bool(first == second) or bool(first != first and second != second)
-    except Exception:  # an object that will not be compared says nothing about its values
+    except Exception:  # nothing is known about the values of an object that cannot be compared
         return True
 
 

@@ -1,4 +1,4 @@
-"""Which gradient computer to take, and why."""
+"""The choice of a gradient computer, and the reason for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
 from sage_torch.gradients.projected.projected_gradients import ProjectedGradients
 
-# Exact gradients up to this length go into the sketch as they are; above, projecting them layer by
-# layer is cheaper than computing them (benchmarks/speed/gradients.py).
+# Exact gradients up to this length enter the sketch as they are. Above it, projecting them layer by
+# layer costs less than computing them (benchmarks/speed/gradients.py).
 LONGEST_EXACT = DEFAULT_WIDTH
 
 _NAMES = ("auto", "functional", "projected", "last_layer")
@@ -35,24 +35,20 @@ def choose_gradients(
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says. A
-            computer of the user's own has its own loss.
-        kind: `"functional"` (exact, one gradient of length D an example), `"projected"` (the whole
+        loss: `loss(model, batch) -> (n,)`, one loss per example; None for that of `ExampleLoss`. A
+            custom computer has its own loss.
+        kind: `"functional"` (exact, one gradient of length D per example), `"projected"` (the whole
             network, cheaper than a training step), `"last_layer"` (the classifier only), `"auto"`
-            (functional up to D = 8,192 chosen parameters, which the sketch takes as they are; else
-            projected), or a computer of the user's own, which is returned as it is, attributes
-            missing or not.
-        params: Which parameters: None for all that require grad, names or fnmatch patterns
+            (functional up to D = 8,192 chosen parameters, else projected), or a custom computer,
+            which is returned unchanged, even if it lacks attributes.
+        params: The parameters: None for all that require grad, names or fnmatch patterns
             (`"blocks.11.*"`, `"*lora*"`), or a predicate `(name, parameter) -> bool`.
         seed: Seed of the projections.
         memory_budget: Bytes for the temporaries of `"functional"` and `"projected"`.
 
-    Returns:
-        The computer.
-
     Raises:
-        ValueError: `kind` is an unknown name, `params` matches nothing or does not go with `kind`,
-            or the model has no parameter that requires grad.
+        ValueError: `kind` is an unknown name, `params` matches nothing or cannot be combined with
+            `kind`, or the model has no parameter that requires grad.
         TypeError: `kind` is neither a name nor callable.
 
     Example:
@@ -88,7 +84,7 @@ def choose_gradients(
 def reason_of(
     model: nn.Module, kind: GradientChoice = "auto", params: ParameterChoice | None = None
 ) -> str:
-    """Say why `choose_gradients` chooses what it does.
+    """Return the reason for the choice of `choose_gradients`.
 
     Returns:
         For example "auto: D = 106,000 > 8,192".
@@ -98,18 +94,18 @@ def reason_of(
     """
     if not isinstance(kind, str):
         return "given by the caller"
-    length = _length(unwrap(model), params)  # also where it does not matter: it may be refused
+    length = _length(unwrap(model), params)  # even if unused: this call checks `params`
     if kind != "auto":
         return "as asked for"
     return f"auto: D = {length:,} {'<=' if length <= LONGEST_EXACT else '>'} {LONGEST_EXACT:,}"
 
 
 def check_choice(kind: object, params: object = None) -> None:
-    """Refuse what `choose_gradients` does not know, before there is a model or a batch.
+    """Check the arguments of `choose_gradients` before there is a model or a batch.
 
     Raises:
-        ValueError: An unknown name, or `params` beside a computer that does not take it.
-        TypeError: Neither a name nor callable, or a class instead of its instance.
+        ValueError: `kind` is an unknown name, or `params` is given for a computer without it.
+        TypeError: `kind` is neither a name nor callable, or is a class instead of its instance.
     """
     if isinstance(kind, str):
         if kind not in _NAMES:
@@ -126,21 +122,21 @@ def check_choice(kind: object, params: object = None) -> None:
     if params is not None and (kind == "last_layer" or not isinstance(kind, str)):
         raise ValueError(
             'params goes with gradients="auto", "functional" and "projected"; '
-            f"{'the last layer' if kind == 'last_layer' else 'a computer of your own'} chooses "
-            "its parameters itself"
+            f"{'the last layer' if kind == 'last_layer' else 'a custom computer'} chooses its "
+            "parameters itself; remove params or pass one of these names"
         )
 
 
 def handling_of(model: nn.Module, computer: object) -> dict[str, str]:
-    """Say of each parameter of a model how its gradient is computed.
+    """Return how the gradient of each parameter of a model is computed.
 
     Args:
         model: The model.
         computer: Its gradient computer, after the first batch.
 
     Returns:
-        Names and words, such as `{"conv1.weight": "conv2d: (64, 27) projected to (64, 27)"}`; empty
-        for a computer that does not say.
+        For example `{"conv1.weight": "conv2d: (64, 27) projected to (64, 27)"}`. Empty if the
+        computer has no attribute `handling`.
     """
     handling = getattr(computer, "handling", None)
     if not isinstance(handling, dict):

@@ -1,4 +1,4 @@
-"""As many examples at once as memory has room for, and fewer when it turns out to have less."""
+"""Batches cut into chunks that fit in memory, and into smaller ones if memory runs out."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable
 
 import torch
 
-from sage_torch._core import SageError
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.loss import in_whole_batch
+from sage_torch.gradients.loss import rows_counted_from
 
 __all__ = ["Chunks", "is_out_of_memory"]
 
 
 class Chunks:
-    """Cuts batches into parts of a size; when memory runs out the size is halved, once.
+    """Cuts batches into chunks of `size` examples, and halves `size` once if memory runs out.
 
     Args:
-        size: Examples at once, at least 1.
+        size: Examples per chunk, at least 1.
     """
 
     def __init__(self, size: int = 1) -> None:
@@ -27,7 +26,7 @@ class Chunks:
         self._was_halved = False
 
     def fit(self, size: int) -> None:
-        """Take another size; not a larger one after memory has run out."""
+        """Set the size; after memory has run out, it can only become smaller."""
         self.size = min(self.size, size) if self._was_halved else size
 
     def run(self, batch: Batch, compute: Callable[[int, Batch], None]) -> None:
@@ -35,10 +34,10 @@ class Chunks:
 
         Args:
             batch: n examples.
-            compute: Computes one part and puts its results where they belong.
+            compute: Computes one part and stores its results.
 
         Raises:
-            SageError, ValueError: As `compute` does, `row` counted in the whole batch.
+            SageError, ValueError: Raised by `compute`, with `row` counted in the whole batch.
             RuntimeError: Memory ran out a second time, or for a single example.
 
         Warns:
@@ -48,14 +47,10 @@ class Chunks:
         while start < n:
             count = min(self.size, n - start)
             try:
-                compute(start, batches.take(batch, start, start + count))
+                with rows_counted_from(start):
+                    compute(start, batches.take(batch, start, start + count))
                 start += count
                 continue
-            except (SageError, ValueError) as error:
-                moved = in_whole_batch(error, start)
-                if moved is error:
-                    raise
-                raise moved from error
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self._was_halved or count == 1:
                     raise
@@ -63,14 +58,14 @@ class Chunks:
             self.size, self._was_halved = count // 2, True
             warnings.warn(
                 f"out of memory with {count} examples at once: going on with {self.size}; pass a "
-                "smaller memory_budget to begin there",
+                "smaller memory_budget to start with fewer",
                 UserWarning,
                 stacklevel=4,
             )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; the CPU allocator reports it as a plain RuntimeError."""
+    """Return whether an allocation failed; the CPU allocator raises a plain RuntimeError."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
         "out of memory" in text or "allocate memory" in text

@@ -1,22 +1,21 @@
-"""Long gradients become short ones: a count sketch between a gradient computer and the sketch."""
+"""A count sketch between a gradient computer and the sketch, which shortens long gradients."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sage_torch._core import SageError
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.count_sketch import DEFAULT_WIDTH, CountSketch
-from sage_torch.gradients.loss import in_whole_batch
+from sage_torch.gradients.loss import rows_counted_from
 
 __all__ = ["CompressedGradients", "CountSketch", "compressed"]
 
 
 class CompressedGradients:
-    """A gradient computer followed by a count sketch; rows of length D live only in parts.
+    """A gradient computer followed by a count sketch; rows of length D exist for one part only.
 
     Where D is known only after the first batch and turns out to be at most `width`, rows stay as
     they are.
@@ -43,7 +42,7 @@ class CompressedGradients:
 
     @property
     def handling(self) -> dict[str, str] | None:
-        """How each parameter is handled, if the computer says so."""
+        """How each parameter is handled; None if the computer has no such attribute."""
         return getattr(self.gradients, "handling", None)
 
     def settled(self, batch: Batch) -> GradientComputer:
@@ -62,23 +61,18 @@ class CompressedGradients:
         """Return compressed gradients (n, dim) float32."""
         if self.settled(batch) is not self or self._sketch is None:
             return rows_of(self.gradients, batch)
-        # Two copies of the long rows: the computer's own and the concatenation it came from.
+        # Two copies of the long rows: the result and the parts that it was concatenated from.
         at_once = max(1, self._memory_budget // (8 * self._sketch.dim))
         n = batches.length(batch)
         parts = []
         for start in range(0, n, at_once):
             part = batches.take(batch, start, min(n, start + at_once))
-            try:
+            with rows_counted_from(start):
                 parts.append(self._sketch(rows_of(self.gradients, part)))
-            except (SageError, ValueError) as error:
-                moved = in_whole_batch(error, start)
-                if moved is error:
-                    raise
-                raise moved from error
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def describe(self) -> str:
-        """Say in one line what is computed."""
+        """Return one line that describes the computation."""
         inner = getattr(self.gradients, "describe", lambda: repr(self.gradients))()
         return inner if self._sketch is None else f"{inner}; count sketch to {self.dim:,}"
 
@@ -86,7 +80,7 @@ class CompressedGradients:
 def compressed(
     gradients: GradientComputer, compress: str | int | None, *, seed: int, memory_budget: int
 ) -> GradientComputer:
-    """Return the computer with a count sketch behind it where its rows are longer than asked for.
+    """Return the computer, followed by a count sketch if its rows are longer than `compress`.
 
     Args:
         gradients: Any gradient computer.

@@ -1,7 +1,7 @@
-"""What a computer of per-example gradients must offer.
+"""The interface of a gradient computer.
 
-A computer turns a batch of n examples into rows (n, D), row i the gradient `g_i = dL_i/dw` of
-example i's loss with respect to the chosen parameters.
+A computer turns a batch of n examples into rows (n, D). Row i is `g_i = dL_i/dw`, the gradient of
+the loss of example i with respect to the chosen parameters.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 
 
 class GradientComputer(Protocol):
-    """What turns batches into per-example gradients; any object of this form can take part.
+    """An object that turns batches into per-example gradients.
 
-    An attribute `handling`, a dict from each parameter's name to words, is shown in the selection.
-    A plain function `batch -> (n, D)` will do as well: selection then takes D from the first rows,
-    takes `covers_whole_network` for False, and shows its name for a description.
+    An attribute `handling`, a dict from the name of each parameter to a description, is shown in
+    the selection. A plain function `batch -> (n, D)` also works: selection then takes D from the
+    first rows, assumes that `covers_whole_network` is False, and shows the name of the function.
 
-    Both passes of a selection must use the same computer. Rows must not depend on which other
-    examples share the batch, and the model's parameters, gradients, buffers and mode must be as
-    before after each call.
+    Both passes of a selection must use the same computer. A row must not depend on the other
+    examples of the batch. A call must leave the parameters, gradients, buffers and mode of the
+    model unchanged.
 
     Example:
         >>> import torch
@@ -43,10 +43,10 @@ class GradientComputer(Protocol):
 
     @property
     def dim(self) -> int:
-        """Number of columns D, from construction on where possible, else after the first call.
+        """Number of columns D.
 
         Raises:
-            RuntimeError: It is not known before the first call.
+            RuntimeError: The computer learns D in its first call, which has not happened yet.
         """
         ...
 
@@ -54,7 +54,7 @@ class GradientComputer(Protocol):
     def covers_whole_network(self) -> bool:
         """Whether the columns cover every parameter that requires grad.
 
-        Only then does a negative margin mark an example to be trimmed.
+        Only then does the trim remove examples with a negative margin.
         """
         ...
 
@@ -62,19 +62,19 @@ class GradientComputer(Protocol):
         """Return the gradients of a batch.
 
         Args:
-            batch: n examples on the model's device, as the loader collates them.
+            batch: n examples on the model's device, as collated by the loader.
 
         Returns:
-            Tensor (n, D) float32 on the model's device, detached, row i for example i.
+            Tensor (n, D) float32 on the model's device, detached; row i belongs to example i.
 
         Raises:
-            ValueError: The batch or its losses do not have the form the computer needs.
+            ValueError: The batch or its losses do not have the form that the computer needs.
             SageError: A loss is not finite; `row` is its position in the batch.
         """
         ...
 
     def describe(self) -> str:
-        """Say in one line what is computed, for the log and the selection.
+        """Return one line that describes the computation, for the log and the selection.
 
         Returns:
             For example "functional: vmap(grad) over 10 parameters, D = 106,000".
@@ -83,7 +83,7 @@ class GradientComputer(Protocol):
 
 
 def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-    """Return the gradients of a batch where the sketch can read them: on the CPU or a CUDA device.
+    """Return the gradients of a batch on a device that the sketch can read, the CPU or CUDA.
 
     Args:
         gradients: Any computer.
@@ -94,7 +94,7 @@ def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batc
 
     Raises:
         TypeError: The computer returned no tensor.
-        ValueError: It did not return one row an example.
+        ValueError: The computer did not return one row per example.
     """
     rows = gradients(batch)
     n = batches.length(batch)
@@ -102,7 +102,7 @@ def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batc
         raise TypeError(f"expected gradients as a torch.Tensor, got {type(rows).__name__}")
     if rows.ndim != 2 or len(rows) != n:
         raise ValueError(
-            f"expected one gradient an example, shape ({n}, D), got {tuple(rows.shape)}"
+            f"expected one gradient per example, shape ({n}, D), got {tuple(rows.shape)}"
         )
     return rows if rows.device.type in ("cpu", "cuda") else rows.cpu()
 
@@ -111,6 +111,6 @@ GradientChoice: TypeAlias = str | GradientComputer | Callable[[Batch], Tensor]
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's first parameter or buffer lives; the CPU where it has none."""
+    """Return the device of a model's first parameter or buffer; the CPU if it has neither."""
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device

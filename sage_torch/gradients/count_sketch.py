@@ -12,7 +12,7 @@ import sage_torch._core as _core
 __all__ = ["DEFAULT_WIDTH", "CountSketch"]
 
 DEFAULT_WIDTH = 8_192
-# Runs of coordinates that the torch path rotates at once: bounds its temporaries.
+# Runs of coordinates that the torch path rotates at once, to bound its temporaries.
 _RUNS_AT_ONCE = 64
 
 
@@ -21,20 +21,20 @@ class CountSketch:
 
     `<C x, C y>` is `<x, y>` in expectation over seeds, with a variance of at most
     `(|x|^2 |y|^2 + <x, y>^2) / out_dim`. Each run of `out_dim` coordinates is rotated by a seeded
-    shift, each coordinate gets a seeded sign, and the runs are added: no atomics, so the result is
-    the same on every run, and the same map on every device.
+    shift, each coordinate gets a seeded sign, and the runs are added. Nothing is added atomically,
+    so that repeated calls give the same result. The map is the same on every device.
 
     Args:
         dim: Coordinates D of a gradient, at least 1.
         out_dim: Coordinates d of the result, at least 1.
-        seed: The same seed names the same map on every device and in every process.
+        seed: A seed gives the same map on every device and in every process.
 
     Raises:
-        TypeError: A dimension or the seed is no whole number.
+        TypeError: A dimension or the seed is not a whole number.
         ValueError: A dimension is below 1, or the seed below 0.
 
     Cost:
-        O(n D) time; on CUDA a table of D signs (1 byte each).
+        O(n D) time; on CUDA also a table of D signs (1 byte per sign).
 
     Reference:
         Charikar, Chen and Farach-Colton, "Finding frequent items in data streams", 2002.
@@ -69,7 +69,7 @@ class CountSketch:
 
         Raises:
             ValueError: The rows have another shape.
-            TypeError: Not a dense floating tensor.
+            TypeError: The rows are not a dense floating-point tensor.
         """
         if not isinstance(rows, Tensor):
             raise TypeError(f"expected rows as a torch.Tensor, got {type(rows).__name__}")
@@ -81,7 +81,7 @@ class CountSketch:
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise ValueError(
                 f"expected gradients of shape (n, {self.dim}), got {tuple(rows.shape)}: the count "
-                "sketch was built for that length; use one gradient computer for both passes"
+                f"sketch was built for dim={self.dim}; use one gradient computer for both passes"
             )
         rows = rows.detach().to(torch.float32).resolve_neg().contiguous()
         if rows.device.type == "cpu":
@@ -91,7 +91,7 @@ class CountSketch:
         return self._on_device(rows)
 
     def _on_device(self, rows: Tensor) -> Tensor:
-        """Apply the same map with torch operations, whatever the device (tested on the CPU)."""
+        """Apply the same map with torch operations, on any device (tests run it on the CPU)."""
         if self._tables is None or self._tables[0].device != rows.device:
             self._tables = (
                 torch.from_numpy(self._map.signs(0, self.dim)).to(rows.device),
@@ -105,7 +105,7 @@ class CountSketch:
             runs = min(_RUNS_AT_ONCE, whole - start)
             columns = slice(start * self.out_dim, (start + runs) * self.out_dim)
             signed = (rows[:, columns] * signs[columns]).view(len(rows), runs, self.out_dim)
-            # Bucket j of a run holds the coordinate that its shift carries there.
+            # Bucket j of a run receives the coordinate that the shift of the run moves there.
             source = (buckets - shifts[start : start + runs, None]) % self.out_dim
             out += signed.gather(2, source.expand(len(rows), -1, -1)).sum(1)
         if rest := self.dim % self.out_dim:

@@ -1,8 +1,9 @@
-"""The loss of each example where the user gives none: what its labels and logits commonly mean."""
+"""The default loss of each example: the usual loss for its labels and logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 
 __all__ = ["PASS_LOSS", "DefaultLoss"]
@@ -19,10 +20,10 @@ PASS_LOSS = (
     "pass loss=, a callable loss(model, batch) that returns one loss per example, shape (n,)"
 )
 
-# The label of a token that does not count, in torch and in Hugging Face's collators.
+# The label of an ignored token, in torch and in the collators of Hugging Face.
 _IGNORED = -100
 
-# Kinds of Hugging Face models, by the ends of their classes' names; see `_said_by`.
+# Kinds of Hugging Face models, by the ends of their class names; see `_said_by`.
 _CLASSIFIERS = {f"For{what}Classification" for what in ("Sequence", "Image", "Video", "Audio")}
 _GENERATORS = {None, "ForCausalLM", "ForConditionalGeneration"}
 _TOKEN_MODELS = {*_GENERATORS, "ForMaskedLM", "ForTokenClassification"}
@@ -32,28 +33,27 @@ class DefaultLoss:
     """Losses of a batch `(inputs, targets)`, or of a mapping with `"labels"`, one per example.
 
     The model is called as `model(inputs)` or `model(**rest)` and returns logits, or an object
-    with `.logits`. Then, by the shapes of the integer labels and of the logits:
+    with `.logits`. The shapes of the integer labels and of the logits decide:
 
     - (n,) and (n, C): the cross-entropy of the class.
     - (n, d1, ...) and (n, d1, ..., C) or (n, C, d1, ...): the mean cross-entropy over the tokens
-      or positions of an example. Label -100 marks one that does not count; an example without any
-      that counts has loss 0. Classes are last in sequence models, second in
-      `torch.nn.functional.cross_entropy`: the shapes tell which. Where they do not (C is d1, as
-      in logits (n, T, T)), the layout of earlier batches holds, and without any the batch is
-      refused.
+      or positions of an example. Those with label -100 are ignored; if all are, the loss is 0.
+      Classes are last in sequence models and second in `torch.nn.functional.cross_entropy`. If the
+      shapes fit both (C is d1, as in logits (n, T, T)), the layout of earlier batches is used, and
+      without earlier batches an error is raised.
 
-    A Hugging Face model, in a `peft` wrapper or not, keeps its own rules, those of `output.loss`
-    for a batch of that one example: classes are always last; causal language models predict the
-    next token, so that labels move by one; encoder-decoder models receive their labels as decoder
-    inputs; models for the classification of sequences, images, audio or video obey
-    `config.problem_type`: regression is the mean squared error and multi-label classification the
-    mean binary cross-entropy over the outputs of an example. What a model makes of token labels is
-    compared with its own loss on the first batch.
+    A Hugging Face model, with or without a `peft` wrapper, keeps its own rules, those of
+    `output.loss` for a batch of one example. Classes are always last. Causal language models
+    predict the next token, so that labels move by one. Encoder-decoder models receive their labels
+    as decoder inputs. Models that classify sequences, images, audio or video follow
+    `config.problem_type`: regression uses the mean squared error over the outputs of an example,
+    multi-label classification the mean binary cross-entropy. The loss of token labels is compared
+    with the model's own loss on the first batch.
     """
 
     def __init__(self) -> None:
         self._classes = 0  # C, as last seen
-        self._classes_last: bool | None = None  # the layout, once some batch has shown it
+        self._classes_last: bool | None = None  # the layout, known once a batch has shown it
         self._compared = False
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -86,15 +86,15 @@ class DefaultLoss:
         return self._of_tokens(logits, targets, said)
 
     def wrong_label(self, model: nn.Module, batch: Batch, row: int) -> str | None:
-        """Name the first label of an example that is no class of the model.
+        """Return an error message that names the first label of an example out of range.
 
         Args:
             model: The model, unwrapped.
-            batch: The batch of n examples that the last call was made with, or a part of.
+            batch: The batch of the last call, or the batch that it was a part of.
             row: Position of the example.
 
         Returns:
-            An error message, or None where all its labels are in order.
+            The message, or None if all labels of the example are valid.
         """
         targets = _targets(batch)
         if not _is_integer(targets) or not self._classes:
@@ -114,31 +114,31 @@ class DefaultLoss:
         )
 
     def compare(self, model: nn.Module, losses: Tensor, batch: Batch) -> None:
-        """Once, compare an example's loss with what a Hugging Face model itself computes.
+        """Once, compare the loss of one example with the loss that a Hugging Face model returns.
 
-        Which models move their labels by one can be told by name only, and some that are named
-        alike do not; others add terms of their own.
+        Only the name of a model shows whether it moves its labels by one, and the name can mislead;
+        some models add further terms to their loss.
 
         Args:
-            model: The model, unwrapped and free of hooks that mind an extra call.
+            model: The model, unwrapped and without hooks that an extra call would disturb.
             losses: Tensor (n,), finite.
-            batch: The batch that gave them.
+            batch: The batch with these losses.
 
         Raises:
             ValueError: The two differ.
 
         Cost:
-            One forward pass of one example, for token labels and once in the life of this object.
+            One forward pass of one example, once per object, for token labels only.
         """
         said = _said_by(model)
         targets = _targets(batch)
         if self._compared or said is None or targets.ndim == 1:
             return
-        if said.kind in _CLASSIFIERS:  # their rule is certain, and its use settles problem_type
+        if said.kind in _CLASSIFIERS:  # their rule is certain, and their own call sets problem_type
             return
         counted = (targets.flatten(1) != _IGNORED).sum(1)
         row = int(counted.argmax())
-        # With dropout active no two calls agree.
+        # With dropout, no two calls agree.
         if not counted[row] or any(module.training for module in model.modules()):
             return
         own = _own_loss(model, batches.take(batch, row, row + 1), said)
@@ -146,7 +146,7 @@ class DefaultLoss:
         if own is None:
             return
         ours, theirs = float(losses[row]), float(own)
-        # Wrong rules differ by little in an untrained model, rounding by less.
+        # In an untrained model a wrong rule changes the loss only a little; rounding does less.
         low = torch.is_autocast_enabled(own.device.type) or any(
             p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()
         )
@@ -162,9 +162,9 @@ class DefaultLoss:
         if logits.ndim != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
             raise ValueError(_misfit("(n, C)", logits, targets))
         self._classes = logits.shape[1]
-        # A class out of range becomes NaN, which `wrong_label` finds: under vmap no value can be
-        # looked at, and on CUDA the assertion inside cross_entropy would end the process's use
-        # of it. As a class, -100 is out of range.
+        # A class out of range becomes NaN, and `wrong_label` names it later: under vmap no value
+        # can be tested, and on CUDA a failed assertion in cross_entropy would make the device
+        # unusable for the rest of the process. As a class, -100 is out of range.
         wrong = (targets < 0) | (targets >= self._classes)
         losses = F.cross_entropy(logits, targets.masked_fill(wrong, 0), reduction="none")
         return losses.masked_fill(wrong, torch.nan)
@@ -214,18 +214,18 @@ class DefaultLoss:
 
 
 class _Said(NamedTuple):
-    """What a Hugging Face model says of its loss, in public attributes."""
+    """The public attributes of a Hugging Face model that describe its loss."""
 
     model: Any
-    kind: str | None  # what its class is for, None where the name of the class does not say
+    kind: str | None  # its task, such as "ForCausalLM"; None if its class name does not show one
     config: Any
 
     def labels_move(self) -> bool:
-        """Whether the logits of a token are about the next one."""
+        """Return whether the logits of a token predict the next token."""
         return self.kind in _GENERATORS and not self.config.is_encoder_decoder
 
     def problem(self, targets: Tensor, logits: Tensor) -> str | None:
-        """Return "regression" or "multi_label_classification" where it is one of these."""
+        """Return "regression", "multi_label_classification", or None for classes."""
         if self.kind not in _CLASSIFIERS:
             return None
         problem = getattr(self.config, "problem_type", None)
@@ -237,10 +237,10 @@ class _Said(NamedTuple):
 
 
 def _said_by(model: nn.Module) -> _Said | None:
-    """Return what a model says, None where it is not a Hugging Face model.
+    """Return the loss attributes of a Hugging Face model, None for other models.
 
-    `loss_type` is what transformers itself goes by; where it is None, transformers takes the loss
-    of a causal language model (GPT2LMHeadModel is one).
+    transformers itself chooses the loss by `loss_type`. If that is None, it uses the loss of a
+    causal language model (GPT2LMHeadModel is one).
     """
     of_adapters = getattr(model, "get_base_model", None)  # peft's
     base: Any = of_adapters() if callable(of_adapters) else model
@@ -251,7 +251,7 @@ def _said_by(model: nn.Module) -> _Said | None:
 
 
 def _arguments(batch: Batch, said: _Said | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what the model is called with: everything but the labels."""
+    """Return the arguments of the model: the whole batch without its labels."""
     args: tuple[Any, ...] = ()
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -273,7 +273,7 @@ def _own_loss(model: nn.Module, example: Batch, said: _Said) -> Tensor | None:
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             loss = getattr(functional_call(model, buffers, args, inputs), "loss", None)
-    except TypeError:  # a model that takes no labels
+    except TypeError:  # the model takes no labels
         return None
     known = isinstance(loss, Tensor) and loss.numel() == 1 and bool(torch.isfinite(loss))
     return loss if known else None
@@ -290,7 +290,7 @@ def _logits(output: object) -> Tensor:
 
 
 def _of_outputs(problem: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return losses of logits (n, K) for targets of the same shape, or (n,) where K is 1."""
+    """Return losses of logits (n, K) for targets of the same shape, or (n,) if K is 1."""
     if problem not in ("regression", "multi_label_classification"):
         raise ValueError(f"the default loss does not know problem_type={problem!r}; {PASS_LOSS}")
     if targets.ndim == 1 and logits.ndim == 2 and logits.shape[1] == 1:
@@ -310,14 +310,14 @@ def _out_of_range(targets: Tensor, classes: int) -> Tensor:
 
 
 def _targets(batch: Batch) -> Tensor:
-    """Return the labels of a batch, (n, ...), of whatever dtype."""
+    """Return the labels of a batch, (n, ...), of any dtype."""
     found: object = None
     if isinstance(batch, Mapping):
         found = batch.get("labels")
     elif isinstance(batch, (tuple, list)) and len(batch) == 2:
         found = getattr(batch, "labels", batch[1])
     if isinstance(found, Tensor) and found.ndim:
-        # Integers are widened: -100 has no place among bytes.
+        # Integers are widened: a byte cannot hold -100.
         return found.long() if _is_integer(found) else found
     raise ValueError(_no_labels(batch))
 
@@ -344,7 +344,7 @@ def _no_labels(batch: Batch) -> str:
     return (
         "the default loss (cross-entropy) needs a batch (inputs, targets) or a mapping with "
         '"labels", the targets integer classes of shape (n,), or integer labels of shape '
-        f"(n, ...) for every token or position; got {_describe(batch)}; {PASS_LOSS}"
+        f"(n, ...) for every token or position; got {shorten(_describe(batch), 150)}; {PASS_LOSS}"
     )
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+import sage_torch.gradients.batches as batches
 from sage_torch._core import SageError
-from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import Chunks, is_out_of_memory
 from sage_torch.gradients.loop import LoopGradients
@@ -30,40 +30,40 @@ from sage_torch.gradients.parameters import (
 
 __all__ = ["FunctionalGradients"]
 
-# The gradients of a chunk, vmap's intermediate results of the same size, and its activations.
+# The gradients of a chunk, the intermediate results of vmap (as large), and the activations.
 _COPIES_PER_CHUNK = 3
 
 
 class FunctionalGradients:
     """Per-example gradients `g_i = dL_i/dw`, exact, by `torch.func.vmap(grad)`.
 
-    Columns follow `model.named_parameters()`, every parameter flattened row by row; a parameter
-    that the loss does not use gives zero columns, and a tied parameter counts once, its gradient
-    summed over its places. The model keeps the mode (train or eval) that the caller has set: set
-    eval mode first, as the selection passes do, so that examples do not interact through batch
-    norm and dropout is off. Parameters' `.grad` and `requires_grad`, and buffers, are not touched.
+    Columns follow `model.named_parameters()`, every parameter flattened row by row. A parameter
+    that the loss does not use has zero columns. A tied parameter appears once, with the sum of the
+    gradients over its places. The caller sets the mode of the model: eval mode, as in the selection
+    passes, switches dropout off and stops examples from interacting through batch norm. `.grad` and
+    `requires_grad` of parameters, and buffers, stay unchanged.
 
-    A model that vmap refuses (recurrent layers, activation checkpointing, writing in place,
-    control flow that depends on data) is differentiated by one backward pass per example from
-    then on, after a warning that names the cause.
+    If vmap cannot differentiate a model (recurrent layers, activation checkpointing, writing in
+    place, control flow that depends on data), a warning names the cause, and from then on the
+    gradients are computed by one backward pass per example.
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
-            Under vmap it sees batches of one example.
-        params: Which parameters. None: all that require grad. Otherwise a name, names or fnmatch
-            patterns (`"head.*"`), or a predicate `(name, parameter) -> bool`; these may choose
-            frozen parameters too.
-        memory_budget: Bytes for the gradients of one chunk of examples with vmap's temporaries;
-            the rows returned, 4 n D bytes, come on top.
+        loss: `loss(model, batch) -> (n,)`, one loss per example; None for that of `ExampleLoss`.
+            Under vmap it receives batches of one example.
+        params: The parameters: None for all that require grad, a name, names or fnmatch patterns
+            (`"head.*"`), or a predicate `(name, parameter) -> bool`; all but None may also choose
+            frozen parameters.
+        memory_budget: Bytes for the gradients of one chunk of examples and the temporaries of
+            vmap. The returned rows take 4 n D bytes more.
 
     Raises:
         ValueError: `params` matches nothing, the model has no parameter that requires grad, or
             a chosen parameter is complex.
 
     Cost:
-        About one forward and backward pass per example in time, in chunks of
-        `memory_budget / (12 D)` examples; one wait for the device a batch.
+        The time of about one forward and backward pass per example, in chunks of
+        `memory_budget / (12 D)` examples; one wait for the device per batch.
 
     Example:
         >>> import torch
@@ -95,16 +95,16 @@ class FunctionalGradients:
 
     @property
     def dim(self) -> int:
-        """Number of columns D: the elements of the chosen parameters, tied ones once."""
+        """Number of columns D: the elements of the chosen parameters, tied parameters once."""
         return self._dim
 
     @property
     def covers_whole_network(self) -> bool:
-        """Whether every parameter that requires grad was chosen."""
+        """Whether every parameter that requires grad is chosen."""
         return self._covers_whole_network
 
     def describe(self) -> str:
-        """Say in one line how gradients are computed.
+        """Return one line that describes the computation.
 
         Returns:
             For example "functional: vmap(grad) over 10 parameters, D = 106,000".
@@ -114,7 +114,7 @@ class FunctionalGradients:
 
     @property
     def handling(self) -> dict[str, str]:
-        """How each chosen parameter is handled: exactly, all of them."""
+        """How each chosen parameter is handled: all of them exactly."""
         how = "one backward pass per example" if self._use_loop else "vmap(grad)"
         return {name.removeprefix("model."): f"{how}: exact" for name in self._names}
 
@@ -125,15 +125,16 @@ class FunctionalGradients:
             batch: n examples, on the model's device.
 
         Returns:
-            Tensor (n, D) float32 on the model's device, detached, whatever the model's dtype.
+            Tensor (n, D) float32 on the model's device, detached, for a model of any dtype.
 
         Raises:
-            ValueError: The loss returned another shape than (n,), or does not depend on the
-                parameters, or the batch does not fit.
+            ValueError: The shape of the losses is not (n,), they do not depend on the parameters,
+                or the batch does not fit.
             SageError: A loss is not finite; `row` is its position in the batch.
 
         Warns:
-            UserWarning: vmap refuses the model, or memory ran out and the chunk size was halved.
+            UserWarning: vmap cannot differentiate the model, or memory ran out and the chunk size
+                was halved.
         """
         if not self._use_loop:
             try:
@@ -141,12 +142,12 @@ class FunctionalGradients:
             except Exception as error:
                 if not _may_be_refusal(error):
                     raise
-                # Only the line is kept: the error's traceback holds every tensor of the attempt.
+                # Only the text is kept: the traceback holds every tensor of the attempt.
                 cause = shorten(str(error), 200) or type(error).__name__
             else:
                 self._losses.check(losses, batch)
                 return rows
-            rows = self._loop(batch)  # where this fails too, its error is the plainer one
+            rows = self._loop(batch)  # if this fails too, its error is easier to read
             self._use_loop = True
             warnings.warn(
                 "vmap cannot differentiate this model; its gradients are computed by one backward "
@@ -171,7 +172,7 @@ class FunctionalGradients:
                 gradients, part_losses = self._differentiate(chosen, fixed, part)
                 part_rows = rows[start : start + len(part_losses)]
                 _write(part_rows, [gradients[k] for k in self._names])
-                losses.append(part_losses)  # last: what fails for want of memory is done again
+                losses.append(part_losses)  # last, because a part is repeated if memory runs out
 
             self._chunks.run(batch, fill)
         return rows, torch.cat(losses)
@@ -186,7 +187,7 @@ class FunctionalGradients:
             return loss, loss.detach()
 
         gradient_and_loss = grad(loss_of_one, has_aux=True)
-        # A model left in train mode draws dropout for each example anew, as a loop would.
+        # In train mode, dropout is drawn anew for each example, as in a loop.
         over_examples = vmap(gradient_and_loss, in_dims=(None, 0), randomness="different")
         result: tuple[dict[str, Tensor], Tensor] = over_examples(
             chosen, batches.tensor_leaves(part)
@@ -195,7 +196,7 @@ class FunctionalGradients:
 
 
 def _may_be_refusal(error: Exception) -> bool:
-    """Whether another way of differentiating might do what has just failed."""
+    """Return whether one backward pass per example might work after this error of vmap."""
     return not isinstance(error, (ValueError, SageError, MemoryError)) and (
         not is_out_of_memory(error)
     )

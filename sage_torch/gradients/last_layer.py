@@ -1,15 +1,16 @@
-"""Per-example gradients of the classifier in closed form: no backward pass of the network."""
+"""Per-example gradients of the classifier in closed form, without a backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import (
     ExampleLoss,
@@ -26,28 +27,28 @@ __all__ = ["LastLayerGradients"]
 class LastLayerGradients:
     """Per-example gradients of the classifier, `g_i = delta_i ⊗ [h_i, 1]`, in closed form.
 
-    h (n, H) is the classifier's input, delta (n, C) the gradient of the losses with respect to
-    its output, the logits. Columns are its weight flattened row by row, then its bias: those of
+    h (n, H) is the input of the classifier, delta (n, C) the gradient of the losses with respect to
+    its output, the logits. Columns are its weight flattened row by row, then its bias, as in
     `FunctionalGradients(model, params=["<layer>.weight", "<layer>.bias"])`. Dimensions between n
-    and H (tokens, positions) are summed over. A weight that other layers share counts only by its
-    use in this layer. The model keeps the mode (train or eval) that the caller has set: set eval
-    mode first, as the selection passes do. Parameters and buffers are not touched.
+    and H (tokens, positions) are summed over. If other layers share the weight, only its use in
+    this layer counts. The caller sets the mode of the model: use eval mode, as in the selection
+    passes. Parameters and buffers stay unchanged.
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
-        layer: The classifier, an `nn.Linear` of the model or its name. None: found on the first
-            batch by following the data, whatever the order of registration. It is the Linear
-            layer whose output is the model's output, otherwise the only one after which the loss
-            depends on no other parameter.
+        loss: `loss(model, batch) -> (n,)`, one loss per example; None for that of `ExampleLoss`.
+        layer: The classifier, an `nn.Linear` of the model or its name. None: the classifier is
+            found on the first batch by following the data, in any order of registration. It is the
+            Linear layer whose output is the model's output. Otherwise it is the only Linear layer
+            after which the loss depends on no other parameter.
 
     Raises:
-        TypeError: `layer` is no `nn.Linear`.
-        ValueError: `layer` is not in the model, or the model has no Linear layer at all.
+        TypeError: `layer` is not an `nn.Linear`.
+        ValueError: `layer` is not in the model, or the model has no Linear layer.
 
     Cost:
         One forward pass, and C (H + 1) multiplications per example and token; one wait for the
-        device a batch. The rows take 4 n D bytes.
+        device per batch. The rows take 4 n D bytes.
 
     Example:
         >>> import torch
@@ -73,8 +74,8 @@ class LastLayerGradients:
                 'has no closed form; use gradients="functional" or FunctionalGradients(params=...)'
             )
         self._name = None if layer is None else _name_of(self._losses.model, layer)
-        # With one Linear layer D is known at once, though the first batch still has to show that
-        # it is the classifier.
+        # With one Linear layer D is known at once; the first batch confirms that it is the
+        # classifier.
         self._expected = next(iter(linears)) if len(linears) == 1 else None
 
     @property
@@ -102,7 +103,7 @@ class LastLayerGradients:
         return all(id(p) in own for p in self._losses.model.parameters() if p.requires_grad)
 
     def describe(self) -> str:
-        """Say in one line how gradients are computed.
+        """Return one line that describes the computation.
 
         Returns:
             For example "last layer: closed form over fc (512 -> 10), D = 5,130".
@@ -116,7 +117,7 @@ class LastLayerGradients:
 
     @property
     def handling(self) -> dict[str, str]:
-        """How each chosen parameter is handled: the classifier's, exactly."""
+        """How each chosen parameter is handled: those of the classifier exactly."""
         name = self._known_name()
         own = set() if name is None else {id(p) for p in _own_parameters(self._layer(name))}
         parameters = self._losses.model.named_parameters()
@@ -129,29 +130,29 @@ class LastLayerGradients:
             batch: n examples, on the model's device.
 
         Returns:
-            Tensor (n, D) float32 on the model's device, detached, whatever the model's dtype.
+            Tensor (n, D) float32 on the model's device, detached, for a model of any dtype.
 
         Raises:
-            ValueError: No classifier was found; it was called more than once or not at all; its
-                input is not (n, ..., H); or as `ExampleLoss` says.
+            ValueError: No classifier was found, it was not called exactly once, its input is not
+                (n, ..., H), or as `ExampleLoss`.
             SageError: A loss is not finite; `row` is its position in the batch.
         """
         delta, inputs, has_bias = self._factors(batch)
         return _outer_products(delta, inputs, bias=has_bias)
 
     def factors(self, batch: Batch) -> tuple[Tensor, Tensor, bool] | Tensor:
-        """Return what the gradients are products of, so that they need not be formed.
+        """Return the two factors of the gradients, for a sketch that does not need the products.
 
         Args:
             batch: n examples, on the model's device.
 
         Returns:
             delta (n, C), h (n, H), both float32, and whether there is a bias: the arguments of
-            `FrequentDirections.update_outer`. The gradients themselves where an example has several
-            positions, whose products are summed.
+            `FrequentDirections.update_outer`. If examples have several positions, the gradients
+            themselves, which are sums of products.
 
         Raises:
-            ValueError, SageError: As a call.
+            ValueError, SageError: As `__call__`.
         """
         delta, inputs, has_bias = self._factors(batch)
         if inputs.ndim > 2:
@@ -169,7 +170,7 @@ class LastLayerGradients:
             (delta,) = torch.autograd.grad(losses.sum(), logits, allow_unused=True)
         where = f"the classifier {_shown(self._name)}"
         if delta is None:
-            raise ValueError(f"{where} does not reach the loss; name another with layer=")
+            raise ValueError(f"the loss does not depend on {where}; pass another layer with layer=")
         if len(inputs) != n or inputs.ndim < 2:
             raise ValueError(
                 f"expected {where} to receive inputs of shape (n, ..., H) with n = {n}, got "
@@ -184,20 +185,20 @@ class LastLayerGradients:
         return _linear_layers(self._losses.model)[name]
 
     def _forward(self, name: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the classifier's input, its output as a leaf, and the losses computed from it."""
+        """Return the input of the classifier, its output as a leaf, and the losses."""
         calls: list[tuple[Tensor, Tensor]] = []
 
         def cut(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor:
             inputs = args[0] if args else kwargs["input"]
-            # Copies: the model may go on writing to its input and output in place.
+            # Copies, because the model may later write to its input and output in place.
             calls.append((inputs.detach().clone(), output.detach().requires_grad_()))
             return calls[-1][1].clone()
 
         handle = self._layer(name).register_forward_hook(cut, prepend=True, with_kwargs=True)
         try:
-            # With all parameters detached, nothing before the cut is recorded.
+            # All parameters are detached, so that nothing before the cut is recorded.
             state = {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
             losses = functional_call(self._losses, state, (batch,))
         finally:
@@ -205,17 +206,17 @@ class LastLayerGradients:
         if len(calls) != 1:
             raise ValueError(
                 f"expected the classifier {_shown(name)} to be called once in a forward pass, it "
-                f"was called {len(calls)} times; name another with layer=, or use "
-                "FunctionalGradients(params=...) for this one"
+                f"was called {len(calls)} times; pass another layer with layer=, or use "
+                "FunctionalGradients(params=...) for this layer"
             )
         return *calls[0], check_recorded(losses)
 
 
 def _find_classifier(losses: ExampleLoss, example: Batch) -> str:
-    """Return the name of the Linear layer that ends the network, by following one example.
+    """Return the name of the last Linear layer of the network, found by following one example.
 
-    Every Linear layer's output is replaced by a leaf, so that the loss depends on the last ones
-    only; all parameters are leaves too, and show what else is learned after or beside those.
+    The output of every Linear layer is replaced by a leaf, so that the loss depends only on the
+    last of them. All parameters are leaves too, and show what is learned after or beside these.
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
     outputs: list[Tensor] = []
@@ -229,7 +230,7 @@ def _find_classifier(losses: ExampleLoss, example: Batch) -> str:
         return cut
 
     def keep_output(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        # Hugging Face models return mappings; other output classes may have .logits only.
+        # Hugging Face models return mappings; other output classes may only have .logits.
         logits = getattr(output, "logits", None)
         outputs.extend(batches.tensor_leaves(output if logits is None else logits))
 
@@ -271,7 +272,7 @@ def _why_none(last: list[str], beside: list[str], layers: dict[str, nn.Linear]) 
         reason = f"the loss also depends directly on other parameters, such as {names}"
     else:
         reason = "no Linear layer's output reaches the loss"
-    known = ", ".join(map(_shown, layers))
+    known = shorten(", ".join(map(_shown, layers)), 150)
     return (
         f"cannot tell which layer is the classifier: {reason}; pass layer=, one of the Linear "
         f'layers ({known}), or use gradients="functional"'
@@ -301,7 +302,7 @@ def _own_parameters(layer: nn.Linear) -> list[Tensor]:
 
 def _name_of(model: nn.Module, layer: nn.Module | str) -> str:
     modules = dict(model.named_modules())
-    known = ", ".join(map(_shown, _linear_layers(model)))
+    known = shorten(", ".join(map(_shown, _linear_layers(model))), 300)
     if isinstance(layer, str):
         found = layer if layer in modules else None
     else:

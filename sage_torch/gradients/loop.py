@@ -1,4 +1,4 @@
-"""Per-example gradients by one backward pass per example: slow, works wherever training does."""
+"""Per-example gradients by one backward pass per example: slow, but as general as training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.func import functional_call
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import ExampleLoss, check_recorded, differentiable, ordinary
 
@@ -20,14 +20,14 @@ __all__ = ["LoopGradients", "grads_kept", "other_leaves", "own_leaf"]
 class LoopGradients:
     """Gradients `g_i = dL_i/dw`, one example after another, with respect to named parameters.
 
-    `FunctionalGradients` falls back on it for models that vmap refuses.
+    `FunctionalGradients` uses it for models that vmap cannot differentiate.
 
     Args:
         losses: Model and loss.
         names: Names of the parameters w among `losses.named_parameters()`, in column order.
 
     Cost:
-        n forward and backward passes of batch size one; one wait for the device a batch.
+        n forward and backward passes of batch size one; one wait for the device per batch.
     """
 
     def __init__(self, losses: ExampleLoss, names: Sequence[str]) -> None:
@@ -51,8 +51,8 @@ class LoopGradients:
         with differentiable():
             batch = ordinary(batch)
             parameters = self._losses.detached_parameters()
-            # All that is trained is recorded, chosen or not: what reentrant checkpointing sees of
-            # a block depends on whether its input requires grad.
+            # All trained parameters are recorded, even those that are not chosen: reentrant
+            # checkpointing skips a block if its input does not require grad.
             for name, parameter in self._losses.named_parameters():
                 parameters[name].requires_grad_(parameter.requires_grad)
             leaves = [parameters[name].requires_grad_() for name in self._names]
@@ -60,7 +60,7 @@ class LoopGradients:
             rows = torch.zeros((n, dim), dtype=torch.float32, device=leaves[0].device)
             losses = []
             for row in range(n):
-                # Buffers afresh for each example: what one writes must not reach the next.
+                # Each example gets fresh buffers, so that it cannot write to those of the next.
                 state = {**parameters, **self._losses.copied_buffers()}
                 state = {f"losses.{name}": tensor for name, tensor in state.items()}
                 example = batches.map_tensors(batches.take(batch, row, row + 1), own_leaf)
@@ -74,9 +74,9 @@ class LoopGradients:
 class _Differentiation(nn.Module):
     """One forward and one backward pass while functional_call has the parameters exchanged.
 
-    The backward pass belongs inside `forward` because activation checkpointing runs the model
-    again during it, and must then find the exchanged parameters, not the user's. It is
-    `.backward()` because reentrant checkpointing gives `autograd.grad` an error or, worse, nothing.
+    The backward pass is inside `forward` because activation checkpointing runs the model again
+    during it and must then find the exchanged parameters. It is `.backward()` because under
+    reentrant checkpointing `autograd.grad` raises an error or silently returns nothing.
     """
 
     def __init__(self, losses: ExampleLoss) -> None:
@@ -95,7 +95,7 @@ class _Differentiation(nn.Module):
 
 
 def other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Return the other leaves of a graph: inputs, and what the user's loss has brought in."""
+    """Return the leaves of the graph of a loss without `leaves`: inputs, and those of the loss."""
     ours = {id(leaf) for leaf in leaves}
     others: dict[int, Tensor] = {}
     seen: set[Node] = set()
@@ -115,10 +115,10 @@ def other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def grads_kept(others: Sequence[Tensor]) -> Iterator[None]:
-    """Give tensors back the `.grad` that they had before."""
+    """Restore the `.grad` of tensors on exit."""
     before = [tensor.grad for tensor in others]
     for tensor in others:
-        tensor.grad = None  # a backward pass would add to the old one in place
+        tensor.grad = None  # a backward pass would add to the old gradient in place
     try:
         yield
     finally:
@@ -127,9 +127,7 @@ def grads_kept(others: Sequence[Tensor]) -> Iterator[None]:
 
 
 def own_leaf(tensor: Tensor) -> Tensor:
-    """Return an input that requires grad as a leaf of our own, others as they are."""
-    # An input may require grad (reentrant checkpointing wants one that does); its gradient must
-    # then go to a tensor of ours.
+    """Return an input that requires grad as a new leaf, which then receives its gradient."""
     return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
 
 

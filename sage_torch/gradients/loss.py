@@ -1,4 +1,4 @@
-"""One loss per example: the model and its loss as one module that every gradient computer calls."""
+"""One loss per example: a model and its loss as one module, called by every gradient computer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+import sage_torch.gradients.batches as batches
 from sage_torch._core import SageError
-from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.default_loss import DefaultLoss
 
@@ -25,12 +25,12 @@ __all__ = [
     "UnrecordedError",
     "check_recorded",
     "differentiable",
-    "in_whole_batch",
     "ordinary",
+    "rows_counted_from",
     "unwrap",
 ]
 
-# What torch says of integers where it wants other numbers; every kernel has its own words.
+# Messages of torch about integers where it needs other numbers; they differ from kernel to kernel.
 _OF_INTEGERS = re.compile(
     r"\b(Byte|Char|Short|Int|Long|Bool|unsigned char|signed char|short|int|long|bool)\b"
     r"|mixed dtype|floating point"
@@ -40,14 +40,14 @@ _OF_INTEGERS = re.compile(
 class ExampleLoss(nn.Module):
     """Per-example losses `L_i = loss(model, batch)[i]` as a module, for use with functional_call.
 
-    Being a module that contains the model, it lets `torch.func.functional_call` exchange the
-    model's parameters and still hands the user's loss the very model object that it expects.
+    As a module that contains the model, it lets `torch.func.functional_call` exchange the model's
+    parameters, and still passes the original model object to the loss function.
 
     Args:
-        model: The model; wrappers (see `unwrap`) are taken off.
-        loss: `loss(model, batch) -> (n,)`, or None for what `DefaultLoss` tells from the labels
-            and logits: cross-entropy of classes, of tokens or of positions, and what a Hugging
-            Face model computes of its labels.
+        model: The model; wrappers (see `unwrap`) are removed.
+        loss: `loss(model, batch) -> (n,)`. None for `DefaultLoss`: the cross-entropy of classes,
+            tokens or positions, as the labels and logits show, or the own loss of a Hugging Face
+            model.
     """
 
     def __init__(self, model: nn.Module, loss: LossFunction | None = None) -> None:
@@ -57,8 +57,8 @@ class ExampleLoss(nn.Module):
         if loss is not None and not callable(loss):
             raise TypeError(f"expected loss to be callable or None, got {type(loss).__name__}")
         self.model = unwrap(model)
-        # A loss that is a module is registered beside the model, so that its own parameters are
-        # exchanged for detached ones like all others and never receive a gradient.
+        # A loss that is a module is registered beside the model. Its parameters are then exchanged
+        # for detached ones like all others, and never receive a gradient.
         self.loss = loss
         self._default = DefaultLoss()
 
@@ -69,13 +69,12 @@ class ExampleLoss(nn.Module):
             batch: n examples, on the model's device.
 
         Returns:
-            Tensor (n,) of a floating dtype. A label out of range gives NaN here; `check` then
-            names it.
+            Tensor (n,) of a floating dtype. A label out of range gives NaN, and `check` names it.
 
         Raises:
             TypeError: The loss returned no tensor.
-            ValueError: The loss has another shape, the default loss does not fit batch and model,
-                or a layer was given integers that it cannot compute with.
+            ValueError: The loss has another shape, the default loss does not fit the batch and the
+                model, or a layer received integers that it cannot compute with.
         """
         n = batches.length(batch)
         loss = self._default if self.loss is None else self.loss
@@ -96,19 +95,19 @@ class ExampleLoss(nn.Module):
         return losses
 
     def check(self, losses: Tensor, batch: Batch) -> None:
-        """Refuse losses that are not finite, and a default loss that is not the model's own.
+        """Check that losses are finite and that the default loss agrees with the model's own.
 
-        It is apart from `forward` because nothing can be raised on values inside vmap. The model
-        may be called once more, so that hooks must be gone from it.
+        `forward` cannot do this: inside vmap no error can depend on values. The model may be called
+        once more, so remove all hooks from it first.
 
         Args:
-            losses: Tensor (n,), what the batch gave.
+            losses: Tensor (n,), the result of `forward`.
             batch: The whole batch of n examples.
 
         Raises:
-            ValueError: The default loss met a label outside [0, C), or is not what the Hugging
-                Face model itself computes (see `DefaultLoss.compare`).
-            SageError: Some loss is NaN or infinite; `row` is its position in the batch.
+            ValueError: The default loss met a label outside [0, C), or differs from the loss that
+                the Hugging Face model computes (see `DefaultLoss.compare`).
+            SageError: A loss is NaN or infinite; `row` is its position in the batch.
 
         Cost:
             One wait for the device.
@@ -127,32 +126,28 @@ class ExampleLoss(nn.Module):
                 raise out_of_range
         value = float(losses.detach()[row])
         error = SageError(
-            f"expected a finite loss, got {value} (row {row} of the batch); look at that example, "
-            "or lower the learning rate if training diverged"
+            f"expected a finite loss, got {value} (row {row} of the batch); check that example, or "
+            "lower the learning rate if training diverged"
         )
         error.row = row
         raise error
 
     def detached_parameters(self) -> dict[str, Tensor]:
-        """Return every parameter, detached: sharing memory with the user's, apart from its graph.
+        """Return every parameter detached: its memory is shared, its graph is not.
 
         Returns:
-            Names (`"model."` before the model's own) and tensors; tied parameters appear once,
-            under their first name, and `functional_call` puts them in all their places.
+            Tensors by name, with the prefix `"model."` for those of the model. Tied parameters
+            appear once, under their first name; `functional_call` puts them in all their places.
         """
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     def copied_buffers(self) -> dict[str, Tensor]:
-        """Return a copy of every buffer, for the forward pass to write to in place of the user's.
-
-        Returns:
-            Names (`"model."` before the model's own) and tensors.
-        """
+        """Return a copy of every buffer by name, which the forward pass may write to."""
         return {name: buffer.detach().clone() for name, buffer in self.named_buffers()}
 
 
 class UnrecordedError(ValueError):
-    """Losses do not depend on the chosen parameters, as far as autograd knows."""
+    """The losses do not depend on the chosen parameters in the graph of autograd."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -162,50 +157,41 @@ class UnrecordedError(ValueError):
 
 
 def check_recorded(losses: Tensor) -> Tensor:
-    """Refuse losses that autograd cannot follow back: their gradients would be zeros, not news.
-
-    Args:
-        losses: Tensor (n,), computed inside `differentiable`.
-
-    Returns:
-        The losses.
+    """Return the losses, Tensor (n,), if autograd can follow them back to parameters.
 
     Raises:
-        UnrecordedError: They do not require grad.
+        UnrecordedError: They do not require grad, so that all gradients would be zero.
     """
     if not losses.requires_grad:
         raise UnrecordedError
     return losses
 
 
-def in_whole_batch(error: Exception, start: int) -> Exception:
-    """Return an error of a part of a batch, its row counted from the start of the whole batch.
+@contextmanager
+def rows_counted_from(start: int) -> Iterator[None]:
+    """Count the `row` of errors in the whole batch, inside code that computes a part of it.
 
     Args:
-        error: What computing a part has raised; with `row`, if it is about one example.
-        start: The part's first example.
-
-    Returns:
-        The error itself, or one of its kind with another row.
+        start: Position of the first example of the part.
     """
-    row = getattr(error, "row", None)
-    if row is None or start == 0:
-        return error
-    text = str(error).replace(f"row {row} of the batch", f"row {row + start} of the batch")
-    moved = type(error)(text)
-    moved.row = row + start  # type: ignore[attr-defined]
-    return moved
+    try:
+        yield
+    except (SageError, ValueError) as error:
+        row = getattr(error, "row", None)
+        if row is None or start == 0:
+            raise
+        text = str(error).replace(f"row {row} of the batch", f"row {row + start} of the batch")
+        moved = type(error)(text)
+        moved.row = row + start  # type: ignore[union-attr]
+        raise moved from error
 
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Record gradients whatever the caller's mode (no_grad, inference_mode), and run uncompiled.
+    """Record gradients even inside no_grad or inference_mode, and run the model uncompiled.
 
-    Compiled parts of a model run as written meanwhile: hooks and exchanged parameters would have
-    them compiled again and again, up to the limit at which torch gives up compiling them at all.
-
-    Returns:
-        A context manager.
+    Hooks and exchanged parameters would make torch recompile compiled parts of the model again and
+    again, until it reaches its limit and stops compiling them.
     """
     eager = torch.compiler.set_stance("force_eager")
     with torch.inference_mode(False), torch.enable_grad(), eager:
@@ -213,30 +199,21 @@ def differentiable() -> Iterator[None]:
 
 
 def ordinary(batch: Batch) -> Batch:
-    """Return the batch with tensors made under inference_mode copied: autograd refuses those.
+    """Return the batch with tensors made under inference_mode copied, as autograd requires.
 
-    Args:
-        batch: n examples.
-
-    Returns:
-        The batch, free to take part in a graph. To be called inside `differentiable`.
+    Call it inside `differentiable`.
     """
     return batches.map_tensors(batch, lambda t: t.clone() if t.is_inference() else t)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DataParallel, DistributedDataParallel and torch.compile wrappers.
+    """Return the innermost module of DataParallel, DistributedDataParallel and torch.compile.
 
-    Args:
-        model: Any module.
-
-    Returns:
-        The innermost wrapped module; the model itself where there is no wrapper.
+    A model without wrapper is returned unchanged.
     """
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
-        # torch.compile's wrapper is known by the attribute that its state_dict keys also show;
-        # its class has no public name.
+        # The class of torch.compile's wrapper is private, but its state_dict keys show this name.
         inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             return model
@@ -244,10 +221,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _of_integer_inputs(model: nn.Module, error: RuntimeError) -> str | None:
-    """Say what to do about an error that a layer raised on integers, None about all others.
+    """Return how to fix an error that a layer raised on integers, None for all other errors.
 
-    Told by the innermost layer in the traceback: it has parameters, and all tensors that it was
-    called with are integers. A loss function that wants other targets, or a model of mixed
+    The innermost layer in the traceback decides: it must have parameters, and all tensors that it
+    was called with must be integers. A loss function that needs other targets, or a model of mixed
     precision, fails elsewhere.
     """
     if not _OF_INTEGERS.search(str(error)) or "indices" in str(error):

@@ -1,4 +1,4 @@
-"""Gradients that need not be formed: those of a linear layer, given by their two factors."""
+"""Gradients of a linear layer given by their two factors, which the sketch can read as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sage_torch.gradients.last_layer import LastLayerGradients
 
 
 class OuterRows(NamedTuple):
-    """Rows `[delta_i ⊗ hidden_i, delta_i]`; the last part where the layer has a bias."""
+    """Rows `[delta_i ⊗ hidden_i, delta_i]`; the last part only if the layer has a bias."""
 
     delta: Tensor  # (n, C) float32
     hidden: Tensor  # (n, H) float32
@@ -28,11 +28,9 @@ Rows: TypeAlias = Tensor | OuterRows
 
 
 def given_by(gradients: GradientComputer, batch: Batch) -> Rows:
-    """Return the gradients of a batch as a sketch reads them: as factors where those say it all.
+    """Return the gradients of a batch, as two factors if the computer has them.
 
-    Args:
-        gradients: Any computer; the last layer's gives factors, unless an example has positions.
-        batch: n examples on the model's device.
+    `LastLayerGradients` has factors unless an example has several positions.
 
     Raises:
         TypeError, ValueError, SageError: As `rows_of`.
@@ -51,14 +49,14 @@ def given_by(gradients: GradientComputer, batch: Batch) -> Rows:
 
 
 def size_of(rows: Rows) -> tuple[int, torch.device]:
-    """Return how long the rows are, and where they are."""
+    """Return the length and the device of the rows."""
     if isinstance(rows, OuterRows):
         return rows.delta.shape[1] * (rows.hidden.shape[1] + rows.bias), rows.delta.device
     return rows.shape[1], rows.device
 
 
 def part_of(rows: Rows, part: slice) -> Rows:
-    """Return some of the rows."""
+    """Return the rows in a slice."""
     if isinstance(rows, OuterRows):
         return OuterRows(rows.delta[part], rows.hidden[part], rows.bias)
     return rows[part]
@@ -67,10 +65,10 @@ def part_of(rows: Rows, part: slice) -> Rows:
 def add_to(
     sketch: _core.FrequentDirections, rows: Rows, class_ids: NDArray[np.int32] | None
 ) -> None:
-    """Add rows to a sketch, whichever way they are given.
+    """Add rows or factors of rows to a sketch.
 
     Raises:
-        ValueError, TypeError, SageError: As the sketch's `update`.
+        ValueError, TypeError, SageError: As `FrequentDirections.update`.
     """
     if isinstance(rows, OuterRows):
         sketch.update_outer(rows.delta, rows.hidden, class_ids, bias=rows.bias)

@@ -1,9 +1,10 @@
-"""Which parameters a gradient is taken of: by name, by pattern, by predicate."""
+"""The choice of parameters for a gradient: by name, by pattern or by predicate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from textwrap import shorten
 from typing import TypeAlias
 
 from torch import nn
@@ -19,12 +20,12 @@ def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[
 
     Args:
         model: The model.
-        params: None: all parameters that require grad. Otherwise a name, names or fnmatch
-            patterns, or a predicate `(name, parameter) -> bool`; these may choose frozen
-            parameters too. A tied parameter may be asked for by any of its names.
+        params: None for all parameters that require grad. Otherwise a name, names or fnmatch
+            patterns, or a predicate `(name, parameter) -> bool`; these may also choose frozen
+            parameters. Any name of a tied parameter chooses it.
 
     Returns:
-        Names and parameters; tied ones once.
+        Parameters by name; a tied parameter appears once.
 
     Raises:
         ValueError: Nothing matches, nothing requires grad, or a chosen parameter is complex.
@@ -37,7 +38,6 @@ def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[
                 "model.requires_grad_(True), or name parameters with params="
             )
     else:
-        # A tied parameter may be asked for by any of its names; it keeps its first.
         every_name = model.named_parameters(remove_duplicate=False)
         wanted = _matching(dict(every_name), params)
         chosen = {
@@ -47,7 +47,9 @@ def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[
         }
         if not chosen:
             known = ", ".join(name for name, _ in model.named_parameters())
-            raise ValueError(f"params matches no floating-point parameter; there are: {known}")
+            raise ValueError(
+                f"params matches no floating-point parameter; there are: {shorten(known, 300)}"
+            )
     complex_name = next((name for name, p in chosen.items() if p.is_complex()), None)
     if complex_name is not None:
         raise ValueError(
@@ -73,7 +75,7 @@ def check_params(params: object) -> None:
 
 
 def covers_whole_network(model: nn.Module, chosen: dict[str, nn.Parameter]) -> bool:
-    """Say whether every parameter that requires grad is among the chosen ones."""
+    """Return whether every parameter that requires grad is among the chosen ones."""
     return all(name in chosen for name, p in model.named_parameters() if p.requires_grad)
 
 
@@ -85,6 +87,8 @@ def _matching(parameters: dict[str, nn.Parameter], params: ParameterChoice) -> s
         found = {id(p) for name, p in parameters.items() if fnmatchcase(name, pattern)}
         if not found:
             known = ", ".join(parameters)
-            raise ValueError(f"params: {pattern!r} matches no parameter; there are: {known}")
+            raise ValueError(
+                f"params: {pattern!r} matches no parameter; there are: {shorten(known, 300)}"
+            )
         wanted |= found
     return wanted

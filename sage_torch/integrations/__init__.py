@@ -1,6 +1,6 @@
-"""What training frameworks need of a `SageSampler` beyond being one; each in a module of its own.
+"""Integrations of `SageSampler` with training frameworks, one module per framework.
 
-A plain loop, DDP and torchdata's `StatefulDataLoader` need nothing. Nothing here is imported by
-`sage_torch`; each module needs its framework: `pip install 'sage-torch[lightning]'`,
-`'sage-torch[accelerate]'`, `'sage-torch[transformers]'`.
+A plain loop, DDP and torchdata's `StatefulDataLoader` need no integration. `sage_torch` imports
+none of these modules. Each needs its framework: `pip install 'sage-torch[lightning]'`,
+`'sage-torch[accelerate]'` or `'sage-torch[transformers]'`.
 """

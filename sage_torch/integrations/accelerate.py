@@ -1,9 +1,9 @@
-"""Accelerate: `accelerator.prepare(loader)` is enough; `SamplerState` makes checkpoints complete.
+"""Accelerate: `accelerator.prepare(loader)` is enough; `SamplerState` adds it to checkpoints.
 
-Every process iterates the whole order and Accelerate gives each its batches, so a `SageSampler`
-notices a prepared loader and does not split a second time. `dispatch_batches=True` is refused: a
-selection is made by all processes together. Name epochs as Accelerate asks, also after
-`skip_first_batches`: `loader.set_epoch(epoch)`.
+Accelerate itself gives each process its batches of the whole order, so a `SageSampler` recognises a
+prepared loader and does not split a second time. `dispatch_batches=True` raises an error, because
+all processes select together. Set epochs with `loader.set_epoch(epoch)`, as Accelerate requires,
+also after `skip_first_batches`.
 
     >>> import torch
     >>> from accelerate import Accelerator
@@ -38,15 +38,15 @@ except ImportError as error:
 
 
 class SamplerState:
-    """What `accelerator.save_state` and `load_state` keep of a sampler: its selection and epoch.
+    """The selection and epoch of a sampler, for `accelerator.save_state` and `load_state`.
 
-    Hand it to `accelerator.register_for_checkpointing`. The place in the epoch is not kept: to go
-    on in the middle of one, `accelerator.skip_first_batches(loader, batches)` as always.
+    Pass it to `accelerator.register_for_checkpointing`. It does not save the position in the epoch:
+    to resume inside an epoch, call `accelerator.skip_first_batches(loader, batches)` as usual.
 
     Args:
-        sampler: The one in the loader.
-        loader: As `accelerator.prepare` returned it; its epoch is restored, too, which Accelerate
-            forgets.
+        sampler: The sampler in the loader.
+        loader: The result of `accelerator.prepare`. Its epoch is also restored, because Accelerate
+            does not do that.
 
     Raises:
         TypeError: The loader was not prepared.
@@ -72,10 +72,7 @@ class SamplerState:
         return state_at(self.sampler, self.loader.iteration)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put sampler and loader at the start of the saved epoch; nothing is selected again.
-
-        Args:
-            state_dict: From another `SamplerState`.
+        """Set sampler and loader to the start of the saved epoch, without a new selection.
 
         Raises:
             ValueError: As `SageSampler.load_state_dict`; nothing is changed.

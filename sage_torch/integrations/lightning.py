@@ -52,45 +52,45 @@ except ImportError:
 
 
 class SageCallback(pl.Callback):
-    """Names the sampler's epochs, keeps its state in checkpoints, refuses what would go wrong.
+    """Sets the epochs of a sampler, saves its state in checkpoints, and checks the `Trainer`.
 
-    Without it a `SageSampler` works in a `Trainer`, too, but a checkpoint does not hold its
-    selection and nobody sees that Lightning reads the length of the first epoch only.
+    A `SageSampler` also works in a `Trainer` without it. But then a checkpoint lacks the selection,
+    and no error is raised if Lightning uses the length of the first epoch for all.
 
-    The sampler selects on time by itself, on the module being trained and on its device, when the
-    epoch's first batch is asked for. Its model is the LightningModule where `forward` returns what
-    the loss takes, or the network in it. `training_step` is not asked for the loss: give `loss=` to
-    the sampler where cross-entropy, or what the model computes itself, is not it.
+    The sampler selects when the first batch of an epoch is read, on the module being trained and on
+    its device. Its model is the LightningModule, if `forward` returns the input of the loss, or the
+    network in it. The sampler does not call `training_step`: pass `loss=` to the sampler if the
+    loss is neither cross-entropy nor the own loss of a Hugging Face model.
 
-    Resuming goes on with the very next batch of the epoch, at any number of workers; Lightning
-    alone would start the epoch's order again.
+    A resumed run continues with the next batch of the epoch, with any number of workers; Lightning
+    alone would start the order of the epoch again.
 
     Args:
-        sampler: The one in the training loader; `train_dataloader()` must not make a new one each
-            time it is called.
+        sampler: The sampler in the training loader; `train_dataloader()` must return the same one
+            in each call.
 
     Raises:
-        ValueError: In `setup`: epochs differ in length and the Trainer would not see it, or the
-            sampler's model is no part of the LightningModule.
-        RuntimeError: In `setup`, the Trainer would split a second time what the sampler splits over
-            ranks; later, the sampler is not in the training loader, or a length is stale.
+        ValueError: In `setup`: epochs differ in length and the Trainer would not notice, or the
+            sampler's model is not part of the LightningModule.
+        RuntimeError: In `setup`, the Trainer would split the examples over ranks a second time;
+            later, the sampler is not in the training loader, or Lightning uses an old length.
     """
 
     def __init__(self, sampler: SageSampler) -> None:
         if not isinstance(sampler, SageSampler):
             raise TypeError(f"expected a SageSampler, got {type(sampler).__name__}")
         self.sampler = sampler
-        self._epoch, self._position, self._is_between = 0, 0, True  # where to resume
+        self._epoch, self._position, self._is_between = 0, 0, True  # the place to resume at
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse, before anything runs, settings that would undo the selection."""
+        """Raise an error before training if a setting would undo the selection."""
         if stage != "fit":
             return
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise RuntimeError(
                 "expected nobody else to split the examples over ranks, but Trainer wraps samplers "
                 "into a DistributedSampler of fixed length; pass "
-                "Trainer(use_distributed_sampler=False): SageSampler splits by itself"
+                "Trainer(use_distributed_sampler=False), because SageSampler itself splits them"
             )
         if self._lengths_change(trainer) and trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise ValueError(
@@ -108,7 +108,7 @@ class SageCallback(pl.Callback):
         self.sampler.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the number of batches that Lightning will draw with the sampler's."""
+        """Compare the number of batches that Lightning will draw with that of the sampler."""
         loader = self._loader(trainer)
         limit = trainer.limit_train_batches
         expected = len(loader)
@@ -129,7 +129,7 @@ class SageCallback(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Note how far this epoch is."""
+        """Note the position in the epoch."""
         done = batch_idx + 1
         if done >= trainer.num_training_batches:
             self._begin(trainer.current_epoch + 1)
@@ -138,29 +138,29 @@ class SageCallback(pl.Callback):
             self._position = done * self._skippable(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Name the next epoch now: a reloaded loader is asked for its length before it begins."""
+        """Set the next epoch, because Lightning reads the length of its loader before it starts."""
         self._begin(trainer.current_epoch + 1)
         self.sampler.set_epoch(trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the sampler's state at the next batch to train on."""
+        """Return the state of the sampler at the next batch to train on, for a checkpoint."""
         state = state_at(self.sampler, self._epoch, self._position)
         return {"sampler": state, "is_between_epochs": self._is_between}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the sampler where the checkpoint was made; nothing is selected again."""
+        """Set the sampler to the place of the checkpoint, without a new selection."""
         state = state_dict["sampler"]
         self.sampler.load_state_dict(state)
-        self.sampler.set_epoch(state["epoch"])  # `setup` has named the first one
+        self.sampler.set_epoch(state["epoch"])  # `setup` has set the first epoch
         self._epoch, self._position = state["epoch"], state["position"]
         self._is_between = state_dict["is_between_epochs"]
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a `StatefulDataLoader` begin the next epoch where its last one had been read."""
-        # Lightning stops at the known length, so that the loader never learns that its epoch is
-        # over; resumed, it would give one epoch without batches.
+        """Let a `StatefulDataLoader` start the next epoch if its last epoch was complete."""
+        # Lightning stops at the known length, so that the loader does not see the end of its epoch.
+        # After a resume it would return one epoch without batches.
         state = checkpoint["callbacks"].get(self.state_key)
         if state is not None and state["is_between_epochs"]:
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
@@ -179,15 +179,15 @@ class SageCallback(pl.Callback):
             if any(link is self.sampler for link in chain(loader)):
                 return loader
         raise RuntimeError(
-            "expected SageCallback's sampler in the training loader, found none; hand the same "
-            "SageSampler to both, in train_dataloader(), too (not a new one for each call), and "
-            "leave overfit_batches alone, which replaces samplers"
+            "expected SageCallback's sampler in the training loader, found none; pass the "
+            "same SageSampler to both (also in train_dataloader(), not a new one for each call), "
+            "and do not set overfit_batches, which replaces samplers"
         )
 
     def _skippable(self, trainer: pl.Trainer) -> int:
-        """Return how many indices a resumed epoch passes over for each batch trained on.
+        """Return the number of indices that a resumed epoch skips per batch trained on.
 
-        0 where Lightning sees to it (a loader with a state of its own), or where nobody can tell.
+        It is 0 if Lightning skips them (for a loader with its own state), or if it is unknown.
         """
         loader = self._loader(trainer)
         if hasattr(loader, "state_dict") or len(list(_loaders(trainer))) > 1:
@@ -200,5 +200,5 @@ class SageCallback(pl.Callback):
 
 
 def _loaders(trainer: pl.Trainer) -> Iterator[Any]:
-    """Yield the training loaders, in whatever lists and dictionaries they were given."""
+    """Yield the training loaders, from any nesting of lists and dictionaries."""
     yield from tree_leaves(trainer.train_dataloader)

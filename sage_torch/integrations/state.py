@@ -1,4 +1,4 @@
-"""A sampler's state at a place that a framework has counted."""
+"""The state of a sampler at a place counted by a framework."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sage_torch.sampler.sage_sampler import SageSampler
 
 
 def state_at(sampler: SageSampler, epoch: int, position: int = 0) -> dict[str, Any]:
-    """Return a sampler's state as it is to be when an epoch goes on at a place.
+    """Return the state of a sampler from which an epoch resumes at a place.
 
-    Frameworks count batches themselves and read ahead, so they know the place and the sampler does
-    not. One that skips batches by itself wants place 0.
+    Frameworks count batches and read ahead, so they know the place and the sampler does not. A
+    framework that skips batches itself needs place 0.
 
     Args:
-        sampler: Holds the selection.
-        epoch: From 0 on.
-        position: How many indices of that epoch this rank has trained on.
+        sampler: The sampler with the selection.
+        epoch: The epoch, from 0.
+        position: The number of indices of that epoch that this rank has trained on.
     """
     return {**sampler.state_dict(), "epoch": epoch, "position": position}

@@ -1,6 +1,6 @@
-"""Hugging Face's `Trainer`: `SageTrainer`, and `SageTrainerMixin` for trainers of others.
+"""Hugging Face's `Trainer`: `SageTrainer`, and `SageTrainerMixin` for its other subclasses.
 
-`Trainer` takes no sampler, so these do: `train_sampler=`. Evaluation stays as it is.
+`Trainer` takes no sampler, but these do: `train_sampler=`. Evaluation is unchanged.
 
     >>> import tempfile, torch
     >>> from transformers import PrinterCallback, TrainingArguments
@@ -59,27 +59,27 @@ _Base: Any = Trainer if TYPE_CHECKING else object
 
 
 class SageTrainerMixin(_Base):  # type: ignore[misc]
-    """Lets a `Trainer` train on what a `SageSampler` yields: `class Mine(SageTrainerMixin, SFT)`.
+    """Lets a `Trainer` train with a `SageSampler`: `class Mine(SageTrainerMixin, SFTTrainer)`.
 
     The sampler selects at the start of an epoch on the model being trained, with the data set and
-    data collator of the trainer. Checkpoints get one file more, `sage_sampler.pt`, with which
-    `train(resume_from_checkpoint=...)` goes on without selecting again; resuming from a checkpoint
-    that has none selects, so that a first run may be an ordinary `Trainer`'s warm-up.
+    data collator of the trainer. Checkpoints get one more file, `sage_sampler.pt`, from which
+    `train(resume_from_checkpoint=...)` resumes without a new selection. A checkpoint without that
+    file leads to a new selection, so that the warm-up may be the run of an ordinary `Trainer`.
 
-    `Trainer` reads an epoch's length once and derives steps, learning rates and the place to resume
-    at from it, so all epochs must be equally long: no warm-up, or `length="fixed"`.
-    `train_sampling_strategy` (`group_by_length` in older versions) orders evaluation only.
+    `Trainer` reads the length of an epoch once, and derives steps, learning rates and the place to
+    resume at from it. All epochs must therefore be equally long: no warm-up, or `length="fixed"`.
+    `train_sampling_strategy` (`group_by_length` in older versions) only affects evaluation.
 
     Args:
-        *args: As the `Trainer`'s.
-        train_sampler: Yields the training examples; its model is the trainer's or a part of it.
-            None to train as if the mixin were not there.
-        **kwargs: As the `Trainer`'s.
+        *args: As for `Trainer`.
+        train_sampler: The sampler of the training examples, whose model is that of the trainer or a
+            part of it. None to train as without the mixin.
+        **kwargs: As for `Trainer`.
 
     Raises:
-        TypeError: `train_sampler` is no `SageSampler`.
-        ValueError: In `train()`: the sampler's model is another one, or epochs differ in length.
-        RuntimeError: In `train()`: the training loader does not use the sampler, as for an
+        TypeError: `train_sampler` is not a `SageSampler`.
+        ValueError: In `train()`: the sampler has another model, or epochs differ in length.
+        RuntimeError: In `train()`: the training loader does not use the sampler, for example for an
             `IterableDataset`.
     """
 
@@ -98,7 +98,7 @@ class SageTrainerMixin(_Base):  # type: ignore[misc]
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train as `Trainer.train`; resuming takes the checkpoint's selection along."""
+        """Train as `Trainer.train`; a resumed run also loads the selection."""
         if self.train_sampler is not None:
             folder = resume_from_checkpoint
             if folder is True:
@@ -109,7 +109,7 @@ class SageTrainerMixin(_Base):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = self.train_sampler
         if sampler is None:
-            given = () if train_dataset is None else (train_dataset,)  # which older ones lack
+            given = () if train_dataset is None else (train_dataset,)  # older versions have none
             return super()._get_train_sampler(*given)
         if not any(part is sampler.model for part in self.model.modules()):
             raise ValueError(
@@ -128,11 +128,11 @@ class SageTrainerMixin(_Base):  # type: ignore[misc]
         return self._same(super()._get_collator_with_removed_columns, data_collator, description)
 
     def _same(self, make: Callable[..., Any], given: Any, description: str | None) -> Any:
-        """Return what was made before of the same: a sampler has one data set and collator."""
+        """Return the same result for the same input, as a sampler has one data set and collator."""
         if self.train_sampler is None or (description or "").lower() != "training":
             return make(given, description)
         if id(given) not in self._made:
-            self._made[id(given)] = given, make(given, description)  # keeps it, and so its id
+            self._made[id(given)] = given, make(given, description)  # kept, so that its id is too
         return self._made[id(given)][1]
 
 
@@ -141,7 +141,7 @@ class SageTrainer(SageTrainerMixin, Trainer):
 
 
 class _SageCallback(TrainerCallback):
-    """Names the sampler's epochs and keeps its state in the trainer's checkpoints."""
+    """Sets the epochs of the sampler and saves its state in the checkpoints of the trainer."""
 
     def __init__(self, sampler: SageSampler) -> None:
         self.sampler = sampler
@@ -164,7 +164,7 @@ class _SageCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if args.should_save and folder.is_dir():
-            # Trainer skips the batches before, so the place is the epoch's first.
+            # Trainer itself skips the batches trained on, so the place is the start of the epoch.
             torch.save(state_at(self.sampler, int(state.epoch)), folder / _FILE)
 
     def _check_lengths(self, epochs: int) -> None:
@@ -173,8 +173,8 @@ class _SageCallback(TrainerCallback):
             raise ValueError(
                 f"expected epochs of one length, got {first} examples in epoch 0 and {last} in "
                 f"epoch {epochs - 1}: Trainer reads the length once; pass "
-                'SageSampler(..., length="fixed"), or warmup_epochs=0 and warm up with a Trainer '
-                "of its own"
+                'SageSampler(..., length="fixed"), or warmup_epochs=0 and warm up with another '
+                "Trainer"
             )
 
     def _load(self, folder: Path) -> None:
@@ -182,7 +182,7 @@ class _SageCallback(TrainerCallback):
             self.sampler.load_state_dict(torch.load(folder / _FILE, weights_only=True))
         else:
             warnings.warn(
-                f"{folder} holds no {_FILE}, it was not written by a SageTrainer: the sampler "
-                "selects anew on the resumed model",
+                f"{folder} holds no {_FILE}, because it was not written by a SageTrainer: the "
+                "sampler selects anew on the resumed model",
                 stacklevel=2,
             )

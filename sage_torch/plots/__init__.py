@@ -1,16 +1,16 @@
 """Pictures of a selection, of a sketch and of training runs.
 
-They need matplotlib (`pip install 'sage-torch[demo]'`), imported when a function is called. Colours
-are those of Okabe and Ito: told apart by every kind of colour vision, and most of them in grey.
+They need matplotlib (`pip install 'sage-torch[demo]'`), which each function imports when it is
+called. The colours are those of Okabe and Ito, which suit every kind of colour vision.
 
 `score_histogram`, `score_histogram_by_class`
-    how many examples were kept and dropped at each agreement, or at each margin
+    the number of examples kept and dropped at each agreement, or at each margin
 `kept_and_dropped`, `overview`, `worst`
-    the examples themselves: of each class, or those of the lowest margin
+    the examples themselves: some of each class, or those with the lowest margin
 `spectrum`
-    what a sketch holds, and between which bounds the truth lies
+    the energy in a sketch, with bounds for the exact values
 `accuracy_against_keep`, `accuracy_against_time`
-    what training on subsets came to
+    the accuracy of training on subsets
 """
 
 from sage_torch.plots.examples import kept_and_dropped, overview, worst

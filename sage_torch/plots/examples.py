@@ -1,4 +1,4 @@
-"""Montages: which examples were kept and dropped, and which side least with their class."""
+"""Montages of examples: kept and dropped ones, and those with the lowest margin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sage_torch.selection.result import Selection
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-_SCORE_ROOM = 0.36  # under an image, for its score, in image heights
+_SCORE_ROOM = 0.36  # room under an image for its score, in image heights
 _IMAGE_INCHES = 0.6
 _HISTOGRAM_INCHES = 3.0
 _WORST_INCHES = 0.75
@@ -36,24 +36,24 @@ def kept_and_dropped(
 ) -> Figure | SubFigure:
     """Show images of each class: some that were kept, some that were dropped.
 
-    In each row they go from the highest agreement to the lowest, evenly over the ranks, so that
-    the ends are the extremes and the middle is the median; the score stands under each.
+    Each row goes from the highest agreement to the lowest, in even steps of rank: its ends are the
+    extremes and its middle is the median. The score is written under each image.
 
     Args:
-        selection: What was kept.
-        dataset: The data set it was chosen from. The image is the first of an item's parts (or the
+        selection: Any selection.
+        dataset: The data set of the selection. The image is the first part of an item (or the
             item), of shape (H, W), (C, H, W) or (H, W, C) with one or three channels, in any range.
-        columns: Images kept, and images dropped, in each row.
+        columns: Number of kept images, and of dropped images, per row.
         classes: Labels to show; None for the first ten.
-        class_names: Names by label; None for the labels.
-        figure: Where to draw; None for a new figure.
+        class_names: Names by label; None to show the labels.
+        figure: The figure to draw in; None for a new one.
 
     Returns:
         The figure, with one axes for kept and one for dropped images.
 
     Raises:
-        ValueError: The data set has another length than the selection, an item is no image, a label
-            of `classes` does not occur, or `columns` is below 1.
+        ValueError: The data set has another length than the selection, an item is not an image, a
+            label of `classes` does not occur, or `columns` is below 1.
 
     Cost:
         `2 * columns` items of each class are read.
@@ -101,12 +101,9 @@ def overview(
 
     Args:
         selection: A selection with scores.
-        dataset: The data set it was chosen from: images.
-        columns: Images kept, and images dropped, in each row.
-        class_names: Names by label; None for the labels.
-
-    Returns:
-        The figure.
+        dataset: The data set of the selection, of images.
+        columns: Number of kept images, and of dropped images, per row.
+        class_names: Names by label; None to show the labels.
 
     Raises:
         ValueError: As the two functions.
@@ -134,24 +131,24 @@ def worst(
     truth: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Show the examples of the lowest margin, lowest first: where wrong labels gather.
+    """Show the examples with the lowest margins, lowest first: many have wrong labels.
 
     Args:
-        selection: A selection with margins, or an older one with scores, which rank then.
-        dataset: The data set it was chosen from: images, as in `kept_and_dropped`.
-        count: Examples to show; all, where there are fewer.
-        columns: Images in a row.
-        truth: Labels known to be right, int (N,): where wrong ones were planted, or after a look.
-            None where they are not known.
-        class_names: Names by label; None for the labels.
+        selection: A selection with margins; an older one without margins is ranked by scores.
+        dataset: The data set of the selection, of images as in `kept_and_dropped`.
+        count: Examples to show, at most.
+        columns: Images per row.
+        truth: Correct labels, int (N,); None if they are not known.
+        class_names: Names by label; None to show the labels.
 
     Returns:
-        A new figure. Under each image stand its margin and its label, and with `truth` whether that
-        is right, or else what would be.
+        A new figure. Each image has its margin and its label under it; with `truth` also whether
+        the label is right, and otherwise the right label.
 
     Raises:
-        ValueError: The selection has no scores, `truth` comes without labels or with another shape,
-            the data set has another length or no images, `count` or `columns` is below 1.
+        ValueError: The selection has no scores, it has no labels or labels of another shape than
+            `truth`, the data set has another length or no images, or `count` or `columns` is below
+            1.
 
     Cost:
         O(N log N), and `count` items are read.
@@ -206,13 +203,13 @@ def _right_labels(selection: Selection, truth: ArrayLike) -> NDArray[np.int64]:
 
 
 def _size(rows: int, columns: int) -> tuple[float, float]:
-    """Return width and height in inches of a figure of images, with room for its words."""
+    """Return width and height of a figure of images in inches, with room for text."""
     width = 2 * _IMAGE_INCHES * (columns * (1 + GAP) + GAP) + 1.3
     return width, _IMAGE_INCHES * rows * (1 + _SCORE_ROOM) + 1.1
 
 
 def spread(selection: Selection, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return `count` of the examples, evenly over their ranks, highest score first."""
+    """Return up to `count` of the examples, in even steps of rank, highest score first."""
     ranked = ids[np.argsort(-selection.scores[ids], kind="stable")]
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
     spread: NDArray[np.int64] = ranked[places.round().astype(np.int64)]

@@ -1,4 +1,4 @@
-"""Images of a data set, brought to one scale and drawn in a grid."""
+"""Images of a data set, with one common scale, drawn in a grid."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ def read_images(
 ) -> dict[int, NDArray[np.float64]]:
     """Return the images of some examples by index, (H, W) or (H, W, 3), within [0, 1].
 
-    They have one scale, so that a pale image stays pale; standardised pixels are brought back.
+    All share one scale, so that a pale image stays pale and standardised pixels become visible.
 
     Raises:
-        ValueError: The data set has another length than the selection, or an item is no image.
+        ValueError: The data set has another length than the selection, or an item is not an image.
     """
+    check_length(selection, dataset)
+    images = {int(i): _image(dataset[int(i)]) for i in indices}
+    low, high = min(map(np.min, images.values())), max(map(np.max, images.values()))
+    return {i: (image - low) / (high - low or 1.0) for i, image in images.items()}
+
+
+def check_length(selection: Selection, dataset: Dataset[Any]) -> None:
+    """Raise a ValueError if a data set has another length than a selection."""
     if len(dataset) != len(selection.scores):  # type: ignore[arg-type]
         raise ValueError(
             f"expected the data set that the selection was made from, {len(selection.scores):,} "
             f"examples, got {len(dataset):,}"  # type: ignore[arg-type]
         )
-    images = {int(i): _image(dataset[int(i)]) for i in indices}
-    low, high = min(map(np.min, images.values())), max(map(np.max, images.values()))
-    return {i: (image - low) / (high - low or 1.0) for i, image in images.items()}
 
 
 def draw_grid(
@@ -44,10 +49,10 @@ def draw_grid(
     """Draw images in a grid: column x at `x (1 + GAP)`, row y at `y (1 + room)`, 1 wide.
 
     Args:
-        ax: Where; its scales and lines are taken away.
+        ax: The axes to draw in, whose scales and lines are removed.
         rows: Images, row by row; a row may be short.
         columns: Images in a full row.
-        room: What is left under an image for words, in image heights.
+        room: Room under an image for text, in image heights.
     """
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
@@ -64,7 +69,7 @@ def draw_grid(
 def write_under(
     ax: Axes, x: int, y: int, words: str, *, room: float, line: int = 0, colour: str = "black"
 ) -> None:
-    """Write a line of words under the image in column x of row y; lines count from 0."""
+    """Write a line of text under the image in column x of row y; lines count from 0."""
     ax.annotate(
         words,
         (x * (1 + GAP) + 0.5, y * (1 + room) + 1.05),
@@ -78,7 +83,7 @@ def write_under(
 
 
 def _image(item: Any) -> NDArray[np.float64]:
-    """Return an item's image as (H, W) or (H, W, 3), in the range it has."""
+    """Return the image of an item as (H, W) or (H, W, 3), in its own range."""
     first = item[0] if isinstance(item, (tuple, list)) else item
     values = np.asarray(first.detach().cpu() if isinstance(first, Tensor) else first)
     shape = values.shape

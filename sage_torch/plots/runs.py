@@ -1,4 +1,4 @@
-"""Training runs: accuracy against the share of the data kept, and against time."""
+"""Plots of training runs: accuracy against the share of the data kept, and against time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sage_torch.plots.style import CYCLE, GREY, MARKERS, bare
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Points = dict[float, NDArray[np.float64]]  # by value on the first axis: one row a run
+Points = dict[float, NDArray[np.float64]]  # by value on the first axis, one row per run
 
 
 def accuracy_against_keep(
@@ -22,23 +22,23 @@ def accuracy_against_keep(
     *,
     baseline: str = "random",
 ) -> Axes:
-    """Draw mean test accuracy against the share of the data kept, one line a method.
+    """Draw mean test accuracy against the share of the data kept, one line per method.
 
-    Bars reach one standard deviation over the runs of a point to each side; where lines are close,
-    compare pairs of runs of the same seed rather than bars.
+    Bars reach one standard deviation over the runs of a point to each side. If lines are close,
+    compare pairs of runs of the same seed instead of bars.
 
     Args:
-        runs: One mapping a run with `method` (a name), `keep` (a share in (0, 1]) and `accuracy`
-            (in percent); anything else in it is ignored. A method whose runs all have keep 1 is a
-            line across: all the data.
-        ax: Where to draw; None for a new figure.
-        baseline: The method that is drawn grey and dashed, if there is one of that name.
+        runs: One mapping per run with `method` (a name), `keep` (a share in (0, 1]) and `accuracy`
+            (in percent); other keys are ignored. A method whose runs all have keep 1 is drawn as a
+            horizontal line.
+        ax: The axes to draw in; None for a new figure.
+        baseline: The method drawn grey and dashed, if it occurs.
 
     Returns:
-        The axes; methods in the order in which they first come.
+        The axes; methods in the order of their first runs.
 
     Raises:
-        ValueError: There are no runs, or one lacks a key or has no finite number there.
+        ValueError: There are no runs, or a run lacks a key or has no finite number for it.
 
     Cost:
         O(runs).
@@ -56,7 +56,7 @@ def accuracy_against_keep(
     looks = _looks(methods, baseline, is_line_across)
     lines = [name for name in methods if not is_line_across[name]]
     for place, name in enumerate(lines):
-        # Bars of several methods beside, not upon each other: 1.5 % of a decade apart.
+        # Bars of several methods are drawn 1.5 % of a decade apart, so that they do not overlap.
         aside = 10 ** (0.015 * (place - (len(lines) - 1) / 2))
         means, deviations = _summary(methods[name])
         ax.errorbar(
@@ -86,21 +86,21 @@ def accuracy_against_time(
     by: str = "keep",
     baseline: str = "random",
 ) -> Axes:
-    """Draw mean test accuracy against mean wall time, one line a method.
+    """Draw mean test accuracy against mean wall time, one line per method.
 
     Args:
-        runs: As in `accuracy_against_keep`, with `seconds` beside: all that the run took, warm-up
-            and selection included.
-        ax: Where to draw; None for a new figure.
-        by: The key whose values are a method's points, joined in ascending order: `"keep"`, or
-            another number such as `"steps"`.
-        baseline: The method that is drawn grey and dashed, if there is one of that name.
+        runs: As in `accuracy_against_keep`, and with `seconds`, the time of the whole run with
+            warm-up and selection.
+        ax: The axes to draw in; None for a new figure.
+        by: The key whose values are the points of a method, joined in ascending order: `"keep"`,
+            or another number such as `"steps"`.
+        baseline: The method drawn grey and dashed, if it occurs.
 
     Returns:
-        The axes; methods in the order in which they first come, all the data in black.
+        The axes; methods in the order of their first runs, training on all data in black.
 
     Raises:
-        ValueError: There are no runs, or one lacks a key or has no finite number there.
+        ValueError: There are no runs, or a run lacks a key or has no finite number for it.
 
     Cost:
         O(runs).
@@ -134,7 +134,7 @@ def accuracy_against_time(
 def _by_method(
     runs: Iterable[Mapping[str, Any]], by: str, wanted: tuple[str, ...]
 ) -> dict[str, Points]:
-    """Return for each method its points, by ascending value of `by`, each (runs, len(wanted))."""
+    """Return the points of each method, by ascending value of `by`, each (runs, len(wanted))."""
     found: dict[str, dict[float, list[list[float]]]] = {}
     for place, run in enumerate(runs):
         try:
@@ -160,7 +160,7 @@ def _by_method(
 def _looks(
     methods: Iterable[str], baseline: str, is_all: Mapping[str, bool]
 ) -> dict[str, dict[str, Any]]:
-    """Return each method's colour, marker and line: black for all data, grey for the baseline."""
+    """Return colour, marker and line by method: black for all data, grey for the baseline."""
     looks: dict[str, dict[str, Any]] = {}
     place = 0
     for name in methods:

@@ -1,4 +1,4 @@
-"""Histograms of agreement or margin: how many examples were kept and dropped at each."""
+"""Histograms of agreement or margin, for kept and for dropped examples."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _WORDS = {
 
 
 def score_histogram(selection: Selection, ax: Axes | None = None, *, of: Values = "scores") -> Axes:
-    """Draw how many examples were kept and dropped at each agreement, or at each margin.
+    """Draw the number of examples kept and dropped at each agreement, or at each margin.
 
     Args:
         selection: A selection with scores.
-        ax: Where to draw; None for a new figure.
-        of: `"scores"`, or `"margins"`: what the trim reads, with a line where it cut at 0.
+        ax: The axes to draw in; None for a new figure.
+        of: `"scores"`, or `"margins"`, with a line at 0 if the trim removed examples below it.
 
     Returns:
-        The axes; counts on a log scale, because the interesting tail is thin.
+        The axes, with counts on a log scale because the interesting tail is thin.
 
     Raises:
         ValueError: The selection has no scores or no margins, or `of` is neither.
@@ -75,18 +75,18 @@ def score_histogram_by_class(
     classes: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw `score_histogram` of each class, small and on the same scales.
+    """Draw a small `score_histogram` of each class, all on the same scales.
 
-    A class with a longer tail to the left is more mixed, or holds more wrong labels.
+    A class with a longer tail to the left is more mixed, or has more wrong labels.
 
     Args:
         selection: A selection with scores and labels.
         of: As in `score_histogram`.
         classes: Labels to show; None for the first ten.
-        class_names: Names by label; None for the labels.
+        class_names: Names by label; None to show the labels.
 
     Returns:
-        A new figure with one axes a class.
+        A new figure with one axes per class.
 
     Raises:
         ValueError: The selection has no scores, margins or labels, a label of `classes` does not
@@ -123,7 +123,7 @@ def score_histogram_by_class(
         ax.set_title(f"{name_of(label, class_names)}: {kept[ids].sum():,} of {len(ids):,}", size=9)
         ax.tick_params(labelsize=8)
         if place + columns >= len(shown):
-            ax.tick_params(labelbottom=True)  # nothing below it
+            ax.tick_params(labelbottom=True)  # no other axes below
     _label(grid[0, 0], 0, "kept")
     _label(grid[0, 0], 1, "dropped")
     if of == "margins" and _trimmed_below_zero(selection):
@@ -137,7 +137,7 @@ def score_histogram_by_class(
 
 
 def _bins(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return edges of about `count` equal bins; one edge is 0, where the trim cuts margins."""
+    """Return edges of about `count` equal bins, one at 0 because the trim cuts margins there."""
     width = float(values.max() - values.min()) / count or 0.02
     first, last = np.floor(values.min() / width), np.floor(values.max() / width)
     bins: NDArray[np.float64] = width * np.arange(first, last + 2)
@@ -147,8 +147,8 @@ def _bins(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 def _draw(
     ax: Axes, values: NDArray[np.float64], kept: NDArray[np.bool_], bins: NDArray[np.float64]
 ) -> None:
-    """Draw two outlines: first that of the kept examples, filled, then that of the dropped."""
-    values = values.clip(bins[0], bins[-1])  # rounding may have put an extreme outside
+    """Draw two histograms: kept examples filled, then dropped examples as an outline."""
+    values = values.clip(bins[0], bins[-1])  # rounding may leave an extreme value outside
     look = {"bins": bins.tolist(), "histtype": "stepfilled", "linewidth": 1.5}
     ax.hist(values[kept], fc=(KEPT, 0.25), ec=KEPT, **look)
     ax.hist(values[~kept], fc="none", ec=DROPPED, **look)
@@ -166,7 +166,7 @@ def _draw_trim(ax: Axes) -> None:
 
 
 def _trimmed_below_zero(selection: Selection) -> bool:
-    """Whether examples were dropped for a negative margin."""
+    """Return whether examples were dropped because of a negative margin."""
     settings = selection.settings
     return bool(
         settings.get("rule") not in _UNTRIMMED_RULES

@@ -1,4 +1,4 @@
-"""The spectrum of a sketch: what it holds, and between which bounds the truth lies."""
+"""The spectrum of a sketch, with bounds for the exact values."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ def spectrum(
     exact: ArrayLike | None = None,
     axes: tuple[Axes, Axes] | None = None,
 ) -> Figure:
-    """Draw a sketch's squared singular values and the energy they add up to, with their bounds.
+    """Draw the squared singular values of a sketch and their cumulative sum, with bounds.
 
-    The sketch underestimates: `0 <= |Ax|^2 - |Sx|^2 <= Delta` for every unit x, so by Weyl's
+    The sketch underestimates: `0 <= |Ax|^2 - |Sx|^2 <= Delta` for every unit x. By Weyl's
     inequality the j-th squared singular value of the rows A lies between that of the sketch and
-    `Delta` more. The band is that range: a certificate, not an estimate.
+    `Delta` more. The band shows that range, which is certain and not an estimate.
 
     Args:
-        sketch: A sketch of at least one row that is not 0, or a selection: that of its gradients.
-        exact: Singular values of the rows themselves, (m,) descending, to compare; None where they
-            are not known.
-        axes: Where to draw the two pictures; None for a new figure.
+        sketch: A sketch of at least one row that is not 0, or a selection with such a sketch.
+        exact: Singular values of the rows, (m,) descending, for comparison; None if not known.
+        axes: The two axes to draw in; None for a new figure.
 
     Returns:
-        The figure: on the left each direction's share of the energy `|A|_F^2`, on the right what
-        the first j directions hold together.
+        The figure: on the left the share of each direction in the energy `|A|_F^2`, on the right
+        the share of the first j directions together.
 
     Raises:
-        ValueError: The sketch has seen nothing but zeros, `exact` is not descending, or the
-            selection has no sketch (`rule="random"`, or a file from before it was kept).
+        ValueError: All rows of the sketch are 0, `exact` is not descending, or the selection has no
+            singular values (`rule="random"`, or an older file).
 
     Cost:
         O(l).
@@ -65,8 +64,8 @@ def spectrum(
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     else:
         left, right = axes
-        figure = left.get_figure(root=True)  # type: ignore[assignment]  # it lies in one
-    lowest = 0.5 * values[values > 0].min(initial=1.0)  # a log scale knows no 0
+        figure = left.get_figure(root=True)  # type: ignore[assignment]  # never None here
+    lowest = 0.5 * values[values > 0].min(initial=1.0)  # a log scale has no 0
     left.fill_between(
         places,
         values.clip(lowest),

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, and the words and members of classes."""
+"""Parts shared by all pictures: colours, values, and the names and members of classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sage_torch.selection.result import Selection
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Blue and vermilion of Okabe and Ito, then their other colours that show on white.
+# Blue and vermilion of Okabe and Ito, then their other colours that are visible on white.
 KEPT, DROPPED = "#0072B2", "#D55E00"
 CYCLE = (KEPT, DROPPED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
@@ -24,24 +24,10 @@ Values = Literal["scores", "margins"]
 
 
 def is_kept(selection: Selection) -> NDArray[np.bool_]:
-    """Return bool (N,): whether each example was kept."""
+    """Return whether each example was kept, bool (N,)."""
     kept = np.zeros(len(selection.scores), bool)
     kept[selection.indices] = True
     return kept
-
-
-def known_scores(selection: Selection) -> NDArray[np.float64]:
-    """Return the scores (N,).
-
-    Raises:
-        ValueError: There are none.
-    """
-    scores = np.asarray(selection.scores, np.float64)
-    if not np.isfinite(scores).any():
-        raise ValueError(
-            "expected a selection with scores, got one of rule='random', which scores nothing"
-        )
-    return scores
 
 
 def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
@@ -51,7 +37,12 @@ def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
         ValueError: There are none, or `of` is neither.
     """
     if of == "scores":
-        return known_scores(selection)
+        scores = np.asarray(selection.scores, np.float64)
+        if not np.isfinite(scores).any():
+            raise ValueError(
+                "expected a selection with scores, got one of rule='random', which scores nothing"
+            )
+        return scores
     if of != "margins":
         raise ValueError(f'expected of="scores" or "margins", got {of!r}')
     if selection.margins is None:
@@ -65,14 +56,14 @@ def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
 def members(
     selection: Selection, classes: Sequence[int] | None
 ) -> list[tuple[int | None, NDArray[np.int64]]]:
-    """Return the examples of each class to show; all of them as one where there are no labels.
+    """Return the labels to show and their examples; without labels, one group of all examples.
 
     Raises:
         ValueError: A label of `classes` does not occur, or there are no labels.
     """
     if selection.labels is None:
         if classes is not None:
-            raise ValueError("expected no classes: the selection was made without labels")
+            raise ValueError("expected classes=None: the selection was made without labels")
         return [(None, np.arange(len(selection.scores)))]
     known = np.unique(selection.labels)
     wanted = known[:_CLASSES_SHOWN] if classes is None else np.asarray(classes)
@@ -83,12 +74,12 @@ def members(
 
 
 def name_of(label: int | None, class_names: Sequence[str] | None) -> str:
-    """Return the word for a label, or the label."""
+    """Return the name of a label, or the label itself."""
     if label is None:
         return ""
     return str(label) if class_names is None else class_names[label]
 
 
 def bare(ax: Axes) -> None:
-    """Leave the lines to the left and below only."""
+    """Remove the lines above and to the right."""
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,1 +1,1 @@
-"""How a selection reads the data set: batches in a seeded order, by shards, by ranks."""
+"""The reading of a data set for a selection: batches in a seeded order, by shards, by ranks."""

@@ -1,4 +1,4 @@
-"""A word for the contents of whatever a data set or a model holds."""
+"""A digest of the contents of data set items and models."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 def digest(value: object) -> str:
-    """Return a word for the contents of tensors, arrays, containers and plain values."""
+    """Return a digest of 32 hexadecimal digits of tensors, arrays, containers or plain values."""
     found = hashlib.sha256()
     _feed(found, value)
     return found.hexdigest()[:32]
 
 
 def same_contents(first: object, second: object) -> bool:
-    """Return whether two readings of items gave the same."""
+    """Return whether two readings of items have the same digest."""
     return digest(first) == digest(second)
 
 
 def _feed(found: Any, value: object) -> None:
-    """Hash contents, not identities; of an object of no known kind, its type."""
+    """Hash contents, not identities; for an object of unknown kind, hash its type."""
     if isinstance(value, Tensor):
         _feed_tensor(found, value)
     elif isinstance(value, (np.ndarray, np.generic)):
@@ -61,4 +61,4 @@ def _feed_tensor(found: Any, tensor: Tensor) -> None:
         flat = dense.cpu().resolve_conj().resolve_neg().contiguous().view(-1)
         found.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     except (RuntimeError, TypeError, NotImplementedError):
-        pass  # without values that could be read: meta tensors, exotic layouts
+        pass  # the values cannot be read: meta tensors, exotic layouts

@@ -1,4 +1,4 @@
-"""The user's state is sacred: whatever a selection does, it is afterwards what it was before."""
+"""Restores the state of the model and of the process that a selection may change."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from torch import Tensor, nn
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode and restore everything on the way out, errors included.
+    """Set the model to evaluation mode, and restore its state on exit, even after an error.
 
-    Restored: each module's training flag, buffers (object and content), `requires_grad` and `.grad`
-    of parameters, the random states of torch (CPU, and CUDA once it is initialised), NumPy and
-    Python, and the grad and inference modes. Autocast and TF32 are the user's and not touched here.
-
-    Args:
-        model: The module that is about to be evaluated.
+    It restores the training flag of each module, buffers (object and content), `requires_grad` and
+    `.grad` of parameters, the random states of torch (CPU, and CUDA once it is initialised), NumPy
+    and Python, and the grad and inference modes. It does not change autocast and TF32.
 
     Cost:
         A copy of the buffers.
     """
     with ExitStack() as stack:
-        # Each is called on the way out, whether or not another one fails.
+        # The stack calls each of these on exit, even if another one fails.
         stack.callback(_restore_randomness, _random_states())
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
@@ -45,16 +42,16 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators, so that random transforms repeat themselves in each pass.
+    """Seed the global generators, so that random transforms give the same result in each pass.
 
-    Call it inside `preserved` only. CUDA's generators are seeded once CUDA is initialised: before,
-    torch would keep the seed for later and override the user's.
+    Call it only inside `preserved`. The generators of CUDA are seeded only if CUDA is initialised:
+    otherwise torch would store the seed and later overwrite the state with it.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         for generator in torch.cuda.default_generators:
             generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (the user's transforms draw from the global one)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (transforms draw from the global generator)
     random.seed(seed)
 
 
@@ -77,7 +74,7 @@ def _restore_registry(
     module: nn.Module, buffers: dict[str, Tensor | None], not_persistent: set[str]
 ) -> None:
     module._buffers.clear()
-    module._buffers.update(buffers)  # those that forward has added go again
+    module._buffers.update(buffers)  # without those that forward has added
     module._non_persistent_buffers_set = not_persistent
 
 

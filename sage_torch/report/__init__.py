@@ -1,4 +1,4 @@
-"""One page about a selection: HTML in a single file, without scripts, for any browser.
+"""One page about a selection: a single HTML file without scripts, for any browser.
 
 It needs jinja2 and matplotlib (`pip install 'sage-torch[command]'`).
 """
@@ -25,18 +25,18 @@ def write_report(
     *,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write a page that shows what was kept, what was dropped and how sure that is.
+    """Write a page that shows kept and dropped examples, and how certain the selection is.
 
-    Scores and margins, kept and total by class, the spectrum of the sketch, its certificate in
-    words, timings, settings, versions and the command that makes the selection again. Everything is
-    in the one file: pictures too, and nothing is executed or fetched when it is opened.
+    It contains scores and margins, the number kept and the total by class, the spectrum of the
+    sketch, its certificate in words, timings, settings, versions and the command that repeats the
+    selection. The file includes all pictures; opening it executes and fetches nothing.
 
     Args:
-        selection: Any; what it does not have is left out.
-        path: Where to write; the file appears whole or not at all.
-        dataset: The data set the selection was made from, to show kept and dropped examples: as
-            pictures where the first part of an item is one, else as text and numbers.
-        class_names: Names by label; None for `dataset.classes` where that fits, else the labels.
+        selection: Any selection; parts that it lacks are left out.
+        path: The file to write, which appears whole or not at all.
+        dataset: The data set of the selection, to show examples: as pictures if the first part of
+            an item is an image, otherwise as text and numbers.
+        class_names: Names by label; None for `dataset.classes` if that fits, otherwise the labels.
 
     Raises:
         ValueError: The data set has another length than the selection, or a label has no name.
@@ -59,4 +59,4 @@ def write_report(
         True
     """
     text = page(selection, dataset, class_names=class_names)
-    write_whole(path, text.encode(errors="replace"))  # half a character shows as "?"
+    write_whole(path, text.encode(errors="replace"))  # half of a surrogate pair becomes "?"

@@ -1,4 +1,4 @@
-"""The charts of the report: SVG within the page, in the page's own colours, light or dark."""
+"""The charts of the report: SVG inside the page, in the light or dark colours of the page."""
 
 from __future__ import annotations
 
@@ -19,24 +19,14 @@ from sage_torch.selection.result import Selection
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDE, _HIGH, _TALL = (
-    3.9,
-    2.6,
-    3.6,
-)  # inches: as wide as a phone, so that words keep their size there
-_INK, _GREY = "#010203", "#666666"  # what the plots draw black, in a colour nothing else has; grey
+_WIDE, _HIGH, _TALL = 3.9, 2.6, 3.6  # inches: as wide as a phone, so that text keeps its size
+_INK, _GREY = "#010203", "#666666"  # replaces black by a colour that nothing else has; grey
 _MOST = 2.0  # more than any agreement or margin, with room for rounding
 _BINS, _STRIP_WIDTH, _STRIP_HEIGHT = 24, 120, 30
 
 
 class Chart(NamedTuple):
-    """A chart with its words.
-
-    Attributes:
-        title: What it shows.
-        svg: The picture.
-        words: How to read it.
-    """
+    """A chart with its title and a text that explains how to read it."""
 
     title: str
     svg: Markup
@@ -44,10 +34,7 @@ class Chart(NamedTuple):
 
 
 def charts(selection: Selection) -> list[Chart]:
-    """Return what can be drawn of a selection: scores, margins, spectrum.
-
-    Args:
-        selection: Any.
+    """Return charts of the scores, the margins and the spectrum, as far as a selection has them.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -58,8 +45,8 @@ def charts(selection: Selection) -> list[Chart]:
             Chart(
                 "Agreement",
                 _svg(lambda figure: _histogram(figure, selection, "scores"), "scores"),
-                "How far each example's gradient points where those of its class do: 1 is the same "
-                "direction, 0 is across, below 0 is against.",
+                "How well the gradient of each example agrees with those of its class: 1 is the "
+                "same direction, 0 is at right angles, below 0 is opposite.",
             )
         )
     if selection.margins is not None and is_drawable(selection.margins):
@@ -67,8 +54,8 @@ def charts(selection: Selection) -> list[Chart]:
             Chart(
                 "Margin",
                 _svg(lambda figure: _histogram(figure, selection, "margins"), "margins"),
-                "Agreement with the own class less half the opposition to another. Wrong labels "
-                "gather below 0.",
+                "Agreement with its own class, minus half the opposition to another class. Many "
+                "wrong labels are below 0.",
             )
         )
     if _has_spectrum(selection):
@@ -77,14 +64,14 @@ def charts(selection: Selection) -> list[Chart]:
                 "Spectrum of the sketch",
                 _svg(lambda figure: _spectrum(figure, selection), "spectrum", _TALL),
                 "The energy of the gradients by direction, and of the first directions together. "
-                "The truth lies within the bands.",
+                "The bands contain the exact values.",
             )
         )
     return drawn
 
 
 def is_drawable(values: NDArray[np.float32]) -> bool:
-    """Return whether values are scores or margins: numbers, and not those of a damaged file."""
+    """Return whether all values are possible scores or margins; those of a damaged file may not."""
     return bool((np.abs(values) <= _MOST).all())
 
 
@@ -94,8 +81,8 @@ def strip(
     """Return a small histogram: kept examples filled, dropped ones as an outline.
 
     Args:
-        kept: (k,) values of one class.
-        dropped: (n - k,) values of it.
+        kept: Values (k,) of one class.
+        dropped: Values (n - k,) of the same class.
         between: Lowest and highest value of all classes, which share the scale.
     """
     low, high = between
@@ -113,7 +100,7 @@ def strip(
 
 
 def _outline(heights: NDArray[np.float64]) -> str:
-    """Return an SVG path along the tops of bars; heights within [0, 1]."""
+    """Return an SVG path along the tops of bars with heights within [0, 1]."""
     steps = [f"M0 {_STRIP_HEIGHT + 1}"]
     for place, height in enumerate(heights):
         top = 1 + _STRIP_HEIGHT * (1 - height)
@@ -123,7 +110,7 @@ def _outline(heights: NDArray[np.float64]) -> str:
 
 def _histogram(figure: Figure, selection: Selection, of: Values) -> None:
     ax = score_histogram(selection, figure.subplots(), of=of)
-    ax.set_xlabel("agreement" if of == "scores" else "margin")  # the words stand beside it
+    ax.set_xlabel("agreement" if of == "scores" else "margin")  # a text beside it explains more
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
@@ -147,13 +134,13 @@ def _has_spectrum(selection: Selection) -> bool:
 
 
 def _svg(draw: Callable[[Figure], object], name: str, high: float = _HIGH) -> Markup:
-    """Return what `draw` draws as SVG for a page: no size, no colour of its own, no foreign ids."""
+    """Return a drawing as SVG for a page, without its own size, colours and unused ids."""
     import matplotlib
     from matplotlib.figure import Figure
 
     look: dict[Any, Any] = {
-        "svg.fonttype": "none",  # words stay words
-        "svg.hashsalt": name,  # the same page each time, and ids that charts do not share
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": name,  # the same ids each time, different from those of other charts
         "font.size": 9,
         "legend.fontsize": 9,
         "legend.handlelength": 1.2,
@@ -180,4 +167,4 @@ def _svg(draw: Callable[[Figure], object], name: str, high: float = _HIGH) -> Ma
         (DROPPED.lower(), "var(--dropped)"),
     ):
         text = text.replace(colour, of_the_page)
-    return Markup(text)  # matplotlib escaped the words in it
+    return Markup(text)  # matplotlib has escaped its text

@@ -1,4 +1,4 @@
-"""What a report says in words and numbers, without its pictures."""
+"""The text and numbers of a report, without its pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sage_torch.report.charts import is_drawable, strip
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.result import Selection
 
-_CLASSES = 100  # shown; beyond, the others are one row
+_CLASSES = 100  # shown on their own; all further classes share one row
 _LONGEST = 400  # characters of a setting
 _INDIFFERENT = ("keep", "progress", "distributed", "checkpoint", "num_workers")
 _WORDS = {
@@ -31,14 +31,14 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class, or the rest of them.
+    """One class, or all classes after the first hundred.
 
     Attributes:
-        name: The class in words.
-        kept: How many of it are kept.
-        total: How many there are.
-        median: The median agreement of its examples; None where nothing was scored.
-        strip: Its small histogram of agreement; None where nothing was scored.
+        name: Name of the class.
+        kept: Number of its examples that are kept.
+        total: Number of its examples.
+        median: Median agreement of its examples; None without scores.
+        strip: Small histogram of its agreement; None without scores.
     """
 
     name: str
@@ -49,11 +49,11 @@ class ClassRow:
 
 
 def class_rows(selection: Selection, class_names: Sequence[str] | None) -> list[ClassRow]:
-    """Return a row a class, by label; those beyond the first hundred as one.
+    """Return one row per class, by label; all classes after the first hundred share one row.
 
     Args:
-        selection: Any; without labels, all examples are one class.
-        class_names: Names by label; None for the labels.
+        selection: Any selection; without labels, all examples are one class.
+        class_names: Names by label; None to show the labels.
 
     Raises:
         ValueError: A label has no name.
@@ -74,10 +74,10 @@ def class_rows(selection: Selection, class_names: Sequence[str] | None) -> list[
 
 
 def label_name(label: int | None, class_names: Sequence[str] | None) -> str:
-    """Return the word for a label.
+    """Return the name of a label.
 
     Raises:
-        ValueError: There are names, but none for it.
+        ValueError: There are names, but none for this label.
     """
     if label is None:
         return "all"
@@ -91,20 +91,16 @@ def label_name(label: int | None, class_names: Sequence[str] | None) -> str:
 
 
 def certificate_words(certificate: Certificate | None) -> list[str]:
-    """Return what the certificate promises, in sentences.
-
-    Args:
-        certificate: That of a selection.
-    """
+    """Return the statements of a certificate as sentences."""
     if certificate is None:
         return ["No certificate: examples were drawn at random, without gradients and a sketch."]
     low, high = certificate.energy_kept, certificate.energy_kept_at_most
     between = f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"between {low:.1%} and {high:.1%}"
     words = [
         f"The sketch holds {between} of the energy of all (compressed) gradients.",
-        "It underestimates the squared length of the gradients along no direction by more than "
-        f"{certificate.relative_shrinkage:.2%} of that along the strongest, and overestimates "
-        "none, up to the rounding of 32-bit numbers."
+        "Along no direction does it underestimate the squared length of the gradients by more than "
+        f"{certificate.relative_shrinkage:.2%} of that along the strongest direction. It never "
+        "overestimates, up to the rounding of 32-bit numbers."
         if certificate.shrinkage > 0
         else "It lost nothing: the gradients fit into its rows, and every length in it is exact up "
         "to the rounding of 32-bit numbers.",
@@ -112,29 +108,29 @@ def certificate_words(certificate: Certificate | None) -> list[str]:
     cosine = certificate.consensus_cosine
     if math.isnan(cosine):
         words.append(
-            "Examples were scored by coordinates carried along in one pass; the exact consensus is "
-            "not known."
+            "Examples were scored by coordinates kept up to date in one pass; the exact consensus "
+            "is not known."
         )
     elif cosine >= 1:
         words.append("Examples were scored against the exact consensus of their class.")
     else:
         words.append(
-            "Examples were scored against a consensus carried along while reading; its cosine with "
-            f"the exact one is at least {cosine:.4f} in every class."
+            "Examples were scored against a consensus kept up to date while reading. Its cosine "
+            f"with the exact consensus is at least {cosine:.4f} in every class."
         )
     return words
 
 
 def timing_rows(seconds: dict[str, float]) -> list[tuple[str, str]]:
-    """Return what took how long."""
+    """Return the steps of a selection and their times."""
     return [(_WORDS.get(name, name), f"{value:,.2f} s") for name, value in seconds.items()]
 
 
 def command_words(settings: dict[str, Any]) -> str:
-    """Return what makes the selection again: the command where one made it, else the Python call.
+    """Return the command that made a selection, or otherwise the Python call that repeats it.
 
     Args:
-        settings: Those of a selection.
+        settings: The settings of the selection.
 
     Example:
         >>> from sage_torch.report.facts import command_words
@@ -156,10 +152,10 @@ def command_words(settings: dict[str, Any]) -> str:
 
 
 def _as_asked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that make a difference, those that were chosen as what was asked for."""
+    """Return the options that affect the result, with "auto" instead of its automatic choice."""
     asked = {name: value for name, value in settings.items() if name not in _INDIFFERENT}
     if settings.get("consensus") == "exact":
-        del asked["consensus"]  # what "auto" came to, too
+        del asked["consensus"]  # "auto" chooses the same
     if str(settings.get("gradients_because")).startswith("auto"):
         asked.pop("gradients", None)
     elif isinstance(asked.get("gradients"), str):
@@ -168,7 +164,7 @@ def _as_asked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return settings by name, each as a short text; what the page shows elsewhere is left out."""
+    """Return settings as short texts, without those that the page shows elsewhere."""
     elsewhere = ("command", "parameters", "versions")
     return [(name, plain(value)) for name, value in settings.items() if name not in elsewhere]
 

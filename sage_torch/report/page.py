@@ -1,4 +1,4 @@
-"""The page itself: facts, charts and examples put into the template."""
+"""The page: facts, charts and examples, inserted into the template."""
 
 from __future__ import annotations
 
@@ -35,20 +35,10 @@ def page(
     *,
     class_names: Sequence[str] | None = None,
 ) -> str:
-    """Return the HTML that `write_report` writes.
-
-    Args:
-        selection: As there.
-        dataset: As there.
-        class_names: As there.
-
-    Raises:
-        ValueError: As there.
-        ImportError: As there.
-    """
+    """Return the HTML that `write_report` writes, with the same arguments and errors."""
     names = _names_of(dataset, selection) if class_names is None else class_names
     settings = selection.settings
-    rows = class_rows(selection, names)  # before the charts, which take the time
+    rows = class_rows(selection, names)  # may raise, so it comes before the slow charts
     shown = None if dataset is None else show(selection, dataset)
     return _template().render(
         selection=selection,
@@ -76,7 +66,7 @@ def _template() -> Template:
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder,
-        autoescape=True,  # of everything: labels, texts and settings are other people's words
+        autoescape=True,  # because labels, texts and settings can contain anything
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -85,7 +75,7 @@ def _template() -> Template:
 
 
 def _figures(selection: Selection) -> list[tuple[str, str]]:
-    """Return the few numbers at the top, with their words."""
+    """Return the numbers at the top of the page and their descriptions."""
     settings, total = selection.settings, len(selection.scores)
     found = [(f"{len(selection.indices) / total:.1%}", "of the examples kept")]
     if selection.labels is not None:
@@ -125,7 +115,7 @@ def _rows(values: Any) -> list[tuple[str, str]]:
 
 
 def _names_of(dataset: object, selection: Selection) -> Sequence[str] | None:
-    """Return the data set's own names of its classes, where there is one for each label."""
+    """Return `dataset.classes` if it has a name for each label, otherwise None."""
     names = getattr(dataset, "classes", None)
     labels = selection.labels
     if labels is None or not isinstance(names, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Examples of a data set as a page can show them: pictures, text or numbers."""
+"""Examples of a data set in a form for the page: pictures, text or numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sage_torch.plots.examples import spread
-from sage_torch.plots.images import read_images
+from sage_torch.plots.images import check_length, read_images
 from sage_torch.plots.style import is_kept, members
 from sage_torch.selection.result import Selection
 
 _CLASSES, _COLUMNS, _WORST = 10, 6, 12
 _LONGEST_TEXT, _NUMBERS = 240, 12
 _LARGEST = 96  # pixels along the longer side of a picture
-_INPUTS = ("image", "img", "pixel_values", "text", "sentence", "input_ids")  # of dicts
+_INPUTS = ("image", "img", "pixel_values", "text", "sentence", "input_ids")  # keys of dicts
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Example:
     """One example.
 
     Attributes:
-        index: In the data set.
-        label: Its label; None where there are none.
-        score: Its agreement, NaN where nothing was scored.
-        margin: Its margin, NaN where there is none.
+        index: Position in the data set.
+        label: Label; None without labels.
+        score: Agreement; NaN without scores.
+        margin: Margin; NaN without margins.
         is_kept: Whether the selection keeps it.
-        picture: PNG in base64; None where it is no picture.
-        text: What it is in words, where it is no picture.
+        picture: PNG in base64; None if it is not an image.
+        text: Its contents in words, if it is not an image.
     """
 
     index: int
@@ -52,9 +52,9 @@ class Shown:
     """Examples to show.
 
     Attributes:
-        rows: By class, label or None first: some kept and some dropped, evenly over the ranks of
-            their scores, highest first.
-        worst: Those of the lowest margin, lowest first; empty where there are no margins.
+        rows: Per class its label or None, some kept and some dropped examples, in even steps of
+            rank, highest score first.
+        worst: Examples with the lowest margins, lowest first; empty without margins.
     """
 
     rows: list[tuple[int | None, list[Example], list[Example]]]
@@ -62,23 +62,15 @@ class Shown:
 
 
 def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
-    """Read some examples of each class.
-
-    Args:
-        selection: What was kept.
-        dataset: The data set it was made from.
+    """Read some examples of each class from the data set of a selection.
 
     Raises:
-        ValueError: It has another length than the selection.
+        ValueError: The data set has another length than the selection.
 
     Cost:
         Up to 132 items are read.
     """
-    if len(dataset) != len(selection.scores):  # type: ignore[arg-type]
-        raise ValueError(
-            f"expected the data set that the selection was made from, {len(selection.scores):,} "
-            f"examples, got {len(dataset):,}"  # type: ignore[arg-type]
-        )
+    check_length(selection, dataset)
     kept = is_kept(selection)
     rows = [
         (
@@ -124,7 +116,7 @@ def _read(
 
 
 class _Items(Dataset[Any]):
-    """Items that have been read, as the data set of their length that the plots ask for."""
+    """Items that have been read, as a data set of the length that the plots expect."""
 
     def __init__(self, items: dict[int, Any], total: int) -> None:
         self.items, self.total = items, total
@@ -137,7 +129,7 @@ class _Items(Dataset[Any]):
 
 
 def _pictures(selection: Selection, items: dict[int, Any]) -> dict[int, str]:
-    """Return the items as PNG in base64; empty where they are no images."""
+    """Return the items as PNG in base64; empty if they are not images."""
     try:
         images = read_images(selection, _Items(items, len(selection.scores)), items)
     except (TypeError, ValueError, IndexError):
@@ -146,7 +138,7 @@ def _pictures(selection: Selection, items: dict[int, Any]) -> dict[int, str]:
 
 
 def _png(image: NDArray[np.float64]) -> str:
-    from PIL import Image  # of matplotlib's own needs
+    from PIL import Image  # installed with matplotlib
 
     picture = Image.fromarray((np.nan_to_num(image) * 255).round().clip(0, 255).astype(np.uint8))
     picture.thumbnail((_LARGEST, _LARGEST))
@@ -156,7 +148,7 @@ def _png(image: NDArray[np.float64]) -> str:
 
 
 def _inputs_of(item: Any) -> Any:
-    """Return what a model would see of an item: its first part, or the field for it."""
+    """Return the model input in an item: its first part, or the field for the input."""
     if isinstance(item, (tuple, list)) and len(item):
         item = item[0]
     if isinstance(item, Mapping):
@@ -168,7 +160,7 @@ def described(item: Any) -> str:
     """Return an item in a few words.
 
     Args:
-        item: A text, which is cut where it is long; numbers of any shape; or anything.
+        item: A text, which is shortened; numbers of any shape; or any other object.
 
     Example:
         >>> import torch

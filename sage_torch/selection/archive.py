@@ -1,4 +1,4 @@
-"""One file for arrays and what describes them: a zip of NumPy arrays and a JSON text (.npz)."""
+"""One file for arrays and their description: a zip of NumPy arrays and a JSON text (.npz)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _META = "meta"
 
 
 def pack(meta: dict[str, Any], arrays: Mapping[str, NDArray[Any]], *, compress: bool) -> bytes:
-    """Return the file's bytes; each array carries a checksum (the zip's CRC-32).
+    """Return the bytes of the file; each array has a checksum (the CRC-32 of the zip).
 
     Args:
-        meta: JSON-able.
-        arrays: By name, none of them "meta".
-        compress: Whether to deflate: smaller, and many times slower.
+        meta: The description, which JSON can encode.
+        arrays: Arrays by name, none of them "meta".
+        compress: Whether to deflate, which makes the file smaller and takes many times longer.
     """
     file = io.BytesIO()
     save = np.savez_compressed if compress else np.savez
@@ -32,10 +32,10 @@ def pack(meta: dict[str, Any], arrays: Mapping[str, NDArray[Any]], *, compress: 
 
 
 def unpack(source: bytes | BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return what was packed. Nothing in it is executed.
+    """Return the packed description and arrays. Nothing in the file is executed.
 
     Raises:
-        ValueError: It is no such file, or a damaged one.
+        ValueError: The file is not of this form, or is damaged.
     """
     try:
         opened = np.load(
@@ -48,18 +48,18 @@ def unpack(source: bytes | BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[
         meta = json.loads(arrays.pop(_META).tobytes())
         if not isinstance(meta, dict):
             raise ValueError(f"expected a description in JSON, got {type(meta).__name__}")
-    except Exception as error:  # a damaged zip raises whatever its bytes lead to
+    except Exception as error:  # a damaged zip can raise anything
         raise ValueError(f"damaged, or no archive of sage_torch: {error}") from error
     return meta, arrays
 
 
 def lock(file: BinaryIO) -> None:
-    """Take a file for this process until it is closed, or the process ends, however it ends.
+    """Lock a file for this process until it is closed or the process ends, even by a kill.
 
-    Where the system has no such locks (Windows), nothing is taken. Children do not inherit it.
+    Children do not inherit the lock. A system without such locks (Windows) locks nothing.
 
     Raises:
-        OSError: Another process has it.
+        OSError: Another process holds the lock.
     """
     try:
         import fcntl
@@ -69,14 +69,14 @@ def lock(file: BinaryIO) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file that appears whole or not at all: written beside `path` and moved there."""
+    """Write a file that appears whole or not at all: it is written beside `path`, then moved."""
     path = Path(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(part, "xb") as file:  # with the permissions that the user's umask gives
+        with open(part, "xb") as file:  # unlike a temporary file, it gets the permissions of umask
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # else the name can outlive a power cut, and the bytes not
+            os.fsync(file.fileno())  # otherwise a power cut may leave the name without the bytes
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Draws: what each epoch sees of the untrimmed examples, a new subset every time."""
+"""Draws: a new subset of the untrimmed examples for each epoch."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.checks import whole_number
 
-_VALUES = 2**62  # numbers drawn lie below: each fits an int64, and is a seed in its turn
+_VALUES = 2**62  # drawn numbers are below, so that each fits an int64 and can be a seed
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What each epoch sees of the untrimmed examples: exactly k, by class quotas, no repeats.
+    """A subset of the untrimmed examples per epoch: exactly k, by class quotas, without repeats.
 
-    `"rotate"` goes through each class in turns. A turn orders all n of a class, and each epoch
-    takes the next q: whatever the number of epochs so far, two examples of a class have been seen
-    equally often, or one of them once more. Of a herded order, every window that was measured
-    represents its class better than random draws of its size do, though not all as well as the
-    head.
-    `"random"` draws each epoch afresh, without replacement within the epoch only.
+    `"rotate"` goes through each class in turns. A turn orders all n examples of a class, and each
+    epoch takes the next q. After any number of epochs, the numbers of times that two examples of a
+    class have been seen differ by at most one. Every measured window of a herded order represents
+    its class better than random draws of its size; not all do so as well as the first window.
+    `"random"` draws without replacement within an epoch, and independently in each epoch.
 
     Attributes:
         draw: `"rotate"` or `"random"`.
         order: int64 (M,), the untrimmed examples: class by class, block by block, each block in
             its herding order.
-        starts: int64 (B + 1,), where each block begins in `order`, and M.
+        starts: int64 (B + 1,), the start of each block in `order`, then M.
         classes: int64 (B,), the class id of each block, ascending.
-        quotas: int64 (C,), how many of each class an epoch takes; they sum to k.
-        seed: Names the turns and the draws.
-        is_herded: False for `rule="random"`: every turn is then a seeded permutation of each class.
+        quotas: int64 (C,), the number of examples of each class in an epoch; they sum to k.
+        seed: Seed of the turns and the draws.
+        is_herded: False for `rule="random"`; every turn is then a seeded permutation of each class.
 
     Raises:
-        TypeError: The seed is no whole number.
+        TypeError: The seed is not a whole number.
         ValueError: The arrays do not fit together, as in a damaged file.
 
     Reference:
@@ -73,17 +72,17 @@ class Draws:
         self._protect()  # NumPy's read-only flag does not survive pickling and copying
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch: a function of it, the seed and the arrays alone.
+        """Return the examples of an epoch, a function of the epoch, the seed and the arrays only.
 
         Args:
-            epoch: From 0 on, in any order.
+            epoch: The epoch, from 0; epochs can be drawn in any order.
 
         Returns:
-            int64 (k,), ascending, no repeats, `quotas[c]` of each class.
+            int64 (k,), ascending, without repeats, `quotas[c]` of each class c.
 
         Raises:
-            TypeError: It is no whole number.
-            ValueError: It is below 0 or not below 2**63.
+            TypeError: The epoch is not a whole number.
+            ValueError: The epoch is below 0 or not below 2**63.
 
         Cost:
             O(M log M) for `"rotate"`, O(k log k) for `"random"`, both O(M) memory.
@@ -147,7 +146,7 @@ class Draws:
 class _Turns:
     """The endless sequence of orders of one class, as places in `0..n`.
 
-    `sizes` are those of its blocks, (B,); `seed` names the turns of this class.
+    `sizes` are those of the blocks of the class, (B,); `seed` is the seed of its turns.
     """
 
     sizes: NDArray[np.int64]
@@ -155,13 +154,13 @@ class _Turns:
     is_herded: bool
 
     def epoch(self, epoch: int, quota: int) -> NDArray[np.int64]:
-        """Return the places that an epoch takes, `quota` of n, at least 1."""
+        """Return the places that an epoch takes: `quota` of n, at least 1."""
         n = int(self.sizes.sum())
         if 2 * quota <= n:
             return self._window(epoch, quota, from_end=False)
-        # More than half: what stays out goes round instead, from the end of the turn. The counts
-        # are as even, since all are equal less what was left out; a window of at most n/2 knows
-        # what it must not repeat without going back through all the turns before.
+        # More than half: the examples left out rotate instead, from the end of the turn. The counts
+        # are then as even. A window of at most n/2 only has to avoid repeats of one earlier turn;
+        # larger windows would have to look back through all of them.
         is_taken = np.ones(n, bool)
         if quota < n:
             is_taken[self._window(epoch, n - quota, from_end=True)] = False
@@ -178,11 +177,11 @@ class _Turns:
         return np.concatenate([window, rest])
 
     def _taken(self, turn: int, width: int, *, from_end: bool) -> NDArray[np.int64]:
-        """Return the order (n,) in which windows take a turn.
+        """Return the order (n,) in which windows take the examples of a turn.
 
-        The window that comes over from the turn before takes none of its own again: those wait
-        until it is full. Nobody's tail is touched by that: at most `width` places are looked
-        through at the head, fewer than `width` are a tail, and 2 width <= n.
+        A window that began in the turn before does not take its own examples again: they wait until
+        it is full. Only the first `width` places can change. The tail, which the next turn looks
+        at, has fewer than `width` places and stays as ordered, because 2 width <= n.
         """
         order = self._ordered(turn, from_end=from_end)
         n = len(order)
@@ -203,17 +202,17 @@ class _Turns:
         return _core.Permutation(n, self.seed, turn).take(0, n)
 
     def _herded(self, turn: int) -> NDArray[np.int64]:
-        """Shift each block's herding order cyclically and merge the blocks in proportion.
+        """Shift the herding order of each block cyclically, and merge the blocks in proportion.
 
-        Where features are of finite dimension and herded with replacement, running sums stay
-        within a bound of their mean's multiples, so that the mean of any window is within
-        O(1 / window) of the block's. Neither holds here (an RBF kernel, each example once): that
-        windows are nearer than random draws is measured, in tests/unit/test_draws_over_epochs.py.
+        For features of finite dimension, herded with replacement, running sums stay within a bound
+        of multiples of their mean. The mean of any window is then within O(1 / window) of that of
+        the block. Neither condition holds here (an RBF kernel, each example once). Measurements in
+        tests/unit/test_draws_over_epochs.py show that windows are nearer than random draws.
         """
         sizes, blocks = self.sizes, len(self.sizes)
         values = _core.Permutation(_VALUES, self.seed, turn).take(0, 2 * blocks)
-        # Turn 0 begins where herding began. Epoch 0 is the fixed subset of a class that is one
-        # block in both, not of a larger one: blocks of a whole order are smaller than of a subset.
+        # Turn 0 starts at the start of the herding. For a class that is a single block, epoch 0 is
+        # therefore the fixed subset. A larger class differs: a whole order has smaller blocks.
         shifts = values[:blocks] % np.maximum(sizes, 1) if turn else np.zeros(blocks, np.int64)
         jitters = values[blocks:] / _VALUES
         begins = np.cumsum(sizes) - sizes

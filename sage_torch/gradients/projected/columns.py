@@ -1,4 +1,4 @@
-"""Where rules put gradients: a parameter's columns, or a tensor made of parameters."""
+"""The targets of rules: the columns of a parameter, or a tensor made of parameters."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["DerivedTarget", "ParameterTarget", "Target", "add_whole"]
 
 
 class Target(Protocol):
-    """What a rule adds gradients to: a parameter, or a tensor made of parameters."""
+    """A parameter or a tensor made of parameters, to which a rule adds gradients."""
 
     left: SideMap
     right: SideMap
     shape: tuple[int, ...]
 
     def add_projected(self, values: Tensor) -> None:
-        """Add (n, left width, right width), both sides projected."""
+        """Add gradients (n, left width, right width), both sides projected."""
         ...
 
 
 class ParameterTarget:
-    """A parameter: gradients go to its columns of the rows."""
+    """A parameter, whose gradients go to its columns of the rows."""
 
     def __init__(self, block: Block, rows: Tensor) -> None:
         self.left, self.right, self.shape = block.left, block.right, block.shape
@@ -38,11 +38,11 @@ class ParameterTarget:
 
 
 class DerivedTarget:
-    """A tensor made of parameters alone: its gradients are carried back to them, exactly.
+    """A tensor made of parameters alone, whose exact gradients autograd carries back to them.
 
     Args:
         tensor: The tensor, with its graph.
-        leaves: The parameters that it was made of: tensors that require grad, and their targets.
+        leaves: The parameters in it, as tensors that require grad, and their targets.
     """
 
     def __init__(self, tensor: Tensor, leaves: Mapping[Tensor, ParameterTarget]) -> None:
@@ -52,7 +52,7 @@ class DerivedTarget:
         self.left, self.right = SideMap(rows, rows, 0, ""), SideMap(columns, columns, 0, "")
 
     def add_projected(self, values: Tensor) -> None:
-        """Carry back through the graph, all examples at once."""
+        """Carry gradients back through the graph, for all examples at once."""
         with torch.enable_grad():
             found = torch.autograd.grad(
                 self.tensor,
@@ -68,5 +68,5 @@ class DerivedTarget:
 
 
 def add_whole(target: Target, gradients: Tensor) -> None:
-    """Add gradients (n, *shape), unprojected."""
+    """Project gradients (n, *shape) and add them."""
     target.add_projected(project(gradients, target.left, target.right))

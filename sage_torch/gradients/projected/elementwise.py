@@ -1,4 +1,4 @@
-"""Rules of bare parameters: added, multiplied, expanded; and of any other function, by vmap."""
+"""Rules for parameters that are added, multiplied or expanded, and one for all other functions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sage_torch.gradients.projected.recorder import Call
 
 __all__ = ["add", "by_vmap", "expand", "multiply", "repeat", "subtract"]
 
-# Gradients of a parameter under `by_vmap` are held whole, one an example: up to this many entries.
+# `by_vmap` holds whole gradients, one per example, of parameters with at most this many entries.
 _LARGEST_BY_VMAP = 2**20
 
 
 def add(call: Call, first: Any, second: Any, alpha: float = 1) -> Tensor:
-    """`y = x + p`, broadcast: `dp` is the output's gradient, summed to p's shape."""
+    """`y = x + p`, broadcast: `dp` is the gradient of y, summed to the shape of p."""
     targets = [(call.target(first), 1.0), (call.target(second), float(alpha))]
 
     def on_gradient(gradient: Tensor) -> None:
@@ -36,7 +36,7 @@ def subtract(call: Call, first: Any, second: Any, alpha: float = 1) -> Tensor:
 
 
 def multiply(call: Call, first: Any, second: Any) -> Tensor:
-    """`y = x p`, broadcast: `dp = dy x`, summed to p's shape."""
+    """`y = x p`, broadcast: `dp = dy x`, summed to the shape of p."""
     parameter, other = (
         (first, second) if isinstance(first, Tensor) and call.target(first) else (second, first)
     )
@@ -55,7 +55,7 @@ def multiply(call: Call, first: Any, second: Any) -> Tensor:
 
 
 def expand(call: Call, parameter: Tensor, *sizes: Any, **options: Any) -> Tensor:
-    """`y = p.expand(n, ...)`: as adding p to zeros."""
+    """`y = p.expand(n, ...)`, like adding p to zeros."""
     target = call.target(parameter)
     if target is None:
         call.refuse("it is not the tensor that is expanded")
@@ -67,7 +67,7 @@ def expand(call: Call, parameter: Tensor, *sizes: Any, **options: Any) -> Tensor
 
 
 def repeat(call: Call, parameter: Tensor, *sizes: Any) -> Tensor:
-    """`y = p.repeat(n, 1, ...)`: as expanding p, where only dimensions of length 1 are repeated."""
+    """`y = p.repeat(n, 1, ...)`, like expanding p; only dimensions of length 1 may be repeated."""
     times = list(sizes[0] if isinstance(sizes[0], (tuple, list)) else sizes)
     lengths = [1] * (len(times) - parameter.ndim) + list(parameter.shape)
     if any(length > 1 and time > 1 for length, time in zip(lengths, times, strict=True)):
@@ -76,9 +76,9 @@ def repeat(call: Call, parameter: Tensor, *sizes: Any) -> Tensor:
 
 
 def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
-    """Any other function of batches: its own derivative, mapped over the examples.
+    """Any other function of batches: its derivative, mapped over the examples.
 
-    Exact; holds one gradient of the parameters' own size an example.
+    It is exact, and holds one gradient per example, as large as the parameters.
     """
     function = call.function
     values, tree = tree_flatten((args, kwargs))
@@ -89,7 +89,7 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
     if any(layout.dim or layout.is_flat for layout in known):
         call.refuse("it has no rule, and its first dimension does not count the examples")
     if sum(values[i].numel() for i in followed) > _LARGEST_BY_VMAP:
-        call.refuse("it has no rule, and is too large for one exact gradient an example")
+        call.refuse("it has no rule, and is too large for one exact gradient per example")
     output = call.run()
     if any(output is value for value in values):
         call.refuse("it is written in place")
@@ -99,7 +99,7 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
     targets = [call.target(values[i]) for i in followed]
     constants = list(values)
     for i in (*mapped, *followed):
-        constants[i] = None  # a hook that held them would hold their graph
+        constants[i] = None  # otherwise the hook would hold their graph
 
     def of_one(delta: Tensor, *example: Tensor) -> tuple[Tensor, ...]:
         def forward(*chosen: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
         return gradients
 
     def on_gradient(gradient: Tensor) -> None:
-        with warnings.catch_warnings():  # functions that vmap knows only as a loop are welcome
+        with warnings.catch_warnings():  # a function for which vmap falls back to a loop is fine
             warnings.filterwarnings("ignore", message="There is a performance drop")
             found = vmap(of_one)(gradient.float(), *inputs)
         for target, gradients in zip(targets, found, strict=True):
@@ -128,12 +128,12 @@ def by_vmap(call: Call, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _in_full(tensor: Tensor) -> Tensor:
-    """Return a floating tensor in float32: under autocast low precision meets full."""
+    """Return a floating tensor in float32, because autocast mixes precisions."""
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _to_shape(call: Call, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Sum each example's gradient to the shape that was broadcast, (n, *shape)."""
+    """Sum the gradient of each example to the shape before broadcasting, (n, *shape)."""
     layout = call.layout
     aligned = [1] * (gradient.ndim - len(shape)) + list(shape)
     if aligned[layout.dim] != 1:

@@ -1,9 +1,9 @@
-"""One small rule a kind of layer: from its input and its output's gradient to weight gradients.
+"""One small rule per torch function, from its input and the gradient of its output to the rows.
 
-Each rule does the call, keeps what it needs of the input and says what to add when the gradient of
-the output arrives. `T` counts positions (tokens, pixels), `G` groups, `I` and `O` input and output
-features. The gradient of a weight is a sum over positions of outer products `left ⊗ right`; its
-projection on both sides is the sum over positions of projected factors.
+Each rule makes the call, keeps the part of the input that it needs, and adds to the rows when the
+gradient of the output arrives. `T` counts positions (tokens, pixels), `G` groups, `I` and `O` input
+and output features. The gradient of a weight is a sum over positions of outer products
+`left ⊗ right`; projected on both sides, it is the sum of the products of projected factors.
 
 Reference: Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
 """
@@ -36,7 +36,7 @@ from sage_torch.gradients.projected.norms import (
 from sage_torch.gradients.projected.recorder import Call, Rule
 from sage_torch.gradients.projected.uses import Layout
 
-__all__ = ["RULES", "by_vmap"]
+__all__ = ["RULES"]
 
 
 def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -94,7 +94,7 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Conv1d/2d/3d: right factors are patches of the input, projected by a convolution."""
+    """Conv1d/2d/3d; the right factors are patches of the input, projected by a convolution."""
     target, of_bias = call.target(weight), call.target(bias)
     layout = _layout_of(call, input, weight)
     convolve = _CONVOLUTIONS[weight.ndim - 3]
@@ -102,7 +102,7 @@ def convolution(
     can_unfold = weight.ndim == 4 and not isinstance(padding, str)
 
     def patches(values: Tensor) -> Tensor:  # (N, I, ...) -> (N, G, w, T)
-        assert target is not None  # asked for only if so
+        assert target is not None  # otherwise nothing is projected
         grouped = values.float().unflatten(1, (groups, -1)).flatten(0, 1)
         if target.right.is_identity and can_unfold:  # cheaper than a convolution with the identity
             found = F.unfold(grouped, kernel_shape[1:], dilation, padding, stride)
@@ -115,7 +115,7 @@ def convolution(
     kept: Tensor | None = None
     if target is not None:
         positions = output[0, 0].numel()
-        # A short side that is left as it is makes more of patches than of the input: those wait.
+        # Patches of an unprojected short side can be larger than the input; then the input is kept.
         is_shorter = groups * target.right.width * positions <= input[0].numel()
         with call.keeping():
             kept = call.count(patches(input) if is_shorter else input.detach())
@@ -143,7 +143,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """ConvTranspose1d/2d/3d: right factors are patches of the output's gradient."""
+    """ConvTranspose1d/2d/3d; the right factors are patches of the gradient of the output."""
     target, of_bias = call.target(weight), call.target(bias)
     layout = _layout_of(call, input, weight)
     convolve = _CONVOLUTIONS[weight.ndim - 3]
@@ -160,7 +160,7 @@ def transposed_convolution(
             kernel = target.right.matrix(delta.device).view(-1, *kernel_shape)
             grouped = delta.unflatten(1, (groups, -1)).flatten(0, 1)
             right = convolve(grouped, kernel, None, stride, padding, dilation)
-            for dim, size in enumerate(places):  # output_padding leaves rows that no input made
+            for dim, size in enumerate(places):  # output_padding adds rows that belong to no input
                 right = right.narrow(dim + 2, 0, size)
             right = right.flatten(2).unflatten(0, (-1, groups))  # (N, G, w, T)
             block = _outer_products(target, kept, right)
@@ -181,7 +181,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """`y_t = W[token_t]`: left factors are the map's own columns, looked up."""
+    """`y_t = W[token_t]`; the left factors are columns of the map, looked up."""
     target = call.target(weight)
     if max_norm is not None or scale_grad_by_freq or target is None:
         call.refuse("max_norm and scale_grad_by_freq have no rule")
@@ -203,7 +203,7 @@ def embedding(
 
 
 def _layout_of(call: Call, input: Tensor, weight: Tensor) -> Layout:
-    """Return where the examples of a convolution lie: along its first dimension."""
+    """Return the layout of a convolution, whose first dimension must count the examples."""
     layout = call.inputs[0][1]
     if layout is None or layout.dim != 0 or input.ndim != weight.ndim:
         call.refuse("it is a convolution whose first dimension does not count the examples")
@@ -211,7 +211,7 @@ def _layout_of(call: Call, input: Tensor, weight: Tensor) -> Layout:
 
 
 def _left_factor(target: Target, values: Tensor, groups: int) -> Tensor:
-    """Project channels, (N, C, T) -> (N, w, T); with several groups that waits until the end."""
+    """Project channels, (N, C, T) -> (N, w, T); several groups are projected at the end."""
     if groups > 1 or target.left.is_identity:
         return values
     return target.left.matrix(values.device) @ values

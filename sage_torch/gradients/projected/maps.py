@@ -1,4 +1,4 @@
-"""The seeded maps that shorten one parameter's gradient, `G -> P_left G P_right^T`."""
+"""The seeded maps that shorten the gradient of one parameter, `G -> P_left G P_right^T`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Block", "SideMap", "VectorMap", "matrix_form", "project"]
 class SideMap:
     """A linear map of one side of a gradient, R^side -> R^width, with `E[P^T P] = I` over seeds.
 
-    Its rows are orthonormal, drawn uniformly (Haar), times `sqrt(side / width)`; where the side is
-    no longer than the width it is the identity.
+    Its rows are orthonormal, drawn uniformly (Haar), times `sqrt(side / width)`. A side that is no
+    longer than the width gets the identity.
 
     Args:
         side: Length of the side.
-        width: Length wanted.
+        width: Largest length after the map.
         seed: Seed of the whole computer.
-        name: Tells the maps of one computer apart.
+        name: Distinguishes the maps of one computer.
 
     Cost:
         One QR decomposition, `2 side width^2` operations; `4 side width` bytes.
@@ -37,15 +37,11 @@ class SideMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether this side is left as it is."""
+        """Whether the map leaves this side unchanged."""
         return self.width == self.side
 
     def matrix(self, device: torch.device) -> Tensor:
-        """Return the map as a tensor (width, side) float32; drawn on the CPU, whatever the device.
-
-        Args:
-            device: Where it is wanted.
-        """
+        """Return the map as a tensor (width, side) float32, drawn on the CPU and then moved."""
         if self._matrix is None or self._matrix.device != device:
             self._matrix = self._draw().to(device)
         return self._matrix
@@ -62,24 +58,24 @@ class SideMap:
             self.side, self.width, generator=generator, dtype=torch.float64, device="cpu"
         )
         orthonormal, triangle = torch.linalg.qr(gaussian)
-        # With the diagonal's signs the draw is uniform, and the same in every LAPACK.
+        # The signs of the diagonal make the draw uniform, and the same for every LAPACK.
         rows: Tensor = (orthonormal * triangle.diagonal().sign()).T
         scaled = rows * math.sqrt(self.side / self.width)
         return scaled.float().contiguous()
 
 
 class VectorMap(SideMap):
-    """The same for vectors, which may be long: a count sketch in place of a dense matrix."""
+    """A map of vectors, which may be long: a count sketch in place of a dense matrix."""
 
     def __init__(self, side: int, width: int, seed: int, name: str) -> None:
         super().__init__(side, width, seed, name)
         self._sketch = CountSketch(side, self.width, self._seed)
 
     def matrix(self, device: torch.device) -> Tensor:
-        """Return the identity, if it is that.
+        """Return the identity.
 
         Raises:
-            ValueError: A count sketch is not kept as a matrix.
+            ValueError: The map is a count sketch, which is not kept as a matrix.
         """
         if not self.is_identity:
             raise ValueError("a vector as long as this is count-sketched, without a matrix")
@@ -97,13 +93,13 @@ class Block:
     """The columns of one parameter in a row of projected gradients.
 
     The gradient of a weight is a matrix, its first dimension (outputs) by all others (inputs). The
-    longer side is projected to `width`; the shorter, which costs less, to `2 width`. A bias, the
-    scale of a norm or a bare parameter (1, ...) is a vector: exact up to `2 width^2` entries,
-    count-sketched above.
+    longer side is projected to `width`, the shorter to `2 width`, because it costs less. A bias,
+    the scale of a norm or a bare parameter (1, ...) is a vector, which stays exact up to
+    `2 width^2` entries and is count-sketched above.
 
     Args:
-        name: The parameter's name in the model.
-        shape: Its shape.
+        name: Name of the parameter in the model.
+        shape: Shape of the parameter.
         width: Width w of the projections.
         seed: Seed of the whole computer.
         start: First column.
@@ -112,7 +108,7 @@ class Block:
     def __init__(self, name: str, shape: Sequence[int], width: int, seed: int, start: int) -> None:
         self.name, self.shape = name, tuple(shape)
         rows, columns = matrix_form(self.shape)
-        if rows == 1 and len(self.shape) < 4:  # with four dimensions it is a convolution
+        if rows == 1 and len(self.shape) < 4:  # four dimensions are those of a convolution
             widths = (1, 2 * width**2)
             kind: type[SideMap] = VectorMap
         else:
@@ -124,11 +120,11 @@ class Block:
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing is projected."""
+        """Whether both sides are left unchanged."""
         return self.left.is_identity and self.right.is_identity
 
     def describe(self) -> str:
-        """Say what becomes of the gradient: `"(512, 64) projected to (32, 64)"`, `"exact, 64"`."""
+        """Return, for example, `"(512, 64) projected to (32, 64)"` or `"exact, 64"`."""
         before = (self.left.side, self.right.side)
         if self.is_exact:
             return f"exact, {math.prod(before):,}"
@@ -137,7 +133,7 @@ class Block:
         return f"{before} projected to {(self.left.width, self.right.width)}"
 
     def of(self, rows: Tensor) -> Tensor:
-        """Return this parameter's part of rows (n, d) as a view (n, left width, right width)."""
+        """Return the columns of this parameter as a view (n, left width, right width)."""
         part = rows[:, self.start : self.stop]
         return part.view(len(rows), self.left.width, self.right.width)
 
@@ -147,13 +143,13 @@ class Block:
 
 
 def project(gradients: Tensor, left: SideMap, right: SideMap) -> Tensor:
-    """Map both sides of gradients (n, ...), taken as matrices: (n, left width, right width)."""
+    """Map both sides of gradients (n, ...) as matrices, to (n, left width, right width)."""
     whole = gradients.reshape(len(gradients), left.side, right.side)
     return left(right(whole).mT).mT
 
 
 def matrix_form(shape: Sequence[int]) -> tuple[int, int]:
-    """Return rows and columns of a gradient of this shape as a matrix; a vector has one row."""
+    """Return the rows and columns of a gradient as a matrix; a vector has one row."""
     if len(shape) < 2:
         return 1, math.prod(shape)
     return shape[0], math.prod(shape[1:])

@@ -1,4 +1,4 @@
-"""Rules of the normalisation layers: their scales and shifts."""
+"""Rules for the scales and shifts of normalisation functions."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def layer_norm(
 ) -> Tensor:
     """`y = w x^ + b`: `dw = sum_t dy_t x^_t`, x^ the normalised input."""
     shape = tuple(normalized_shape)
-    if torch.is_autocast_enabled(input.device.type):  # the dtypes would be ours to choose
+    if torch.is_autocast_enabled(input.device.type):  # the code below does not choose dtypes
         return _affine(call, input, weight, bias, lambda x: F.layer_norm(x, shape, None, None, eps))
     of_weight, of_bias = call.target(weight), call.target(bias)
-    # As the function itself does, but with the statistics, which need not be computed again.
+    # The same function, but it also returns the statistics, which are then not computed again.
     output, mean, scale = call.attempt(torch.native_layer_norm, input, shape, weight, bias, eps)
     kept, mean, scale = input.detach(), mean.detach(), scale.detach()
 
@@ -56,7 +56,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """`y = w x^`, x^ the input over its root mean square."""
+    """`y = w x^`, x^ the input divided by its root mean square."""
     shape = tuple(normalized_shape)
     return _affine(call, input, weight, None, lambda x: F.rms_norm(x, shape, None, eps))
 
@@ -93,7 +93,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`y = w (x - mean) / sqrt(var + eps) + b` a channel; `dw = (sum dy x - mean sum dy) / ...`."""
+    """`y = w (x - m) / s + b` per channel, s^2 = var + eps; `dw = (sum dy x - m sum dy) / s`."""
     of_weight, of_bias = call.target(weight), call.target(bias)
     layout = call.layout
     if layout.dim != 0:
@@ -126,7 +126,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`y = w x^ + b` a channel, x^ normalised over groups of channels."""
+    """`y = w x^ + b` per channel, x^ normalised over groups of channels."""
     return _channels(call, input, weight, bias, lambda x: F.group_norm(x, num_groups, eps=eps))
 
 
@@ -141,7 +141,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`y = w x^ + b` a channel, x^ normalised over its positions."""
+    """`y = w x^ + b` per channel, x^ normalised over its positions."""
     if not use_input_stats:
         return batch_norm(call, input, running_mean, running_var, weight, bias, eps=eps)
     return _channels(call, input, weight, bias, lambda x: F.instance_norm(x, eps=eps))
@@ -171,6 +171,6 @@ def _channels(
 
 
 def _summed(values: Tensor, start: int, stop: int | None = None) -> Tensor:
-    """Sum over dimensions start to stop (exclusive; None: to the end), if there are any."""
+    """Sum over dimensions start to stop (exclusive; None for the end), which may be none."""
     dims = list(range(values.ndim))[start:stop]
     return values.sum(dims) if dims else values

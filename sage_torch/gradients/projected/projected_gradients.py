@@ -1,4 +1,4 @@
-"""Per-example gradients of the whole network, projected layer by layer: cheaper than a step."""
+"""Per-example gradients of a whole network, projected: cheaper than a training step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import Chunks
 from sage_torch.gradients.functional import FunctionalGradients
@@ -38,43 +38,43 @@ _LOG = logging.getLogger("sage_torch")
 class ProjectedGradients:
     """Per-example gradients `P_left G_i P_right^T`, parameter by parameter, of a whole network.
 
-    One forward and one backward pass of the batch; no gradient of length D ever exists, and no
-    weight gradient is computed. Every use of a chosen parameter in a torch function leaves its part
-    in the rows: the projected input is kept in the forward pass and multiplied by the projected
-    gradient of the output in the backward pass. Inner products between rows are those between the
-    gradients, on average over seeds. With `width` at or above every side nothing is projected, and
-    the rows are those of `FunctionalGradients`.
+    A batch takes one forward and one backward pass. No gradient of length D exists, and no weight
+    gradient is computed. Every use of a chosen parameter in a torch function adds its part to the
+    rows: the forward pass keeps the projected input, and the backward pass multiplies it by the
+    projected gradient of the output. On average over seeds, inner products between rows are those
+    between gradients. If no side is longer than `width`, nothing is projected and the rows are
+    those of `FunctionalGradients`. The README of this folder describes the method.
 
     Columns follow `model.named_parameters()`; each parameter takes at most `2 width^2` of them (see
-    `Block`). The model keeps the mode that the caller has set: set eval mode first, as the
-    selection passes do. Parameters, their `.grad` and `requires_grad`, and buffers stay untouched.
+    `Block`). The caller sets the mode of the model: use eval mode, as in the selection passes.
+    Parameters, their `.grad` and `requires_grad`, and buffers stay unchanged.
 
     Args:
         model: The model; DataParallel, DistributedDataParallel and torch.compile are unwrapped.
-        width: Coordinates w that the longer side of a weight is projected to; the shorter one
-            keeps twice as many. The default is the smallest of 8, 16, 32 and 64 at which the top
-            quarter of scores shares 0.9 with that of exact gradients (benchmarks/compression.py).
-        loss: `loss(model, batch) -> (n,)` losses, one per example; None as `ExampleLoss` says.
-        params: Which parameters; None: all that require grad (see `choose_parameters`).
-        seed: The same seed names the same maps on every device and in every process.
-        fallback: Whether parameters used in ways that have no rule (recurrent layers, custom
-            kernels) are left to `FunctionalGradients` and projected afterwards.
-        self_check: Whether four examples of the first batch are compared with ordinary backward
-            passes of theirs alone. Without it a model gives wrong rows if examples interact in it,
-            if it reorders them, takes gradients of its own, or uses parameters both in torch
-            functions and out of their sight (in an autograd.Function of its own, for one).
-        memory_budget: Bytes for what one chunk of examples holds until its backward pass.
+        width: Coordinates w that the longer side of a weight is projected to; the shorter side
+            keeps twice as many. The default is the smallest of 8, 16, 32 and 64 whose top quarter
+            of scores shares 0.9 with that of exact gradients (benchmarks/quality/compression.py).
+        loss: `loss(model, batch) -> (n,)`, one loss per example; None for that of `ExampleLoss`.
+        params: The parameters; None for all that require grad (see `choose_parameters`).
+        seed: A seed gives the same maps on every device and in every process.
+        fallback: Whether parameters without a rule (in recurrent layers, custom kernels) get exact
+            gradients from `FunctionalGradients`, which are then projected.
+        self_check: Whether four examples of the first batch are compared with one backward pass per
+            example. Without it the rows of a model are wrong if examples interact in it, if it
+            reorders them or computes gradients itself, or if it uses a parameter both in torch
+            functions and outside of them (for example in a custom autograd.Function).
+        memory_budget: Bytes that one chunk of examples may hold until its backward pass.
 
     Raises:
-        TypeError: `width` or `seed` is no whole number.
-        ValueError: `width` below 1, `params` matches nothing, nothing requires grad, or a chosen
+        TypeError: `width` or `seed` is not a whole number.
+        ValueError: `width` is below 1, `params` matches nothing, nothing requires grad, or a chosen
             parameter is complex.
 
     Cost:
         A forward pass, a backward pass without weight gradients, and about `2 w I + w O`
-        multiply-adds a position and layer of I <= O; 4 n d bytes for the rows; one wait for the
-        device a batch. Of the first batch, two
-        and three examples are run before it, and four alone after it.
+        multiply-adds per position and layer of I <= O; 4 n d bytes for the rows; one wait for the
+        device per batch. The first batch also takes three runs of two or three examples, and four
+        of a single example.
 
     Reference:
         Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
@@ -122,11 +122,11 @@ class ProjectedGradients:
         self._with_fallback, self._self_check = fallback, self_check
         self._memory_budget = memory_budget
         self._uses: Uses | None = None
-        self._left_out: dict[str, str] = {}  # parameters of the fallback, and why
+        self._left_out: dict[str, str] = {}  # parameters of the fallback, and the reasons
         self._functional: FunctionalGradients | None = None
         self._chunks = Chunks()
-        self._checked = 0  # how many different examples of one batch: 0, 1, or 2 for more
-        self._was_alone = False  # whether what is known of uses comes from a batch of one
+        self._checked = 0  # the most examples of one checked batch: 0, 1, or 2 for more
+        self._was_alone = False  # whether the uses were learned from a batch of one example
 
     @property
     def dim(self) -> int:
@@ -135,7 +135,7 @@ class ProjectedGradients:
 
     @property
     def covers_whole_network(self) -> bool:
-        """Whether every parameter that requires grad was chosen."""
+        """Whether every parameter that requires grad is chosen."""
         return self._covers_whole_network
 
     @property
@@ -148,7 +148,7 @@ class ProjectedGradients:
         return {name: self._handling_of(name) for name in self._blocks}
 
     def describe(self) -> str:
-        """Say in one line how gradients are computed.
+        """Return one line that describes the computation.
 
         Returns:
             For example "projected: width 32 over 62 parameters, D = 11,173,962 -> d = 49,706".
@@ -165,10 +165,10 @@ class ProjectedGradients:
             batch: n examples, on the model's device.
 
         Returns:
-            Tensor (n, d) float32 on the model's device, detached, whatever the model's dtype.
+            Tensor (n, d) float32 on the model's device, detached, for a model of any dtype.
 
         Raises:
-            ValueError: The loss or the batch does not fit; examples interact; a parameter has no
+            ValueError: The loss or the batch does not fit, examples interact, or a parameter has no
                 rule and `fallback` is False.
             SageError: A loss is not finite; `row` is its position in the batch.
 
@@ -180,7 +180,7 @@ class ProjectedGradients:
             if self._checked < distinct:
                 return self._prepare(batch)
             rows = self._in_chunks(batch)
-            if self._checked < distinct:  # planned again on the way
+            if self._checked < distinct:  # a new use was found and planned
                 rows = self._prepare(batch)
         return rows
 
@@ -194,7 +194,7 @@ class ProjectedGradients:
         return rows
 
     def _fill(self, rows: Tensor, batch: Batch) -> None:
-        """Fill the rows of a batch, even if it takes a way through the model not seen before."""
+        """Fill the rows of a batch; plan again if it takes a new path through the model."""
         is_new = True
         while True:
             try:
@@ -211,11 +211,11 @@ class ProjectedGradients:
         is_recorded = bool(ruled) and self._watched.fill(rows, batch, ruled, self._uses)
         if self._left_out:
             is_recorded |= self._add_fallback(rows, batch)
-        if not is_recorded and self._checked:  # before, single examples will tell
+        if not is_recorded and self._checked:  # before that, single examples raise it
             raise UnrecordedError
 
     def _add_fallback(self, rows: Tensor, batch: Batch) -> bool:
-        """Add what is left out of the rules; return whether the losses depend on it."""
+        """Add the parameters without a rule; return whether the losses depend on them."""
         if self._functional is None:
             self._functional = FunctionalGradients(
                 self._losses.model,
@@ -234,7 +234,7 @@ class ProjectedGradients:
         return True
 
     def _add_exact(self, rows: Tensor, exact: Tensor, names: Sequence[str]) -> None:
-        """Project exact gradients of some parameters, side by side (n, D), into their columns."""
+        """Project exact gradients (n, D) of some parameters, and add them to their columns."""
         column = 0
         for name in names:
             block = self._blocks[name]
@@ -243,12 +243,12 @@ class ProjectedGradients:
             column += length
 
     def _prepare(self, batch: Batch) -> Tensor:
-        """Learn from a batch how parameters are used; return its rows, checked."""
+        """Learn from a batch how parameters are used, and return its checked rows."""
         before = (self._uses, dict(self._left_out), self._checked)
         n = batches.length(batch)
         try:
             if self._was_alone:
-                self._uses = None  # one example alone shows less than several
+                self._uses = None  # one example shows less than several
             self._was_alone = n == 1
             self._plan(batch)
             checked = sorted({0, n // 3, 2 * n // 3, n - 1})
@@ -279,11 +279,11 @@ class ProjectedGradients:
             raise
 
     def _missing(self, rows: Tensor) -> list[str]:
-        """Return the parameters whose rules have left nothing in the rows."""
+        """Return the parameters whose rules have added nothing to the rows."""
         return [b.name for b in self._ruled() if not bool(b.of(rows).any())]
 
     def _plan(self, batch: Batch) -> None:
-        """Observe, and try, until every parameter has a rule or is left to the fallback."""
+        """Observe and try the model until every parameter has a rule or is left to the fallback."""
         some = batches.places(batch, range(2))
         self._checked = 0
         while True:
@@ -298,19 +298,19 @@ class ProjectedGradients:
                 if use.problem:
                     self._leave_out(use.names, f"{name_of(use.function)}: {use.problem}")
             if any(name in self._left_out for name in ruled):
-                continue  # what is made of them together with others is now made of the others
+                continue  # tensors made of several parameters are now made of fewer
             rows = self._zeros(2)
             try:
                 held = self._watched.measure(rows, some, self._ruled(), self._uses)
             except UnsupportedUseError as error:
                 self._leave_out(error.names, error.reason)
                 continue
-            # What was held for two examples, and as much again for what the largest layer needs.
+            # `held` is for two examples: half of it for one, half for work in its largest layer.
             self._chunks.fit(max(1, self._memory_budget // (held + 16 * self._dim)))
             return
 
     def _exact_rows(self, some: Batch) -> Tensor:
-        """Return the maps applied to the gradients of examples taken one by one."""
+        """Return projected exact gradients, computed by one backward pass per example."""
         loop = LoopGradients(self._losses, [f"model.{name}" for name in self._blocks])
         rows = self._zeros(batches.length(some))
         for i in range(len(rows)):

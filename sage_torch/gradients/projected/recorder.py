@@ -1,8 +1,8 @@
-"""The run that counts: uses of parameters leave their projected gradients in the rows.
+"""The run that fills the rows: each use of a parameter adds its projected gradient.
 
-In the forward pass a rule (layers.py) keeps what it needs of a layer's input, projected; a hook on
-the layer's output meets its gradient in the backward pass and adds their product to the rows. No
-weight requires grad, so that autograd computes no weight gradient.
+In the forward pass a rule (layers.py) keeps the projected input of a function. In the backward pass
+a hook receives the gradient of the output, and adds the product of both to the rows. No weight
+requires grad, so that autograd computes no weight gradient.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from sage_torch.gradients.projected.uses import Function, ParameterFunctions, Us
 
 __all__ = ["Call", "Recorder", "Rule", "UnsupportedUseError", "Uses"]
 
-# What torch raises where shapes or kinds do not fit; others, such as the one with which activation
-# checkpointing ends a recomputation, pass untouched.
+# Errors of torch for wrong shapes or kinds. All others pass through, such as the exception with
+# which activation checkpointing ends a recomputation.
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
 
-_WRITES = {Tensor.__setitem__}  # functions that return nothing and write their arguments
+_WRITES = {Tensor.__setitem__}  # functions that write to an argument and return nothing
 
 Uses = Mapping[tuple[Function, tuple[str, ...]], Sequence[Use]]
 
-# A tensor made of parameters (a slice, a normalised weight) is differentiated exactly, one
-# gradient of its own size an example, up to this many entries.
+# A tensor made of parameters (a slice, a normalised weight) gets exact gradients, one of its own
+# size per example, up to this many entries.
 _LARGEST_DERIVED = 2**20
 
 
 class UnsupportedUseError(Exception):
-    """No rule can take these parameters' gradients from this use of them.
+    """A use of parameters that no rule can handle.
 
     Args:
         names: The parameters.
-        reason: Why not.
+        reason: The reason.
     """
 
     def __init__(self, names: Sequence[str], reason: str) -> None:
@@ -49,10 +49,10 @@ class UnsupportedUseError(Exception):
 
 
 class ModelError(Exception):
-    """The model's own error, apart from those of the rules.
+    """An error raised by the model itself, not by a rule.
 
     Args:
-        error: What the model raised.
+        error: The error.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -66,9 +66,9 @@ class Recorder(ParameterFunctions):
     Args:
         parameters: Detached parameters and the blocks of columns that they fill.
         rows: Tensor (n, d) float32, zeros at first.
-        uses: What the observer has seen.
+        uses: The uses seen by the observer.
         rules: The rule of each function.
-        other: The rule of any other function.
+        other: The rule of all other functions.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Recorder(ParameterFunctions):
         super().__init__()
         self.n = len(rows)
         self.kept_bytes = 0
-        # A model may differentiate on its own in its forward pass: only our backward pass counts.
+        # False during the forward pass, where a model may run backward passes of its own.
         self.is_backward = False
         self._uses, self._rules, self._other = uses, rules, other
         self._seen: Counter[tuple[Function, tuple[str, ...]]] = Counter()
         self._targets: dict[int, Target] = {}
         self._names: dict[int, tuple[str, ...]] = {}
-        # Each tensor of interest beside the one that carries a graph back to the parameters.
+        # Each tensor of interest, and its twin with a graph back to the parameters.
         self._recorded: dict[int, tuple[Tensor, Tensor]] = {}
         self._anchor = torch.zeros((), device=rows.device, requires_grad=True)
         for tensor, block in parameters:
@@ -96,15 +96,15 @@ class Recorder(ParameterFunctions):
             self._follow(tensor, tensor.detach().requires_grad_(), target, (block.name,))
 
     def is_of_interest(self, tensor: Tensor) -> bool:
-        """Whether it is a chosen parameter or made of chosen parameters."""
+        """Return whether the tensor is a chosen parameter or made of chosen parameters."""
         return id(tensor) in self._targets
 
     def target(self, tensor: Tensor | None) -> Target | None:
-        """Return where the gradients of an argument go; None if nobody wants them."""
+        """Return the target for gradients of an argument; None if they are not needed."""
         return None if tensor is None else self._targets.get(id(tensor))
 
     def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Do the call by its rule."""
+        """Make the call through its rule."""
         followed = [t for t in tensors_in(args, kwargs) if id(t) in self._targets]
         names = tuple(sorted({name for t in followed for name in self._names[id(t)]}))
         if not torch.is_grad_enabled():
@@ -118,7 +118,7 @@ class Recorder(ParameterFunctions):
                 raise UnsupportedUseError(names, "it is not used in the same way in every batch")
             return result
         uses = self._uses[key]
-        if len({use for use in uses if use.output is not None}) > 1:  # the order may change
+        if len({use for use in uses if use.output is not None}) > 1:  # their order may change
             raise UnsupportedUseError(names, "its examples lie along several dimensions")
         use = uses[self._seen[key] % len(uses)]
         self._seen[key] += 1
@@ -135,13 +135,13 @@ class Recorder(ParameterFunctions):
     def tap(
         self, output: Tensor, on_gradient: Callable[[Tensor], None], names: tuple[str, ...]
     ) -> Tensor:
-        """Return the output, with `on_gradient` called on its gradient in the backward pass."""
+        """Return the output; the backward pass then calls `on_gradient` with its gradient."""
         base = output
         if output._is_view():
             whole = output._base
             if whole is not None and whole.requires_grad and _is_reshaped(output, whole):
                 base = whole
-            else:  # what it is a view of may be a parameter
+            else:  # the base may be a parameter
                 base = output = output.clone()
         if not base.requires_grad:
             base = output = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]
@@ -152,8 +152,8 @@ class Recorder(ParameterFunctions):
                 with outside_the_model(gradient.device), refusing(names):
                     on_gradient(gradient.reshape(shape))
 
-        # The base of a view: writing in place into a view of it would leave a hook on another view
-        # behind, but not one on the base.
+        # The hook is on the base of a view: after a write in place through another view, a hook on
+        # this view would no longer be called.
         base.register_hook(receive)
         return output
 
@@ -173,20 +173,20 @@ class Recorder(ParameterFunctions):
             else:
                 assert isinstance(target, ParameterTarget)  # there are no others
                 leaves[self._recorded[id(tensor)][1]] = target
-        result = function(
-            *_replace(args, self._with_graph), **_replace_values(kwargs, self._with_graph)
-        )
+        values = _replace((*args, *kwargs.values()), self._with_graph)
+        named = dict(zip(kwargs, values[len(args) :], strict=True))
+        result = function(*values[: len(args)], **named)
         originals = {id(self._with_graph(tensor)): tensor for tensor in followed}
 
         def watch(tensor: Tensor) -> Tensor:
-            if id(tensor) in originals:  # a conversion that had nothing to do
+            if id(tensor) in originals:  # a conversion without effect
                 return originals[id(tensor)]
             if not tensor.requires_grad:
                 return tensor
             if tensor.numel() > _LARGEST_DERIVED:
                 raise UnsupportedUseError(names, f"{function.__name__} makes a large tensor of it")
             shown = tensor.detach()
-            self.kept_bytes += 3 * 4 * self.n * tensor.numel()  # exact gradients, carried back
+            self.kept_bytes += 3 * 4 * self.n * tensor.numel()  # exact gradients and copies
             self._follow(shown, tensor, DerivedTarget(tensor, leaves), names)
             return shown
 
@@ -209,11 +209,11 @@ class Recorder(ParameterFunctions):
 
 
 class Call:
-    """One call of a function with parameters among its arguments, as its rule sees it.
+    """One call of a function with parameters among its arguments, passed to its rule.
 
     Args:
         recorder: The run.
-        use: What was observed of this call.
+        use: The observation of this call.
         function: The function.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
@@ -227,7 +227,7 @@ class Call:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> None:
-        assert use.output is not None  # else there is no rule to be asked
+        assert use.output is not None  # otherwise no rule is called
         self.n, self.layout, self.names = recorder.n, use.output, use.names
         self.target = recorder.target
         self.function = function
@@ -238,37 +238,37 @@ class Call:
             self.refuse("it meets complex numbers")
 
     def run(self) -> Tensor:
-        """Return what the function returns."""
+        """Call the function and return its result."""
         output = self.attempt(self.function, *self._args, **self._kwargs)
         if not isinstance(output, Tensor):
             self.refuse("it has several results")
         return output
 
     def attempt(self, function: Function, *args: Any, **kwargs: Any) -> Any:
-        """Return what a function returns in the model's place; its errors are the model's."""
+        """Call a function in place of the model; its errors count as errors of the model."""
         try:
             return function(*args, **kwargs)
         except _FAILURES as error:
             raise ModelError(error) from error
 
     def tap(self, output: Tensor, on_gradient: Callable[[Tensor], None]) -> Tensor:
-        """Return the output, with `on_gradient` called on its gradient in the backward pass."""
+        """Return the output; the backward pass then calls `on_gradient` with its gradient."""
         if output.is_complex():
             self.refuse("it becomes complex")
         return self._recorder.tap(output, on_gradient, self.names)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Compute what is kept for the backward pass: without a graph, in full precision."""
+        """Compute values to keep for the backward pass: without a graph, in full precision."""
         with torch.no_grad(), _full_precision(self.inputs[0][0].device):
             yield
 
     def will_hold(self, entries: int) -> None:
-        """Note that exact gradients of this many entries an example will be held, and copies."""
+        """Note memory for exact gradients of this many entries per example, and copies."""
         self._recorder.kept_bytes += 3 * 4 * self.n * entries
 
     def count(self, kept: Tensor) -> Tensor:
-        """Return the tensor, noted as memory held until the backward pass."""
+        """Return the tensor, and note its memory as held until the backward pass."""
         self._recorder.kept_bytes += kept.numel() * kept.element_size()
         return kept
 
@@ -280,16 +280,16 @@ class Call:
         return layout.split(tensor, self.n).float()
 
     def positions(self, tensor: Tensor) -> Tensor:
-        """Return the same as (n, T, features), all dimensions between flattened."""
+        """Return `examples` as (n, T, features); the dimensions between are flattened."""
         split = self.examples(tensor)
         return split.unsqueeze(1) if split.ndim == 2 else split.flatten(1, -2)
 
     def forget(self) -> None:
-        """Let the arguments go: a hook holds this call until the backward pass."""
+        """Release the arguments, because a hook holds this call until the backward pass."""
         self._args, self._kwargs, self.inputs = (), {}, []
 
     def refuse(self, reason: str) -> NoReturn:
-        """Leave these parameters to the fallback."""
+        """Leave the parameters of this call to the fallback."""
         raise UnsupportedUseError(self.names, reason)
 
 
@@ -297,7 +297,7 @@ Rule = Callable[..., Tensor]
 
 
 class _Start(torch.autograd.Function):
-    """Has a tensor require grad, in place, that no parameter before it does."""
+    """Makes a tensor require grad, in place, when nothing before it does."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
@@ -310,14 +310,14 @@ class _Start(torch.autograd.Function):
 
 
 def _is_reshaped(view: Tensor, base: Tensor) -> bool:
-    """Whether a view is its base in another shape: then so are their gradients."""
+    """Return whether a view is its base in another shape; then so are their gradients."""
     are_contiguous = base.is_contiguous() and view.is_contiguous()
     return are_contiguous and base.numel() == view.numel()
 
 
 @contextmanager
 def refusing(names: tuple[str, ...]) -> Iterator[None]:
-    """Turn a rule's failure into `UnsupportedUseError`: these parameters go to the fallback."""
+    """Turn the failure of a rule into `UnsupportedUseError`, which leads to the fallback."""
     try:
         yield
     except ModelError as error:
@@ -330,7 +330,7 @@ def refusing(names: tuple[str, ...]) -> Iterator[None]:
 
 @contextmanager
 def outside_the_model(device: torch.device) -> Iterator[None]:
-    """Compute unseen by modes, without a graph, in full precision."""
+    """Compute without modes, without a graph and in full precision."""
     with torch._C.DisableTorchFunction(), torch.no_grad(), _full_precision(device):
         yield
 
@@ -355,9 +355,3 @@ def _replace(values: Sequence[Any], change: Callable[[Tensor], Tensor]) -> list[
         else:
             changed.append(value)
     return changed
-
-
-def _replace_values(
-    values: Mapping[str, Any], change: Callable[[Tensor], Tensor]
-) -> dict[str, Any]:
-    return dict(zip(values, _replace(list(values.values()), change), strict=True))

@@ -1,4 +1,4 @@
-"""Rows of a batch against single examples, and where examples meet if they differ."""
+"""The check of the rows of a batch against single examples, and of interaction between examples."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 from sage_torch.gradients.projected.maps import Block
 
 __all__ = ["refuse_if_examples_interact", "tolerance_of", "wrong_blocks"]
 
-# Relative distance between a row computed in a batch and alone: kernels round differently for
-# other batch sizes, and in low precision much more so.
+# Relative distance between a row computed in a batch and alone: rounding depends on the batch size,
+# much more so in low precision.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 2e-3}
 _TOLERANCE_LOW = 0.1
 
 
 def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
-    """Return the relative distance allowed where a model computes in these dtypes."""
+    """Return the relative distance allowed for a model that computes in these dtypes."""
     return max((_TOLERANCE.get(dtype, _TOLERANCE_LOW) for dtype in dtypes), default=_TOLERANCE_LOW)
 
 
@@ -34,18 +34,18 @@ def wrong_blocks(
 
     Args:
         blocks: The columns of each parameter.
-        rows: Tensor (n, d), examples computed together.
-        exact: Tensor (n, d), each computed alone by an ordinary backward pass, then projected.
+        rows: Tensor (n, d), computed for all examples together.
+        exact: Tensor (n, d), computed by one backward pass per example, then projected.
         tolerance: Relative distance allowed.
 
     Returns:
-        Their names; none if every row is within rounding.
+        Their names; empty if the rows differ by rounding only.
     """
     lengths = exact.norm(dim=1)
     allowed = tolerance * lengths + 1e-12
     difference = rows - exact
-    # If a whole row is too far off, at least one block is by more than its share of that; and a
-    # small block may be all wrong without being seen in the row.
+    # If a whole row is too far off, at least one block exceeds its share of the distance. A small
+    # block may be all wrong and still not show in the row, so that each is also tested loosely.
     is_off = bool((difference.norm(dim=1) > allowed).any())
     wrong = []
     for block in blocks:
@@ -59,7 +59,7 @@ def wrong_blocks(
 
 
 def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch, tolerance: float) -> None:
-    """Refuse a model that gives an example another loss in other company.
+    """Raise an error if the loss of an example depends on the other examples of its batch.
 
     Args:
         losses: Model and loss.
@@ -67,7 +67,7 @@ def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch, tolerance: fl
         tolerance: Relative distance allowed.
 
     Raises:
-        ValueError: It does; names the first module whose output changes.
+        ValueError: It does; the error names the first module whose output changes.
     """
     alone, alone_loss = _outputs(losses, batches.take(batch, 0, 1))
     together, of_all = _outputs(losses, batch)
@@ -80,8 +80,8 @@ def refuse_if_examples_interact(losses: ExampleLoss, batch: Batch, tolerance: fl
             where = f"{name} ({type(module).__name__})"
             break
     raise ValueError(
-        f"examples interact in {where}: what it gives for one example depends on the others in "
-        "the batch, so that there is no gradient per example; call model.eval(), normalise within "
+        f"examples interact in {where}: its result for one example depends on the others in the "
+        "batch, so that there is no gradient per example; call model.eval(), normalise within "
         "examples, or pass ProjectedGradients(..., self_check=False)"
     )
 
@@ -92,7 +92,7 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
 
 
 def _first_example(tensor: Tensor, shape: torch.Size) -> Tensor | None:
-    """Return the part of a batch's output that has the shape of one example's, if that is clear."""
+    """Return the part of an output that belongs to the first example, None if it is unclear."""
     if tensor.ndim != len(shape):
         return None
     changed = [dim for dim, size in enumerate(shape) if tensor.shape[dim] != size]
@@ -104,7 +104,7 @@ def _first_example(tensor: Tensor, shape: torch.Size) -> Tensor | None:
 def _outputs(
     losses: ExampleLoss, batch: Batch
 ) -> tuple[list[tuple[str, nn.Module, Tensor]], Tensor]:
-    """Return every module's outputs in the order of computation, and the losses (n,)."""
+    """Return the outputs of every module in the order of computation, and the losses (n,)."""
     found: list[tuple[str, nn.Module, Tensor]] = []
 
     def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -116,7 +116,7 @@ def _outputs(
     modules = losses.model.named_modules()
     handles = [m.register_forward_hook(noting(name or "the model")) for name, m in modules]
     try:
-        with differentiable():  # a loss may take gradients of its own
+        with differentiable():  # a loss may itself compute gradients
             state = {**losses.detached_parameters(), **losses.copied_buffers()}
             copied = batches.map_tensors(ordinary(batch), torch.clone)
             values: Tensor = functional_call(losses, state, (copied,))

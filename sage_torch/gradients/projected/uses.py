@@ -1,8 +1,8 @@
-"""Where parameters are used: every torch function that a chosen parameter goes into.
+"""The uses of parameters: every torch function that receives a chosen parameter.
 
-A `TorchFunctionMode` sees each call of a torch function, whatever module or plain code makes it, so
-that no use of a parameter is missed because nobody knew the layer. Two runs on 2 and 3 examples
-show which dimension of each call counts the examples.
+A `TorchFunctionMode` sees each call of a torch function, from any module or plain code, so that an
+unknown layer hides no use of a parameter. Two runs with 2 and with 3 examples show which dimension
+of each tensor counts the examples.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = [
 
 Function = Callable[..., Any]
 
-# Gradients do not go through these in training either.
+# Gradients do not pass through these functions in training either.
 _CUTS_GRADIENTS = {Tensor.detach, torch.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which dimension of a tensor counts the examples.
+    """The dimension of a tensor that counts the examples.
 
     Attributes:
         dim: The dimension.
-        is_flat: It counts examples and positions together, (n T, ...).
-        is_minor: If so, examples change fastest, (T n, ...).
+        is_flat: Whether it counts examples and positions together, (n T, ...).
+        is_minor: Whether it is flat and examples change fastest, (T n, ...).
     """
 
     dim: int
@@ -55,24 +55,22 @@ class Layout:
         """Return the layout of a tensor from its shapes with 2 and with 3 examples.
 
         Raises:
-            ValueError: They do not tell.
+            ValueError: The shapes do not show the dimension.
         """
         pairs = list(zip(of_two, of_three, strict=True))
         changed = [dim for dim, (two, three) in enumerate(pairs) if two != three]
-        if len(changed) != 1:
-            raise ValueError(f"shapes {tuple(of_two)} and {tuple(of_three)}")
-        (dim,) = changed
-        two, three = pairs[dim]
-        if two % 2 or three != two // 2 * 3:
-            raise ValueError(f"shapes {tuple(of_two)} and {tuple(of_three)}")
-        is_flat = two > 2
-        return cls(dim, is_flat, is_flat and is_minor)
+        if len(changed) == 1:
+            (dim,) = changed
+            two, three = pairs[dim]
+            if two % 2 == 0 and three == two // 2 * 3:
+                return cls(dim, two > 2, two > 2 and is_minor)
+        raise ValueError(f"shapes {tuple(of_two)} and {tuple(of_three)}")
 
     def split(self, tensor: Tensor, n: int) -> Tensor:
-        """Return the tensor with its n examples first; flat positions stay where they were.
+        """Return the tensor with its n examples first; flat positions keep their place.
 
         Raises:
-            ValueError: It does not hold n examples there.
+            ValueError: The dimension does not hold n examples.
         """
         self._check(tensor.shape[self.dim], n)
         dim = self.dim
@@ -83,10 +81,10 @@ class Layout:
         return tensor.movedim(dim + self.is_minor, 0)
 
     def sum(self, tensor: Tensor, n: int) -> Tensor:
-        """Return (n, ...) from a tensor whose first dimension this is, positions summed.
+        """Return (n, ...) from a tensor whose first dimension has this layout; sum positions.
 
         Raises:
-            ValueError: It does not hold n examples there.
+            ValueError: The first dimension does not hold n examples.
         """
         self._check(len(tensor), n)
         if not self.is_flat:
@@ -106,11 +104,11 @@ class Use:
 
     Attributes:
         function: The function.
-        names: The parameters, or those that its arguments were made of.
-        inputs: Layout of each other tensor argument; None where it does not change with n.
-        output: Layout of the result; None where it does not change with n: then the result depends
-            on parameters alone, and is followed further.
-        problem: Why the layouts could not be told, else empty.
+        names: The parameters, including those that an argument was made of.
+        inputs: Layout of each other tensor argument; None if its shape does not change with n.
+        output: Layout of the result; None if its shape does not change with n. The result then
+            depends on parameters alone and is followed like a parameter.
+        problem: The reason why a layout is unknown; empty if all are known.
     """
 
     function: Function
@@ -121,18 +119,18 @@ class Use:
 
 
 class ParameterFunctions(TorchFunctionMode):
-    """Sees every torch function call; those with tensors of interest go to `on_use`."""
+    """Sees every torch function call, and passes those with tensors of interest to `on_use`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_minor = False  # inside a function that puts positions before examples
+        self.is_minor = False  # True inside a function that puts positions before examples
 
     def is_of_interest(self, tensor: Tensor) -> bool:
-        """Whether calls with this tensor are handed to `on_use`."""
+        """Return whether calls with this tensor are passed to `on_use`."""
         raise NotImplementedError
 
     def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Do the call and return its result."""
+        """Make the call and return its result."""
         raise NotImplementedError
 
     def __torch_function__(
@@ -162,30 +160,30 @@ class ParameterFunctions(TorchFunctionMode):
 
 
 class Observer(ParameterFunctions):
-    """Notes the uses of parameters that require grad, on 2 examples and then on 3.
+    """Notes the uses of chosen parameters in a run with 2 examples and in a run with 3.
 
     Args:
-        names: Name of each chosen parameter by the id of its tensor.
-        earlier: The observer of the run on 2 examples, for the run on 3.
+        names: Name of each chosen parameter by the id of its tensor, which requires grad.
+        earlier: For the run with 3 examples, the observer of the run with 2.
     """
 
     def __init__(self, names: Mapping[int, str], earlier: Observer | None = None) -> None:
         super().__init__()
         self._names: dict[int, tuple[str, ...]] = {key: (name,) for key, name in names.items()}
         self._earlier = earlier
-        self._kept: list[Tensor] = []  # an id stays unique while its tensor lives
+        self._kept: list[Tensor] = []  # an id is unique only while its tensor exists
         self.calls: list[tuple[Function, list[torch.Size], list[torch.Size]]] = []
         self.uses: dict[tuple[Function, tuple[str, ...]], list[Use]] = defaultdict(list)
-        self.dtypes: set[torch.dtype] = set()  # that results have come in
+        self.dtypes: set[torch.dtype] = set()  # of the results
 
     def is_of_interest(self, tensor: Tensor) -> bool:
-        """Whether it depends on a parameter."""
+        """Return whether the tensor depends on a parameter."""
         return tensor.requires_grad
 
     def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Do the call and note it."""
+        """Make the call and note it."""
         arguments = list(tensors_in(args, kwargs))
-        shapes = [tensor.shape for tensor in arguments]  # before a call in place
+        shapes = [tensor.shape for tensor in arguments]  # before the call, which may be in place
         result = function(*args, **kwargs)
         outputs = list(tensors_in((result,), {}))
         if outputs:
@@ -228,7 +226,7 @@ class Observer(ParameterFunctions):
 
 
 class UnstableModelError(Exception):
-    """A model calls other functions for other numbers of examples."""
+    """The functions that a model calls depend on the number of examples."""
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -243,7 +241,7 @@ def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tenso
 
 
 def name_of(function: Function) -> str:
-    """Return a function's name for people."""
+    """Return the name of a function, for messages."""
     return getattr(function, "__name__", str(function))
 
 
@@ -252,7 +250,7 @@ def _layout(two: Sequence[int], three: Sequence[int], is_minor: bool) -> Layout 
 
 
 def _without_override(function: types.FunctionType) -> Function:
-    """Return a composite torch function that calls its parts where a mode can see them."""
+    """Return a copy of a composite torch function, whose parts a mode then sees."""
     namespace = {**function.__globals__, "has_torch_function": lambda arguments: False}
     copy = types.FunctionType(
         function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
@@ -262,5 +260,5 @@ def _without_override(function: types.FunctionType) -> Function:
 
 
 _attention = _without_override(F.multi_head_attention_forward)  # type: ignore[arg-type]
-# As torch.autograd.backward, but under a mode that also sees what the backward pass computes again.
+# torch.autograd.backward, but a mode also sees the functions that checkpointing computes again.
 backward = _without_override(torch.autograd.backward)  # type: ignore[arg-type]

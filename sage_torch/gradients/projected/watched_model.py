@@ -1,4 +1,4 @@
-"""Runs of a model under watch: two that observe, then those that fill rows."""
+"""Runs of a model: two that observe its use of parameters, then those that fill rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sage_torch.gradients import batches
+import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
-from sage_torch.gradients.projected.layers import RULES, by_vmap
+from sage_torch.gradients.projected.elementwise import by_vmap
+from sage_torch.gradients.projected.layers import RULES
 from sage_torch.gradients.projected.maps import Block
 from sage_torch.gradients.projected.recorder import Recorder, Uses
 from sage_torch.gradients.projected.uses import Observer, backward
@@ -22,7 +23,7 @@ __all__ = ["WatchedModel"]
 
 
 class WatchedModel:
-    """A model and its loss, run so that each use of its parameters is seen.
+    """Runs a model and its loss, and sees each use of their parameters.
 
     Args:
         losses: Model and loss.
@@ -30,18 +31,18 @@ class WatchedModel:
 
     def __init__(self, losses: ExampleLoss) -> None:
         self._losses = losses
-        self.dtypes: set[torch.dtype] = set()  # that the model computes in, once observed
+        self.dtypes: set[torch.dtype] = set()  # those of the model's results, once observed
         self._passes = _ForwardAndBackward(losses)
 
     def observe(self, some: Batch, blocks: Sequence[Block]) -> Uses:
-        """Return every use of these parameters, learned from 2 and from 3 examples.
+        """Return every use of these parameters, as seen in runs with 2 and with 3 examples.
 
         Args:
-            some: Examples, at least one; they are taken in turn.
+            some: At least one example; they are repeated if there are fewer than 3.
             blocks: The parameters.
 
         Raises:
-            UnstableModelError: Other functions are called for 3 examples than for 2.
+            UnstableModelError: The run with 3 examples calls other functions than that with 2.
         """
         observer: Observer | None = None
         for count in (2, 3):
@@ -63,19 +64,19 @@ class WatchedModel:
             rows: Tensor (n, d) of zeros.
             batch: n examples.
             blocks: The parameters.
-            uses: What `observe` returned.
+            uses: The result of `observe`.
 
         Returns:
-            Whether the losses depend on them.
+            Whether the losses depend on the parameters.
 
         Raises:
-            UnsupportedUseError: Parameters are used in a way that has no rule.
-            ValueError, SageError: As `ExampleLoss` says.
+            UnsupportedUseError: A use of the parameters has no rule.
+            ValueError, SageError: As `ExampleLoss`.
         """
         return self._fill(rows, batch, blocks, uses).is_backward
 
     def measure(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> int:
-        """Do as `fill`, and return the bytes that were held between forward and backward."""
+        """Call `fill`, and return the bytes held between the forward and the backward pass."""
         self._passes.saved = saved = _SavedBytes(self._losses)
         try:
             return self._fill(rows, batch, blocks, uses).kept_bytes + saved.bytes
@@ -84,7 +85,7 @@ class WatchedModel:
 
     def _fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> Recorder:
         with differentiable():
-            # Copies: a model may write to its inputs, and the batch may be run again.
+            # Copies, because a model may write to its inputs and the batch may be run again.
             batch = batches.map_tensors(ordinary(batch), lambda t: own_leaf(t).clone())
             state = self._state()
             parameters = [(state[f"model.{block.name}"], block) for block in blocks]
@@ -102,14 +103,14 @@ class WatchedModel:
 class _ForwardAndBackward(nn.Module):
     """Losses and their backward pass while functional_call has the parameters exchanged.
 
-    Activation checkpointing runs the model again in the backward pass, and must then find the
-    exchanged parameters.
+    The backward pass is inside because activation checkpointing runs the model again during it, and
+    must then find the exchanged parameters.
     """
 
     def __init__(self, losses: ExampleLoss) -> None:
         super().__init__()
         self.losses = losses
-        self.saved: _SavedBytes | None = None  # what counts in the forward pass, if wanted
+        self.saved: _SavedBytes | None = None  # counts bytes in the forward pass, if set
 
     def forward(self, batch: Batch, recorder: Recorder) -> Tensor:
         with self.saved or nullcontext():
@@ -123,7 +124,7 @@ class _ForwardAndBackward(nn.Module):
 
 
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the memory that a graph holds for its backward pass, parameters apart."""
+    """Counts the memory that a graph holds for its backward pass, without parameters."""
 
     def __init__(self, losses: ExampleLoss) -> None:
         self.bytes = 0
