@@ -15,9 +15,10 @@ class, and a rule keeps a fraction. Memory grows neither with N x N nor with N x
 
 import torch as _torch
 
-# The compiled part is built against the layouts of one minor version of torch, and the loader would
-# not notice another: it would crash later. So the versions are compared before it is loaded.
-_BUILT_FOR = (2, 11)
+from sage_torch.version import BUILT_FOR as _BUILT_FOR
+
+# The loader would not notice another torch than the compiled part was built for: it would crash
+# later. So the versions are compared before it is loaded.
 _found = tuple(int(part) for part in _torch.__version__.split("+")[0].split(".")[:2])
 if _found != _BUILT_FOR:
     raise ImportError(

@@ -6,13 +6,11 @@ selection are read off the fields of `Options`.
 
 from __future__ import annotations
 
-import inspect
 import os
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from torch.utils.data import Dataset
 
@@ -27,7 +25,6 @@ Quotas = Literal["proportional", "equal"]
 ConsensusMode = Literal["auto", "exact", "streaming", "one_pass"]
 Draw = Literal["fixed", "rotate", "random"]
 Collate = Callable[[list[Any]], Any]
-_F = TypeVar("_F", bound=Callable[..., Any])
 GivenAs = Literal["value", "switch", "object", "dataset", "folder", "names"]
 
 
@@ -364,28 +361,6 @@ class Options:
         """Return, as `as_json`, those options that must be equal for the subset to be the same."""
         named = [each.name for each in fields(self) if each.metadata.get("names_subset", True)]
         return {name: value for name, value in self.as_json().items() if name in named}
-
-
-def documented(function: _F) -> _F:
-    """Write the options into a function's signature and, for `{options}`, into its docstring."""
-    options = [each for each in fields(Options) if each.name != "keep"]
-    entries = [f"{each.name}: {each.metadata['help']}" for each in options]
-    wrapped = [
-        textwrap.fill(entry, 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
-        for entry in entries
-    ]
-    function.__doc__ = (function.__doc__ or "").replace("{options}", "\n".join(wrapped).lstrip())
-    own = inspect.signature(function)
-    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    added = [
-        inspect.Parameter(
-            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
-        )
-        for each in options
-        if each.name not in own.parameters
-    ]
-    function.__signature__ = own.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
-    return function
 
 
 def _check_keep(keep: object) -> None:

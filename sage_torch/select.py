@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import platform
+import textwrap
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +22,7 @@ import sage_torch._core as _core
 from sage_torch.checks import warn
 from sage_torch.gradients.choice import handling_of, reason_of
 from sage_torch.gradients.loss import unwrap
-from sage_torch.options import Options, SeededOptions, documented
+from sage_torch.options import Options, SeededOptions
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job
 from sage_torch.passes.scoring import score
@@ -32,9 +36,32 @@ from sage_torch.selection.result import Selection
 from sage_torch.version import __version__
 
 _LOG = logging.getLogger("sage_torch")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-@documented
+def _documented(function: _F) -> _F:
+    """Write the options into a function's signature and, for `{options}`, into its docstring."""
+    options = [each for each in fields(Options) if each.name != "keep"]
+    entries = [f"{each.name}: {each.metadata['help']}" for each in options]
+    wrapped = [
+        textwrap.fill(entry, 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        for entry in entries
+    ]
+    function.__doc__ = (function.__doc__ or "").replace("{options}", "\n".join(wrapped).lstrip())
+    own = inspect.signature(function)
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    added = [
+        inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
+        )
+        for each in options
+        if each.name not in own.parameters
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
+    return function
+
+
+@_documented
 def select_subset(
     model: nn.Module, dataset: Dataset[Any], keep: float, **options: Unpack[SeededOptions]
 ) -> Selection:

@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 import sage_torch._core as _core
 from sage_torch._core import FrequentDirections
 from sage_torch.select import select_subset
-from sage_torch.version import __version__
+from sage_torch.version import BUILT_FOR, __version__
 
 _OPTIONAL = (
     *("accelerate", "jinja2", "lightning", "matplotlib", "psutil", "pyyaml", "safetensors"),
@@ -70,8 +70,6 @@ def doctor(
 
 def installed() -> list[Finding]:
     """Return the installed versions and the machine."""
-    from sage_torch import _BUILT_FOR  # in __init__, because it is needed before `_core` loads
-
     versions = {
         "sage_torch": __version__,
         "torch": str(torch.__version__),
@@ -85,7 +83,7 @@ def installed() -> list[Finding]:
         "threads of torch": str(torch.get_num_threads()),
         "accelerator": _accelerator(),
     }
-    built_for = ".".join(map(str, _BUILT_FOR))
+    built_for = ".".join(map(str, BUILT_FOR))
     fits = str(torch.__version__).startswith(f"{built_for}.")
     return [
         *(Finding("versions", name, found) for name, found in versions.items()),

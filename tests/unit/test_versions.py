@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sage_torch
+from sage_torch.version import BUILT_FOR
 
 ROOT = Path(__file__).parents[2]
 # tch binds one minor version of torch each.
@@ -42,7 +43,7 @@ def test_every_file_names_the_same_torch() -> None:
     upper = f"{minor.split('.')[0]}.{int(minor.split('.')[1]) + 1}"
     assert found(r'"torch>=([^"]+)"', "pyproject.toml") == f"{version},<{upper}"
     assert found(r'^TORCH = "([\d.]+)"', "build_support/sage_build.py") == version
-    assert ".".join(map(str, sage_torch._BUILT_FOR)) == minor
+    assert ".".join(map(str, BUILT_FOR)) == minor
     assert torch.__version__.startswith(f"{minor}.")
 
 
