@@ -1,4 +1,4 @@
-"""The compiled part of sage_torch: sketch, consensus, quotas, rules, draws, count sketch."""
+"""The compiled part of sage_torch: sketch, consensus, scores, rules, draws, count sketch."""
 
 from typing import Any, Literal, final
 
@@ -96,8 +96,8 @@ class FrequentDirections:
                 float32.
 
         Cost:
-            About `(4 l + b + 2 l^2 / b) d` operations a row, an eigenproblem of size l + b every b
-            rows. Waits for the device once per update and shrink on CUDA.
+            About `(4 l + b + 2 l^2 / b) d` operations per row, and an eigenproblem of size l + b
+            every b rows. Waits for the device once per update and shrink on CUDA.
         """
 
     def update_outer(
@@ -108,11 +108,11 @@ class FrequentDirections:
         *,
         bias: bool = True,
     ) -> None:
-        """Add the rows `[delta_i ⊗ hidden_i, delta_i]` to the stream; none of them is ever formed.
+        """Add the rows `[delta_i ⊗ hidden_i, delta_i]` to the stream without forming them.
 
-        Those are the gradients of a linear layer: delta its output's, hidden its input, columns as
-        in `LastLayerGradients`. Waiting rows are kept as factors; if others wait, which are whole,
-        those are shrunk first.
+        They are the gradients of a linear layer: delta belongs to its output, hidden is its input,
+        and columns are as in `LastLayerGradients`. Waiting rows are kept as factors. Whole rows
+        that wait are shrunk first.
 
         Args:
             delta: Tensor (n, C), a floating dtype, on `device`.
@@ -147,17 +147,17 @@ class FrequentDirections:
         """
 
     def carry_coordinates(self) -> None:
-        """Carry every row's weighted coordinates along: what makes one pass enough, in N l numbers.
+        """Carry every row's weighted coordinates along in N l numbers, so that one pass is enough.
 
-        A row comes in with `S g` under the sketch that has just taken it in, and each later shrink
-        moves it on to the next basis. What a row has outside the sketch of its time is not found
-        again, so that it ends shorter than `project` would have it.
+        A row comes in with `S g` under the sketch that has just taken it in. Each later shrink
+        moves it on to the next basis. The part of a row that a sketch does not hold is lost, so
+        these coordinates are shorter than those of `project`.
 
         Raises:
             ValueError: Rows have been added already.
 
         Cost:
-            4 l bytes a row and about 5 l^2 multiply-adds; of the moves, `8 l^2 (32 + n / (32 b))`
+            4 l bytes and about 5 l^2 multiply-adds per row. Moves take `8 l^2 (32 + n / (32 b))`
             bytes after n rows.
         """
 
@@ -175,10 +175,10 @@ class FrequentDirections:
         """Add another sketch's stream to this one; bounds and shrinkages add up.
 
         Args:
-            other: A sketch of the same `dim`; its `sketch_size` may differ. It is not changed, but
-                for its waiting rows, which are shrunk first, where both carry something along.
-                Sums of a consensus add up, too, class by class, so that a class must be the same id
-                in both; coordinates of the other's rows follow those of this one's.
+            other: A sketch of the same `dim`; its `sketch_size` may differ. Where both carry
+                something along, its waiting rows are shrunk first; else it is not changed. Sums of
+                a consensus add up class by class, so a class must be the same id in both.
+                Coordinates of the other's rows follow those of this sketch's rows.
 
         Raises:
             ValueError: Another `dim`, the same object, or not the same carried along.
@@ -236,7 +236,7 @@ class FrequentDirections:
             ValueError, TypeError: As `update`, or an unknown basis.
 
         Cost:
-            l d multiply-adds a row.
+            l d multiply-adds per row.
         """
 
     def project_outer(
@@ -541,7 +541,8 @@ def herding(
         ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
 
     Cost:
-        O(N block_size l) time on `torch.get_num_threads()` threads, 4 block_size^2 bytes a thread.
+        O(N block_size l) time on `torch.get_num_threads()` threads, and 4 block_size^2 bytes per
+        thread.
 
     Reference:
         Chen, Welling and Smola, "Super-Samples from Kernel Herding", UAI 2010.

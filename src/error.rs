@@ -1,4 +1,4 @@
-//! One error for the whole crate; `python.rs` decides which Python exception it becomes.
+//! One error for the whole crate. `python/errors.rs` decides which Python exception it becomes.
 
 use std::fmt;
 

@@ -1,15 +1,16 @@
 //! The compiled core of `sage_torch`: which training examples are worth a gradient step.
 //!
-//! The folders in the order of the trip; each uses only folders to its left:
+//! Folders stand in the order of the trip; each uses only folders to its left
+//! (`tests/unit/test_rust_rooms.py`):
 //!
 //! `seeded -> products -> sketch -> scores -> rules -> python`
 //!
 //! - `seeded`: permutations, reservoirs and the count sketch, all from a seed.
 //! - `products`: long products with rows of gradients, on host memory or on torch tensors.
-//! - `sketch`: the sketch of all rows, and what is carried along with it.
+//! - `sketch`: the sketch of all rows, with consensus sums and coordinates carried along.
 //! - `scores`: the consensus of each class, agreement and margin of each example.
 //! - `rules`: from scores to the examples that are kept.
-//! - `python`: what Python calls.
+//! - `python`: the module `_core` that Python imports.
 //!
 //! Axis letters in comments: `n` examples of a batch, `N` of the data set, `D` gradient length, `d`
 //! after compression, `l` sketch rows, `b` rows between two shrinks, `C` classes, `k` kept.

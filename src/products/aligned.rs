@@ -3,8 +3,8 @@
 /// Bytes in a cache line.
 const LINE: usize = 64;
 
-/// `count` numbers of `memory`, which is lengthened where need be, from the start of a cache line on: no
-/// register is read from two lines. They are 0 the first time.
+/// `count` numbers of `memory` from the start of a cache line on, so that no register is read from two
+/// lines. `memory` is lengthened where it is too short; new numbers are 0.
 pub fn aligned<T: Clone + Default>(memory: &mut Vec<T>, count: usize) -> &mut [T] {
     let of_line = LINE / size_of::<T>();
     memory.resize(count + of_line, T::default());

@@ -1,8 +1,8 @@
-//! Long products on host memory: chunks of columns through one kernel, spread by rayon.
+//! Long products on host memory: chunks of columns go through one kernel, spread by rayon.
 //!
 //! Rows are read where the caller keeps them, a chunk at a time into a core's second cache. Every sum
-//! has a fixed order (float32 inside a chunk, float64 across chunks), so a result does not depend on
-//! the number of threads, nor a row's projection on the rows beside it.
+//! has a fixed order: float32 inside a chunk, float64 across chunks. So a result does not depend on the
+//! number of threads, and a row's projection does not depend on the rows beside it.
 
 use std::ops::Range;
 use std::sync::Arc;

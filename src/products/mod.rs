@@ -29,7 +29,7 @@ pub trait Products: Send + Sync {
     fn read<'a>(&self, buffer: &'a Self::Buffer<'_>, rows: Range<usize>) -> Result<Self::Rows<'a>>;
     /// Some of the rows.
     fn slice<'a>(&self, rows: &'a Self::Rows<'_>, range: Range<usize>) -> Result<Self::Rows<'a>>;
-    /// The rows whose factors these are, none of which is formed; the same rows where there are none.
+    /// The rows that these factors make, without forming them. Without factors, the same rows.
     fn multiplied<'a>(
         &self,
         rows: Self::Rows<'a>,

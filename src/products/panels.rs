@@ -1,10 +1,11 @@
-//! The one kernel behind every long product on the host: `(m, depth) x (depth, width)` in float32.
+//! A matrix kernel of our own: a row's result does not depend on the rows beside it, and rows need no
+//! copy. Libraries promise neither.
 //!
-//! The right side is a *panel*: `depth` rows, each as wide as three of the processor's widest
-//! registers. A tile of 8 (or 4) left rows against a panel keeps all its sums in registers, so that
-//! every number loaded is used at least three times. An entry of the result is one chain of fused
-//! multiply-adds along the depth, whatever shares the call: results do not depend on how rows are
-//! batched.
+//! It multiplies `(m, depth) x (depth, width)` in float32, for every long product on the host. The
+//! right side is a *panel*: `depth` rows, each as wide as three of the processor's widest registers. A
+//! tile of 8 (or 4) left rows against a panel keeps all its sums in registers, so that every number
+//! loaded is used at least three times. An entry of the result is one chain of fused multiply-adds
+//! along the depth. The chain is the same whatever other rows are in the call.
 
 use std::ops::Range;
 

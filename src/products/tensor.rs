@@ -2,7 +2,7 @@
 //!
 //! Python owns every tensor. A view lives no longer than the Python handle it came from: the borrow
 //! of the `Bound` is in its type and follows it into the closure that runs without the GIL. What the
-//! compiler cannot see is another thread that writes or resizes the same tensor meanwhile: the
+//! compiler cannot see is another thread that writes or resizes the same tensor meanwhile. The
 //! sketch's own buffers are private, and a caller's rows are only read.
 #![allow(unsafe_code)]
 
@@ -149,7 +149,7 @@ pub trait OnTensors: Products + Sized {
     /// # Errors
     /// `Torch` when libtorch refuses the memory.
     fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<Self::Rows<'a>>;
-    /// Writes the tensor, which nobody else may be using.
+    /// Writes the tensor. Nothing else may be using it.
     ///
     /// # Errors
     /// `Torch` when libtorch refuses the memory.

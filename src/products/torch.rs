@@ -1,9 +1,9 @@
-//! Long products on torch tensors, through tch: what CUDA uses, and the CPU can, so that the same
-//! code is tested everywhere. Nothing but the small Gram matrix leaves the device.
+//! Long products on torch tensors, through tch. CUDA uses them; the CPU can, so that the same code is
+//! tested everywhere. Only the small Gram matrix leaves the device.
 //!
-//! Only `f_` calls, and for products only the `out` forms: they ignore the user's autocast, where
-//! the plain forms drop to bfloat16. TF32 is held off in `python.rs`. All on the calling thread,
-//! hence on its current CUDA stream.
+//! All calls are `f_` calls, which return errors. Products are in their `out` forms, which ignore the
+//! user's autocast; the plain forms would drop to bfloat16. `python/precision.rs` holds TF32 off.
+//! Everything runs on the calling thread, hence on its current CUDA stream.
 
 use std::ops::Range;
 

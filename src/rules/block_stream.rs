@@ -23,8 +23,8 @@ pub struct Work {
     pub has_weights: bool,
 }
 
-/// Each class fills a block, a full block is trimmed, picked from and forgotten. Memory: C blocks of
-/// at most `block_size` rows, whatever N, and 8 bytes an example kept or put in order.
+/// Each class fills a block. A full block is trimmed, picked from and forgotten. Memory: C blocks of
+/// at most `block_size` rows, whatever N, and 8 bytes per example that is kept or put in order.
 #[derive(Debug)]
 pub struct BlockStream {
     width: usize,
@@ -75,7 +75,7 @@ impl BlockStream {
     ) -> Result<Self> {
         if counts.len() != quotas.len() || width == 0 || block_size == 0 {
             return Err(Error::Shape(format!(
-                "expected one quota a class, a width and a block size of at least 1, got {} \
+                "expected one quota per class, a width and a block size of at least 1, got {} \
                  quotas for {} classes, width {width}, block size {block_size}",
                 quotas.len(),
                 counts.len()

@@ -1,4 +1,4 @@
-//! Greedy kernel herding: picks whose mean follows the mean of all.
+//! Greedy kernel herding: the mean of the picks follows the mean of all.
 //!
 //! Chen, Welling and Smola, UAI 2010.
 

@@ -51,7 +51,7 @@ impl Members {
         &self.indices[self.starts[class]..self.starts[class + 1]]
     }
 
-    /// Checks that `quotas` has one entry a class, none above the class's size.
+    /// Checks that `quotas` has one entry per class, none above the class's size.
     ///
     /// # Errors
     /// `Shape` otherwise.

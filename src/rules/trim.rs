@@ -1,4 +1,4 @@
-//! Which examples a rule never sees: those that side least with their class.
+//! Examples that side least with their class are dropped before a rule chooses.
 
 use crate::error::{Error, Result};
 use crate::rules::top_k::{ranked, Members};

@@ -1,4 +1,4 @@
-//! How many examples each kept one stands for: those nearer to it than to any other.
+//! How many examples each kept one stands for: itself, and those that are nearest to it.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};

@@ -1,4 +1,4 @@
-//! Weighted draws without replacement from a stream of any length, in memory for the k drawn.
+//! Draws without replacement from a stream, in proportion to given masses, in memory for the k drawn.
 //!
 //! Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006: the k largest keys
 //! `ln(u_i) / w_i` are k draws one after another without replacement. `u_i` is a function of seed
@@ -15,8 +15,8 @@ const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 /// More than the logarithm and the division below can be wrong by, relatively.
 const ROUNDING: f64 = 1.0 + 1e-12;
 
-/// The k examples of largest key so far, of equal keys the lower indices, and up to k more: a cut
-/// now and then costs O(1) an example, where a heap would cost O(log k).
+/// The k examples of largest key so far, and up to k more. Of equal keys, the lower indices are kept.
+/// Cutting now and then costs O(1) per example; a heap would cost O(log k).
 #[derive(Debug)]
 pub struct WeightedReservoir {
     size: usize,
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn draws_one_after_another() {
-        // P(i, then j) = w_i / W * w_j / (W - w_i): what each pair comes to, against 20,000 seeds.
+        // P(i, then j) = w_i / W * w_j / (W - w_i), compared with 20,000 seeds.
         let weights = [1.0, 2.0, 3.0, 4.0, 0.0f32];
         let seeds = 20_000;
         let mut counts = [[0u32; 4]; 4];

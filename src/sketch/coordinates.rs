@@ -5,8 +5,8 @@
 //! `T = R K[:, S] Σ⁻²` with `K` the Gram matrix of `[S; G]` and Σ the lengths of S's rows (a missing
 //! row has none, and no coordinate): S' times the part of g that S holds. T is a contraction.
 //!
-//! Moving all rows at each shrink would cost N²; so moves are kept, a group of them at a time, and
-//! their product afterwards: a row is moved once within its group and once at the end.
+//! Moving all rows at each shrink would cost N². So moves are kept, a group of them at a time, and
+//! their product afterwards. A row is moved once within its group and once at the end.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};

@@ -1,4 +1,4 @@
-//! What goes along with a sketch through a shrink: consensus sums and coordinates.
+//! What a shrink knows of the rows it takes in, and how consensus sums and coordinates follow it.
 
 use std::ops::Range;
 

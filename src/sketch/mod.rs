@@ -1,4 +1,4 @@
-//! Frequent Directions, and what is carried along with it: consensus sums and coordinates.
+//! Frequent Directions, with the consensus sums and coordinates that are carried along.
 
 pub mod coordinates;
 pub mod eigen;

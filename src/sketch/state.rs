@@ -1,8 +1,8 @@
 //! Frequent Directions over a stream of rows, whatever memory the rows live in.
 //!
-//! Rows wait in a buffer of `b` until it is full (or are read in place when a batch is long
-//! enough); then `[S; G]` is shrunk to `l` rows again. Shrinks happen at fixed places in the
-//! stream, so that the borders of batches do not matter.
+//! Rows G wait in a buffer until it holds `b` of them; a batch that is long enough is read in place.
+//! Then `[S; G]` is shrunk to `l` rows again. Shrinks happen at fixed places in the stream, so that the
+//! borders of batches do not matter.
 //!
 //! Ghashami, Liberty, Phillips and Woodruff, SIAM J. Comput. 2016, Alg. 1 and Thm 1.1.
 
@@ -31,7 +31,7 @@ pub struct State {
     pub spectrum: Spectrum,
     /// Rows b between two shrinks: `block_rows(l)`.
     pub block: usize,
-    /// How rows are made, where the caller gives their factors: no such row is ever formed.
+    /// How rows are made, where the caller gives their factors. Such rows are never formed.
     pub factors: Option<Factors>,
     /// Rows waiting in the buffer.
     pub pending: usize,
@@ -47,8 +47,9 @@ pub struct State {
     pub weight: f64,
 }
 
-/// Rows b between two shrinks. Products cost `4l + b + 2l²/b` operations a row and column, least at
-/// `b = sqrt(2) l`; the eigenproblem, `(l + b)³ / b` a row, wants less. 1.5 l is near both.
+/// Rows b between two shrinks. Products cost `4l + b + 2l²/b` operations per row and column, which is
+/// least at `b = sqrt(2) l`. The eigenproblem costs `(l + b)³ / b` per row, which is least at `l / 2`.
+/// 1.5 l is near the first, since products cost the most where rows are long.
 pub fn block_rows(sketch_size: usize) -> usize {
     (sketch_size + sketch_size / 2).max(16)
 }

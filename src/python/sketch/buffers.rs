@@ -1,4 +1,4 @@
-//! A sketch's tensors: what waits, what is read of the whole stream, how they grow.
+//! A sketch's tensors: how rows go in, how the whole stream is read, how the tensors grow.
 
 use numpy::{PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;

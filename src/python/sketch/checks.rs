@@ -1,4 +1,4 @@
-//! What a sketch accepts: rows and class ids, checked before anything is changed.
+//! Rows and class ids are checked before anything of a sketch is changed.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;

@@ -1,4 +1,4 @@
-//! What Python calls of a sketch: arguments are checked here, and the work is handed on.
+//! The methods that Python calls. They check arguments and hand the work on.
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -29,26 +29,7 @@ impl FrequentDirections {
             None => torch.call_method1(intern!(py, "device"), ("cpu",))?,
         };
         let kind: String = device.getattr(intern!(py, "type"))?.extract()?;
-        let path =
-            match (backend, kind.as_str()) {
-                ("auto" | "host", "cpu") => Path::Host,
-                ("torch", "cpu") | ("auto" | "torch", "cuda") => Path::Torch,
-                ("host", "cuda") => return Err(PyValueError::new_err(
-                    "expected backend \"auto\" or \"torch\" on a CUDA device: the host path reads \
-                     CPU memory",
-                )),
-                ("auto" | "host" | "torch", other) => {
-                    return Err(PyTypeError::new_err(format!(
-                    "expected a CPU or CUDA device, got {other:?}; sketch on the CPU and copy rows \
-                     there"
-                )))
-                }
-                (other, _) => {
-                    return Err(PyValueError::new_err(format!(
-                        "expected backend \"auto\", \"host\" or \"torch\", got {other:?}"
-                    )))
-                }
-            };
+        let path = Path::of(backend, &kind)?;
         let sketch = zeros(py, size, width, &device)?;
         let pending = empty(py, block_rows(size), width, &device)?;
         Ok(Self {
@@ -75,7 +56,7 @@ impl FrequentDirections {
         self.take_in(py, &rows, None, class_ids)
     }
 
-    /// Add rows `delta ⊗ [hidden, 1]` (with bias, else `delta ⊗ hidden`), none of which is formed.
+    /// Add rows `delta ⊗ [hidden, 1]` without forming them; without bias, `delta ⊗ hidden`.
     #[pyo3(signature = (delta, hidden, class_ids=None, *, bias=true))]
     fn update_outer(
         &mut self,

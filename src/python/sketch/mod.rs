@@ -8,6 +8,7 @@ mod methods;
 mod outer;
 mod state;
 
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::sketch::state::{Spectrum, State};
@@ -17,6 +18,26 @@ use crate::sketch::state::{Spectrum, State};
 enum Path {
     Host,
     Torch,
+}
+
+impl Path {
+    /// The path for a backend that the caller names and a kind of device.
+    fn of(backend: &str, kind: &str) -> PyResult<Self> {
+        match (backend, kind) {
+            ("auto" | "host", "cpu") => Ok(Self::Host),
+            ("torch", "cpu") | ("auto" | "torch", "cuda") => Ok(Self::Torch),
+            ("host", "cuda") => Err(PyValueError::new_err(
+                "expected backend \"auto\" or \"torch\" on a CUDA device: the host path reads CPU \
+                 memory",
+            )),
+            ("auto" | "host" | "torch", other) => Err(PyTypeError::new_err(format!(
+                "expected a CPU or CUDA device, got {other:?}; sketch on the CPU and copy rows there"
+            ))),
+            (other, _) => Err(PyValueError::new_err(format!(
+                "expected backend \"auto\", \"host\" or \"torch\", got {other:?}"
+            ))),
+        }
+    }
 }
 
 /// A sketch S (l, d) of a stream of rows A with `0 <= |Ax|^2 - |Sx|^2 <= shrinkage` for unit x.

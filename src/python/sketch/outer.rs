@@ -1,4 +1,4 @@
-//! Rows given by their factors: what a sketch accepts of them.
+//! Rows that are given by their factors, checked.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
