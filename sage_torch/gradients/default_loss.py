@@ -80,7 +80,7 @@ class DefaultLoss:
         problem = said.problem(targets, logits) if said is not None else None
         if problem is not None:
             return _of_outputs(problem, logits, targets)
-        _refuse_floating(targets, batch)  # a classifier's, which only its logits tell to be classes
+        _refuse_floating(targets, batch)  # a classifier only now turns out to need classes
         if targets.ndim == 1:
             return self._of_classes(logits, targets)
         return self._of_tokens(logits, targets, said)

@@ -137,7 +137,7 @@ def _to_shape(call: Call, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
     layout = call.layout
     aligned = [1] * (gradient.ndim - len(shape)) + list(shape)
     if aligned[layout.dim] != 1:
-        call.refuse("it lies along the dimension that counts the examples")
+        call.refuse("it varies along the dimension that counts the examples")
     if not layout.is_flat:
         del aligned[layout.dim]
     split = layout.split(gradient, call.n).float()

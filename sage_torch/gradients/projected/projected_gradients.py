@@ -269,7 +269,7 @@ class ProjectedGradients:
                     break
                 refuse_if_examples_interact(self._losses, batch, tolerance)
                 self._refuse_if_left_out(wrong)
-                self._leave_out(wrong, "no rule gives what a single example gives")
+                self._leave_out(wrong, "its rows differ from those of single examples")
                 self._plan(batch)
             self._checked = min(2, n)
             return rows
