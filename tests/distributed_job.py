@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from sage_torch import SageSampler, select_subset, sketch_growth
+from sage_torch import SageSampler, select_subset
+from sage_torch.passes import growth
 
 SHARDS, KEEP = 8, 0.2
 CASES: dict[str, dict[str, Any]] = {
@@ -95,7 +96,7 @@ def selections(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
     found = {}
     for name, options in CASES.items():
         # The first shard is short: what little 64 rows lose of it is made enough to grow.
-        with patch.multiple(sketch_growth, EXAMPLES_A_ROW=2, TARGET=0.01):
+        with patch.multiple(growth, EXAMPLES_A_ROW=2, TARGET=0.01):
             chosen = {"sketch_size": 32} | options
             selection = select_subset(model, data, KEEP, shards=SHARDS, progress=False, **chosen)
         rows = selection.settings.get("sketch_rows", 32)

@@ -19,8 +19,8 @@ from sage_torch import (
     Selection,
     options,
     select_subset,
-    sketch_growth,
 )
+from sage_torch.passes import growth
 from sage_torch.reading.reader import SeededOrder
 from sage_torch.reading.shards import cut
 
@@ -32,7 +32,7 @@ def smaller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """All sizes an eighth or so of what they are, so that small data will do."""
     if "digits" not in request.fixturenames:
         monkeypatch.setattr(options, "FIRST_ROWS", FIRST)
-        monkeypatch.setattr(sketch_growth, "MOST_ROWS", MOST)
+        monkeypatch.setattr(growth, "MOST_ROWS", MOST)
 
 
 def examples(spread: float) -> TensorDataset:
@@ -71,10 +71,10 @@ def test_it_grows_until_enough_energy_is_kept() -> None:
     selection = select()
     assert selection.settings["sketch_size"] == "auto"
     assert selection.certificate is not None
-    assert selection.certificate.energy_kept > 1 - sketch_growth.TARGET
+    assert selection.certificate.energy_kept > 1 - growth.TARGET
     small = select(sketch_size=FIRST)
     assert small.certificate is not None
-    assert small.certificate.energy_kept < 1 - sketch_growth.TARGET
+    assert small.certificate.energy_kept < 1 - growth.TARGET
     assert small.settings["sketch_size"] == rows_of(small) == FIRST
 
 
@@ -115,7 +115,7 @@ def test_batches_and_workers_change_nothing(mode: str, shards: int) -> None:
 def test_digits_choose_the_same_size(
     digits: tuple[TensorDataset, TensorDataset], warm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sketch_growth, "TARGET", 0.02)
+    monkeypatch.setattr(growth, "TARGET", 0.02)
     found = {
         (shards, batch): select_subset(
             *(warm(), digits[0], 0.2),
@@ -225,7 +225,7 @@ def test_a_snapshot_of_another_size_is_done_again(
     chosen: dict[str, Any] = {"shards": 3, "batch_size": 32, "checkpoint": tmp_path / "a"}
     chosen |= {"checkpoint_every": 0.0}
     with monkeypatch.context() as patched:
-        patched.setattr(sketch_growth, "TARGET", 1.0)  # as rows that are rounded otherwise might
+        patched.setattr(growth, "TARGET", 1.0)  # as rows that are rounded otherwise might
         with pytest.raises(OSError, match="gone"):
             select(data, collate_fn=Failing(tmp_path / "read"), **chosen)
     (tmp_path / "a" / "shard-00000-sketch.npz").unlink()

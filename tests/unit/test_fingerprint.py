@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from sage_torch.checkpoint.fingerprint import difference, fingerprint, probed, same_contents, short
+from sage_torch.checkpoint.fingerprint import difference, fingerprint, probed, short
 from sage_torch.options import Options
+from sage_torch.reading.digest import same_contents
 from sage_torch.selection.archive import pack, unpack
 
 
