@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES, FEATURES = 3, 6
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of pytest-xdist, and what it starts, one thread: there is one a core."""
+    if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
