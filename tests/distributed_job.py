@@ -1,7 +1,11 @@
-"""What each rank of tests/end_to_end/test_distributed.py runs, started by torchrun."""
+"""What each rank of tests/end_to_end/test_distributed.py runs.
+
+As a script it forks the ranks of one job after another, so that what takes long is imported once.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -140,10 +144,9 @@ def _steps(model: nn.Module, loader: DataLoader[Any], optimizer: torch.optim.Opt
         yield
 
 
-def main(out: Path, what: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+def work(out: Path, what: str, rank: int, ranks: int) -> None:
+    store = f"file://{out}/store-{what}-{ranks}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
     data = images()
     model = network(data)
     options: dict[str, Any] = {"progress": False, "shards": SHARDS}
@@ -173,7 +176,7 @@ def main(out: Path, what: str) -> None:
         result["too many"] = refused(lambda: select_subset(model, data, count, **options))
         few = TensorDataset(*data[:5])
         result["few"] = select_subset(model, few, 2, class_balanced=False, progress=False).indices
-        snapshots = out / f"finished-{dist.get_world_size()}"
+        snapshots = out / f"finished-{ranks}"
         for _ in range(2):  # the second time it is there
             finished = select_subset(
                 model, data, KEEP, checkpoint=snapshots, checkpoint_every=0.0, **options
@@ -195,11 +198,30 @@ def main(out: Path, what: str) -> None:
             made.append(sampler.selection)
         result["refreshed"] = made[0] is not made[1]
         result["training"] = train(data, network(data))
-    path = out / f"{rank}-of-{dist.get_world_size()}.pickle"
+    path = out / f"{rank}-of-{ranks}.pickle"
     path.write_bytes(pickle.dumps(result))
     if what != "killed":
         dist.destroy_process_group()
 
 
+def main(out: Path, what: str, ranks: int) -> None:
+    """Run one job; write down how each rank ended."""
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=work, args=(out, what, rank, ranks), daemon=True)
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)  # one that hangs has no exit code, and dies with this process
+    codes = [process.exitcode for process in processes]
+    (out / f"ended-{ranks}.pickle").write_bytes(pickle.dumps(codes))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    import torch._dynamo  # as DDP does, in each rank
+
+    torch.set_num_threads(1)
+    for folder, job, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
+        main(Path(folder), job, int(size))
