@@ -24,6 +24,23 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+# The longest files, longest first.
+DEAR = [
+    "test_accuracy", "test_distributed", "test_projected", "test_two_processes", "test_notebooks",
+    "test_projected_zoo", "test_demo", "test_ddp_sampler", "test_lightning", "test_trainer",
+    "test_selection_parity", "test_selection_errors", "test_memory", "test_snapshots",
+    "test_sketch_accuracy", "test_projected_batches", "test_testing", "test_fuzz_files",
+]  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker of pytest-xdist waits long for the last."""
+    if hasattr(config, "workerinput"):
+        place = {name: number for number, name in enumerate(DEAR)}
+        items.sort(key=lambda item: place.get(item.path.stem, len(DEAR)))
+
+
 @pytest.fixture
 def blobs() -> TensorDataset:
     """90 examples of 6 features in 3 equal classes, (inputs, labels)."""

@@ -120,7 +120,7 @@ def train(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
     """Train under DDP for three epochs, the sampler selecting on the way."""
     parallel = DistributedDataParallel(model)
     sampler = SageSampler(
-        parallel, data, keep=KEEP, warmup_epochs=1, refresh_every=1, progress=False
+        parallel, data, keep=KEEP, warmup_epochs=1, refresh_every=1, progress=False, sketch_size=32
     )
     loader = DataLoader(data, batch_size=32, sampler=sampler)
     optimizer = torch.optim.SGD(parallel.parameters(), 0.05)
@@ -149,7 +149,7 @@ def work(out: Path, what: str, rank: int, ranks: int) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
     data = images()
     model = network(data)
-    options: dict[str, Any] = {"progress": False, "shards": SHARDS}
+    options: dict[str, Any] = {"progress": False, "shards": SHARDS, "sketch_size": 32}
     result: dict[str, Any] = {}
     if what == "killed":  # the last rank dies in pass 1
         broken = Broken(data, len(data) - 1, deadly=True)
@@ -183,15 +183,18 @@ def work(out: Path, what: str, rank: int, ranks: int) -> None:
             )
         result["finished"] = (finished, sorted(path.name for path in snapshots.iterdir()))
         if rank == 0:  # others do not take part
-            alone = select_subset(model, data, KEEP, distributed=False, progress=False)
+            alone = select_subset(
+                model, data, KEEP, distributed=False, progress=False, sketch_size=32
+            )
             result["alone"] = alone.indices
         statistics = model[1].running_mean.clone() + rank
         model[1].running_mean.copy_(statistics)  # as after a step of DDP
         same = select_subset(model, data, KEEP, progress=False, sketch_size=32)
         result["own statistics"] = (same.indices, torch.equal(model[1].running_mean, statistics))
         sampler = SageSampler(
-            model, data, keep=KEEP, refresh_every=lambda epoch: rank == 0, progress=False
-        )
+            model, data, keep=KEEP, refresh_every=lambda epoch: rank == 0, progress=False,
+            sketch_size=32,
+        )  # fmt: skip
         made = []
         for _ in range(2):  # rank 0 wants another selection, and its word counts
             list(sampler)

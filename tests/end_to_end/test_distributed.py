@@ -203,7 +203,7 @@ def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(
     with one_thread():
         data = images()
         model = network(data)
-    options: dict[str, Any] = {"shards": SHARDS, "progress": False}
+    options: dict[str, Any] = {"shards": SHARDS, "progress": False, "sketch_size": 32}
     read = []
 
     class Noting(torch.utils.data.Dataset[Any]):

@@ -235,6 +235,8 @@ def main(rank: int) -> None:
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # as DDP does, in each process
+
     torch.set_num_threads(1)
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=main, args=(rank,)) for rank in range(2)]
