@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,30 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES, FEATURES = 3, 6
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of pytest-xdist, and what it starts, one thread: there is one a core."""
+    if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+
+
+# The longest files, longest first.
+DEAR = [
+    "test_accuracy", "test_distributed", "test_projected", "test_two_processes", "test_notebooks",
+    "test_projected_zoo", "test_demo", "test_ddp_sampler", "test_lightning", "test_trainer",
+    "test_selection_parity", "test_selection_errors", "test_memory", "test_snapshots",
+    "test_sketch_accuracy", "test_projected_batches", "test_testing", "test_fuzz_files",
+]  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker of pytest-xdist waits long for the last."""
+    if hasattr(config, "workerinput"):
+        place = {name: number for number, name in enumerate(DEAR)}
+        items.sort(key=lambda item: place.get(item.path.stem, len(DEAR)))
 
 
 @pytest.fixture

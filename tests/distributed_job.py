@@ -1,7 +1,11 @@
-"""What each rank of tests/end_to_end/test_distributed.py runs, started by torchrun."""
+"""What each rank of tests/end_to_end/test_distributed.py runs.
+
+As a script it forks the ranks of one job after another, so that what takes long is imported once.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -116,7 +120,7 @@ def train(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
     """Train under DDP for three epochs, the sampler selecting on the way."""
     parallel = DistributedDataParallel(model)
     sampler = SageSampler(
-        parallel, data, keep=KEEP, warmup_epochs=1, refresh_every=1, progress=False
+        parallel, data, keep=KEEP, warmup_epochs=1, refresh_every=1, progress=False, sketch_size=32
     )
     loader = DataLoader(data, batch_size=32, sampler=sampler)
     optimizer = torch.optim.SGD(parallel.parameters(), 0.05)
@@ -140,14 +144,13 @@ def _steps(model: nn.Module, loader: DataLoader[Any], optimizer: torch.optim.Opt
         yield
 
 
-def main(out: Path, what: str) -> None:
-    torch.set_num_threads(1)
+def work(out: Path, what: str, rank: int, ranks: int) -> None:
     snapshots.SECONDS_BETWEEN = 0.0
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    store = f"file://{out}/store-{what}-{ranks}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
     data = images()
     model = network(data)
-    options: dict[str, Any] = {"progress": False, "shards": SHARDS}
+    options: dict[str, Any] = {"progress": False, "shards": SHARDS, "sketch_size": 32}
     result: dict[str, Any] = {}
     if what == "killed":  # the last rank dies in pass 1
         broken = Broken(data, len(data) - 1, deadly=True)
@@ -174,31 +177,53 @@ def main(out: Path, what: str) -> None:
         result["too many"] = refused(lambda: select_subset(model, data, count, **options))
         few = TensorDataset(*data[:5])
         result["few"] = select_subset(model, few, 2, class_balanced=False, progress=False).indices
-        folder_of_all = out / f"finished-{dist.get_world_size()}"
+        folder_of_all = out / f"finished-{ranks}"
         for _ in range(2):  # the second time it is there
             finished = select_subset(model, data, KEEP, checkpoint=folder_of_all, **options)
         result["finished"] = (finished, sorted(path.name for path in folder_of_all.iterdir()))
         if rank == 0:  # others do not take part
-            alone = select_subset(model, data, KEEP, distributed=False, progress=False)
+            alone = select_subset(
+                model, data, KEEP, distributed=False, progress=False, sketch_size=32
+            )
             result["alone"] = alone.indices
         statistics = model[1].running_mean.clone() + rank
         model[1].running_mean.copy_(statistics)  # as after a step of DDP
         same = select_subset(model, data, KEEP, progress=False, sketch_size=32)
         result["own statistics"] = (same.indices, torch.equal(model[1].running_mean, statistics))
         sampler = SageSampler(
-            model, data, keep=KEEP, refresh_every=lambda epoch: rank == 0, progress=False
-        )
+            model, data, keep=KEEP, refresh_every=lambda epoch: rank == 0, progress=False,
+            sketch_size=32,
+        )  # fmt: skip
         made = []
         for _ in range(2):  # rank 0 wants another selection, and its word counts
             list(sampler)
             made.append(sampler.selection)
         result["refreshed"] = made[0] is not made[1]
         result["training"] = train(data, network(data))
-    path = out / f"{rank}-of-{dist.get_world_size()}.pickle"
+    path = out / f"{rank}-of-{ranks}.pickle"
     path.write_bytes(pickle.dumps(result))
     if what != "killed":
         dist.destroy_process_group()
 
 
+def main(out: Path, what: str, ranks: int) -> None:
+    """Run one job; write down how each rank ended."""
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=work, args=(out, what, rank, ranks), daemon=True)
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)  # one that hangs has no exit code, and dies with this process
+    codes = [process.exitcode for process in processes]
+    (out / f"ended-{ranks}.pickle").write_bytes(pickle.dumps(codes))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    import torch._dynamo  # as DDP does, in each rank
+
+    torch.set_num_threads(1)
+    for folder, job, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
+        main(Path(folder), job, int(size))

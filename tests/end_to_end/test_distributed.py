@@ -6,12 +6,14 @@ import gc
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +29,41 @@ from sage_torch import SageError, select_subset
 from sage_torch.reading.ranks import Ranks, ranks
 from sage_torch.reading.shards import MergeTree, Shard, cut, of_rank, places_of
 
-JOB = Path(__file__).parents[1] / "distributed_job.py"
+SCRIPT = Path(__file__).parents[1] / "distributed_job.py"
+JOBS = [("all", 2), ("all", 4), ("killed", 2)]
 
 
-def torchrun(
-    folder: Path, processes: int, what: str
-) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
-    """Return what each rank found (those that lived), and how the job ended."""
+@dataclass(frozen=True)
+class Job:
+    """What each rank found (those that lived), and the exit code of each."""
+
+    found: list[dict[str, Any]]
+    codes: list[int | None]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[Path, Job]]:
+    """Each job's folder and outcome: all of them from one process, which forks the ranks."""
+    asked = {(what, size): tmp_path_factory.mktemp("ranks") for what, size in JOBS}
+    words = [str(word) for (what, size), folder in asked.items() for word in (folder, what, size)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(sage_torch.__file__).parents[1]),
     }
-    command = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
     ended = subprocess.run(
-        [sys.executable, *command, str(JOB), str(folder), what],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    found = [
-        pickle.loads(path.read_bytes())
-        for rank in range(processes)
-        if (path := folder / f"{rank}-of-{processes}.pickle").exists()
-    ]
-    return found, ended
+        [sys.executable, str(SCRIPT), *words],
+        env=environment, capture_output=True, text=True, timeout=800, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-4_000:]
+    outcomes = {}
+    for (what, size), folder in asked.items():
+        paths = [folder / f"{rank}-of-{size}.pickle" for rank in range(size)]
+        found = [pickle.loads(path.read_bytes()) for path in paths if path.exists()]
+        codes = pickle.loads((folder / f"ended-{size}.pickle").read_bytes())
+        if what == "all":
+            assert codes == [0] * size, ended.stderr[-4_000:]
+        outcomes[what, size] = folder, Job(found, codes)
+    return outcomes
 
 
 @contextmanager
@@ -78,11 +89,9 @@ def alone() -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[2, 4])
 def together(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, jobs: dict[tuple[str, int], tuple[Path, Job]]
 ) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    found, ended = torchrun(folder, request.param, "all")
-    assert ended.returncode == 0, ended.stderr[-4_000:]
+    found = jobs["all", request.param][1].found
     assert len(found) == request.param
     return found
 
@@ -183,17 +192,18 @@ def test_training_under_ddp(together: list[dict[str, Any]]) -> None:
     assert not np.array_equal(of_rank_0["subsets"][1], of_rank_0["subsets"][2])
 
 
-def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(tmp_path: Path) -> None:
-    found, ended = torchrun(tmp_path, 2, "killed")
-    assert ended.returncode != 0  # and it has ended: no rank hangs
-    assert "SIGKILL" in ended.stderr
-    for of_rank_ in found:  # torchrun may have ended it before it could say so
-        assert "lost another rank during a selection" in of_rank_["killed"]
-    assert list((tmp_path / "snapshots").glob("shard-*-sketch.npz"))
+def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(
+    jobs: dict[tuple[str, int], tuple[Path, Job]],
+) -> None:
+    folder, job = jobs["killed", 2]
+    assert job.codes == [0, -signal.SIGKILL]  # and the first has ended: no rank hangs
+    (of_rank_0,) = job.found
+    assert "lost another rank during a selection" in of_rank_0["killed"]
+    assert list((folder / "snapshots").glob("shard-*-sketch.npz"))
     with one_thread():
         data = images()
         model = network(data)
-    options: dict[str, Any] = {"shards": SHARDS, "progress": False}
+    options: dict[str, Any] = {"shards": SHARDS, "progress": False, "sketch_size": 32}
     read = []
 
     class Noting(torch.utils.data.Dataset[Any]):
@@ -206,7 +216,7 @@ def test_a_killed_rank_is_an_error_on_the_others_and_one_process_goes_on(tmp_pat
 
     Noting.__qualname__ = "Broken"  # to a fingerprint, the data set of the job
     with one_thread():
-        ours = select_subset(model, Noting(), KEEP, checkpoint=tmp_path / "snapshots", **options)
+        ours = select_subset(model, Noting(), KEEP, checkpoint=folder / "snapshots", **options)
         expected = select_subset(model, data, KEEP, **options)
     assert np.array_equal(ours.indices, expected.indices)
     assert len(read) < 2 * len(data) - len(data) // SHARDS  # of pass 1, more than a shard was done

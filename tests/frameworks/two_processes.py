@@ -1,11 +1,13 @@
 """What each of two processes does: every framework in turn, what was seen written to a file.
 
-Run by `test_two_processes.py`, with the environment variables that torchrun sets.
+Run by `test_two_processes.py`; both are forked, with the environment variables that torchrun sets,
+once all frameworks are imported.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import warnings
@@ -30,7 +32,6 @@ from sage_torch.integrations.lightning import SageCallback
 from sage_torch.integrations.transformers import SageTrainer
 
 KEPT = 24  # of 90: 6 batches of 4, 3 for each of two processes
-RANK = int(os.environ["RANK"])
 OUT = Path(sys.argv[1])
 
 
@@ -113,7 +114,7 @@ def accelerate_refuses() -> dict[str, str]:
         return list(accelerator.prepare(loader))
 
     dispatching = DataLoaderConfiguration(dispatch_batches=True)
-    twice = {"num_replicas": 2, "rank": RANK}
+    twice = {"num_replicas": 2, "rank": int(os.environ["RANK"])}
     return {
         "dispatched": failure(lambda: read(Accelerator(cpu=True, dataloader_config=dispatching))),
         "twice": failure(lambda: read(Accelerator(cpu=True), **twice)),
@@ -218,10 +219,10 @@ def lightning(has_callback: bool = True, **options: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(rank: int) -> None:
     """Write everything to `rank<r>.json`."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     told = {
         "accelerate": accelerate(),
         "accelerate refuses": accelerate_refuses(),
@@ -230,8 +231,17 @@ def main() -> None:
         "lightning wraps": failure(lightning),
         "lightning wraps unseen": failure(lambda: lightning(has_callback=False)),
     }
-    (OUT / f"rank{RANK}.json").write_text(json.dumps(told))
+    (OUT / f"rank{rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main()
+    import torch._dynamo  # as DDP does, in each process
+
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=main, args=(rank,)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    sys.exit(str([p.exitcode for p in both]) if any(p.exitcode for p in both) else 0)

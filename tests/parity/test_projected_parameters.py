@@ -45,7 +45,6 @@ def all_but_embeddings(name: str, parameter: nn.Parameter) -> bool:
         transformer_blocks_last,
         all_but_embeddings,
     ],
-    ids=str,
 )
 def test_choice_gives_the_columns_of_all(params: Any, width: int) -> None:
     entry = case("gpt positions sliced")

@@ -154,7 +154,7 @@ def test_choice_by_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
         "auto: D = 83 <= 8,192; budget 1,024 MiB"
     )
     assert isinstance(choose_gradients(model, kind="last_layer"), LastLayerGradients)
-    monkeypatch.setattr("sage_torch.gradients.LONGEST_EXACT", 82)
+    monkeypatch.setattr("sage_torch.gradients.choice.LONGEST_EXACT", 82)
     caplog.clear()
     with caplog.at_level("INFO", logger="sage_torch"):
         projected = choose_gradients(model, seed=3, memory_budget=2**20)

@@ -42,6 +42,9 @@ class Unreadable(Dataset[tuple[Tensor, int]]):
     def __init__(self, total: int = N) -> None:
         self.total = total
 
+    def __repr__(self) -> str:  # of a test's id
+        return f"Unreadable({self.total})"
+
     def __len__(self) -> int:
         return self.total
 
@@ -50,6 +53,9 @@ class Unreadable(Dataset[tuple[Tensor, int]]):
 
 
 class Stream(IterableDataset[int]):
+    def __repr__(self) -> str:
+        return "Stream()"
+
     def __iter__(self) -> Iterator[int]:
         pytest.fail("the data set was read before the options were checked")
 

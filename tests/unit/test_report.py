@@ -102,6 +102,12 @@ def selection() -> Selection:
     return select_subset(model, TensorDataset(inputs, labels), 0.25, progress=False)
 
 
+@pytest.fixture(scope="module")
+def drawn(selection: Selection) -> str:
+    """The page of the selection; its charts take a second."""
+    return page(selection)
+
+
 @pytest.fixture
 def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes the time, where it is not what a test is about."""
@@ -171,22 +177,24 @@ def test_many_classes_stay_a_page(selection: Selection) -> None:
     assert len(page(many)) < 300_000
 
 
-def test_scores_margins_and_spectrum_are_drawn(selection: Selection, at_random: Selection) -> None:
-    for drawn, headings in (
-        (selection, ["Agreement", "Margin", "Spectrum of the sketch"]),
-        (dataclasses.replace(selection, margins=None), ["Agreement", "Spectrum of the sketch"]),
-        (dataclasses.replace(selection, singular_values=None), ["Agreement", "Margin"]),
-        (at_random, []),
-    ):
-        text = page(drawn)
+def test_scores_margins_and_spectrum_are_drawn(
+    drawn: str, selection: Selection, at_random: Selection
+) -> None:
+    for text, headings in (
+        (drawn, ["Agreement", "Margin", "Spectrum of the sketch"]),
+        (page(dataclasses.replace(selection, margins=None)),
+         ["Agreement", "Spectrum of the sketch"]),
+        (page(dataclasses.replace(selection, singular_values=None)), ["Agreement", "Margin"]),
+        (page(at_random), []),
+    ):  # fmt: skip
         read(text)
         assert re.findall(r"<h3>(.*?)</h3><svg", text) == headings
-    assert "kept (22)" in read(page(selection)).words
-    assert 'viewBox="0 0' in page(selection)
+    assert "kept (22)" in read(drawn).words
+    assert 'viewBox="0 0' in drawn
 
 
-def test_charts_take_the_colours_of_the_page(selection: Selection) -> None:
-    charts = re.findall(r"<h3>[^<]*</h3>(<svg.*?</svg>)", page(selection), re.DOTALL)
+def test_charts_take_the_colours_of_the_page(drawn: str) -> None:
+    charts = re.findall(r"<h3>[^<]*</h3>(<svg.*?</svg>)", drawn, re.DOTALL)
     for chart in charts:
         colours = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", chart))
         assert colours <= {"none", "currentColor", "var(--kept)", "var(--dropped)", "var(--faint)"}

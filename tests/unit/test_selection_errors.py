@@ -322,7 +322,6 @@ def poisoned(batch: Any) -> Tensor:
         (lambda batch: batch[0][:, :0], ValueError, "0"),
         (poisoned, SageError, f"example {GUILTY} of the data set.*(finite|NaN)"),
     ],
-    ids=str,
 )
 def test_wrong_rows_of_a_custom_computer(
     gradients: Any,
