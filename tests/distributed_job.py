@@ -5,6 +5,7 @@ As a script it forks the ranks of one job after another, so that what takes long
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -225,5 +226,6 @@ if __name__ == "__main__":
     import torch._dynamo  # as DDP does, in each rank
 
     torch.set_num_threads(1)
+    gc.freeze()  # a search for loaders need not look at what modules hold
     for folder, job, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
         main(Path(folder), job, int(size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -123,6 +124,7 @@ def double_splits() -> dict[str, str]:
 
 
 def work(rank: int, folder: str) -> None:
+    gc.freeze()  # a search for loaders need not look at what modules hold
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS

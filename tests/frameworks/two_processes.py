@@ -6,6 +6,7 @@ once all frameworks are imported.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -238,6 +239,7 @@ if __name__ == "__main__":
     import torch._dynamo  # as DDP does, in each process
 
     torch.set_num_threads(1)
+    gc.freeze()  # a search for loaders need not look at what modules hold
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=main, args=(rank,)) for rank in range(2)]
     for process in both:
