@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
 import sage_torch._core as _core
+from sage_torch.checks import whole_number
 
 __all__ = ["DEFAULT_WIDTH", "CountSketch"]
 
@@ -47,15 +46,10 @@ class CountSketch:
     """
 
     def __init__(self, dim: int, out_dim: int = DEFAULT_WIDTH, seed: int = 0) -> None:
-        for name, value, least in (("dim", dim, 1), ("out_dim", out_dim, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(f"expected {name} to be a whole number, got {value!r}")
-            if not least <= value < 2**63:
-                raise ValueError(
-                    f"expected {name} of at least {least} and below 2**63, got {value}"
-                )
-        self.dim, self.out_dim, self.seed = dim, out_dim, seed
-        self._map = _core.CountSketch(dim, out_dim, seed)
+        self.dim = whole_number("dim", dim, least=1)
+        self.out_dim = whole_number("out_dim", out_dim, least=1)
+        self.seed = whole_number("seed", seed)
+        self._map = _core.CountSketch(self.dim, self.out_dim, self.seed)
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:

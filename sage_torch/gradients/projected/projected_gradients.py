@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 import sage_torch.gradients.batches as batches
+from sage_torch.checks import whole_number
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import Chunks
 from sage_torch.gradients.functional import FunctionalGradients
@@ -100,16 +100,11 @@ class ProjectedGradients:
         self_check: bool = True,
         memory_budget: int = 2**30,
     ) -> None:
-        for name, value, least in (("width", width, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(f"expected {name} to be a whole number, got {value!r}")
-            if value < least:
-                raise ValueError(f"expected {name} of at least {least}, got {value}")
+        self.width, self.seed = whole_number("width", width, least=1), whole_number("seed", seed)
         if memory_budget <= 0:
             raise ValueError(f"expected memory_budget in bytes, above 0, got {memory_budget}")
         self._losses = ExampleLoss(model, loss)
         chosen = choose_parameters(self._losses.model, params)
-        self.width, self.seed = int(width), int(seed)
         self._blocks: dict[str, Block] = {}
         self._dim = 0
         for name, parameter in chosen.items():
