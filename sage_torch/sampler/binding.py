@@ -233,11 +233,12 @@ def source_of(loaders: Loaders) -> Source:
 def _holders(sampler: Sampler[int]) -> Loaders:
     # type(o), not isinstance: that would ask lazy proxies for their __class__ and wake them. By id,
     # since a metaclass may have made its classes unhashable.
-    kinds = {id(kind) for kind in _with_subclasses(DataLoader)}
+    kinds = list(_with_subclasses(DataLoader))
+    ids = {id(kind) for kind in kinds}
     return [
         candidate
-        for candidate in gc.get_objects()
-        if id(type(candidate)) in kinds and any(link is sampler for link in chain(candidate))
+        for candidate in gc.get_referrers(*kinds)  # an object refers to its type
+        if id(type(candidate)) in ids and any(link is sampler for link in chain(candidate))
     ]
 
 

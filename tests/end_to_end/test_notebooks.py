@@ -11,6 +11,11 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+# What all notebooks import is no garbage, nor holds a loader: neither is looked for among it.
+FREEZE = (
+    "import gc, matplotlib.pyplot, scipy.stats, sklearn.datasets, torch._dynamo, sage_torch.plots; "
+    "gc.freeze(); del gc, matplotlib, scipy, sklearn, torch, sage_torch"
+)
 # A drive, or a slash that starts a path of two parts or more; the slash of a fraction is neither.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])(/[\w.-]+){2,}|\b[A-Z]:\\")
 
@@ -53,7 +58,12 @@ def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path) -> None
         cell.outputs, cell.execution_count = [], None
     # Elsewhere, so that it can lean on no file of the project's; an error in a cell raises.
     # Half a minute on a free core; the limit is for one that hangs, not for a busy machine.
-    NotebookClient(fresh, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        fresh,
+        timeout=600,
+        resources={"metadata": {"path": str(tmp_path)}},
+        extra_arguments=[f"--IPKernelApp.exec_lines={FREEZE}"],
+    ).execute()
     for before, after in zip(code_cells(committed), code_cells(fresh), strict=True):
         assert bool(words(before)) == bool(words(after).strip()), before.source
     assert not list(tmp_path.iterdir())
