@@ -63,7 +63,7 @@ def scored(
     """Agreement and margin (n,) of sketched gradients, as the `Scorer` writes them."""
     scores, margins = np.full((2, len(rows)), np.nan, np.float32)
     scorer = _core.Scorer(np.ascontiguousarray(directions), scores, margins, first=0)
-    scorer.score_sketched(np.ascontiguousarray(rows), class_ids, np.arange(len(rows)))
+    scorer.score(np.ascontiguousarray(rows), class_ids, np.arange(len(rows)))
     return scores, margins
 
 

@@ -32,8 +32,8 @@ from sage_torch import FrequentDirections
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 from sage_torch.gradients import ProjectedGradients, rows_of
 from sage_torch.gradients.compressed import compressed
-from sage_torch.options import FIRST_ROWS
 from sage_torch.passes.growth import EXAMPLES_A_ROW, MOST_ROWS, TARGET
+from sage_torch.passes.mode import FIRST_ROWS
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 CONDITIONS = (
@@ -157,7 +157,7 @@ def sketched(
     directions = consensus(weighted, labels, len(quotas))
     agreement, margins = np.zeros((2, len(rows)), np.float32)
     scorer = _core.Scorer(directions, agreement, margins)
-    scorer.score_sketched(weighted, labels, np.arange(len(rows)))
+    scorer.score(weighted, labels, np.arange(len(rows)))
     kept = _core.herding(
         sketch.project(rows, basis="orthonormal").numpy(), margins, labels, quotas, trim="negative"
     )

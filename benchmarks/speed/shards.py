@@ -36,6 +36,7 @@ from benchmarks.record import (
     write,
 )
 from sage_torch import Selection, select_subset
+from sage_torch.checkpoint import snapshots
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, load
 
 KEEP, SHARDS = 0.25, 8
@@ -163,17 +164,18 @@ def main(
     modes: dict[str, dict[str, Any]] = {
         "1 shard": {"shards": 1},
         "8 shards": {"shards": SHARDS},
-        "8 shards, a snapshot every 30 s": {"shards": SHARDS, "checkpoint_every": 30.0},
-        "8 shards, a snapshot every second": {"shards": SHARDS, "checkpoint_every": 1.0},
-        "8 shards, a snapshot every batch": {"shards": SHARDS, "checkpoint_every": 0.0},
+        "8 shards, a snapshot every 30 s": {"shards": SHARDS, "every": 30.0},
+        "8 shards, a snapshot every second": {"shards": SHARDS, "every": 1.0},
+        "8 shards, a snapshot every batch": {"shards": SHARDS, "every": 0.0},
     }
     seconds: dict[str, list[float]] = {name: [] for name in modes}
     found: dict[str, Selection] = {}
     for _ in range(rounds):
         for name, options in modes.items():
             with tempfile.TemporaryDirectory() as folder:
-                more = {"checkpoint": folder} if "checkpoint_every" in options else {}
-                found[name], of_round = timed(model, dataset, **options, **more)
+                more = {"checkpoint": folder} if "every" in options else {}
+                snapshots.SECONDS_BETWEEN = options.get("every", 30.0)
+                found[name], of_round = timed(model, dataset, shards=options["shards"], **more)
             seconds[name].append(of_round)
     one, eight = found["1 shard"].indices, found["8 shards"].indices
     ranks = []

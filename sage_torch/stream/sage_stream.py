@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from sage_torch.checks import one_of, whole_number
+from sage_torch.checks import whole_number
 from sage_torch.gradients import batches
 from sage_torch.gradients.computer import GradientChoice, device_of
 from sage_torch.gradients.loss import LossFunction, unwrap
@@ -124,10 +124,7 @@ class SageStream(IterableDataset[Any]):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        _check(model, stream, keep)
-        one_of(
-            "rule", rule, ("agreement", "random")
-        )  # herding compares what a stream has forgotten
+        _check(model, stream, keep, rule)
         warm_up = whole_number("warm_up", warm_up, wanted="a number of examples")
         if isinstance(sketch_size, str):
             raise ValueError(
@@ -325,7 +322,7 @@ class SageStream(IterableDataset[Any]):
         self._turn += 1
 
 
-def _check(model: object, stream: object, keep: object) -> None:
+def _check(model: object, stream: object, keep: object, rule: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(stream, IterableDataset):
@@ -336,6 +333,11 @@ def _check(model: object, stream: object, keep: object) -> None:
         )
     if isinstance(keep, Integral):
         raise TypeError(f"expected keep to be a share in (0, 1], as 1.0, got {keep!r}")
+    if rule not in ("agreement", "random"):
+        raise ValueError(
+            f'expected rule "agreement" or "random", got {rule!r}: herding compares examples that '
+            "a stream does not keep"
+        )
 
 
 def _check_state(state: object, settings: dict[str, Any]) -> None:

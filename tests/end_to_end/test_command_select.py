@@ -232,7 +232,7 @@ def test_wrong_weights_are_refused_and_not_executed(content: Any, words: str) ->
 
 
 def test_a_checkpoint_is_kept() -> None:
-    ours = selected(*BASE, "--checkpoint", "snapshots", "--checkpoint-every", "0.0")
+    ours = selected(*BASE, "--checkpoint", "snapshots")
     assert any(Path("snapshots").iterdir())
     assert_same(ours, expected())
     assert "--checkpoint" not in ours.settings["command"], "it is not what is selected"

@@ -132,7 +132,7 @@ def work(rank: int, folder: str) -> None:
     try:
         found: dict[str, Any] = {name: train(workers) for name, workers in WORKERS.items()}
         generator = torch.Generator().manual_seed(rank)  # rank 0's counts
-        found["generator"] = train({}, generator=generator, refresh_every=1)
+        found["generator"] = train({}, generator=generator)
         found["cut"] = train({}, drop_last=True, length="fixed")
         found["resumed"] = resume()
         alone = make(network(), num_replicas=1, rank=0, dataset=digits())

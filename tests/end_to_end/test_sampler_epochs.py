@@ -330,9 +330,9 @@ def test_wrong_numbers_of_epochs_are_refused(
     name: str, network: nn.Module, blobs: TensorDataset
 ) -> None:
     for wrong in (True, 1.0, np.bool_(True)):
-        with pytest.raises(TypeError, match=f"{name} to be a whole number, got"):
+        with pytest.raises(TypeError, match=f"{name} to be a whole number,.* got"):
             SageSampler(network, blobs, keep=0.5, **{name: wrong})  # type: ignore[arg-type]
-    with pytest.raises((TypeError, ValueError), match=f'{name} to be .*a whole number.*got "?.?1'):
+    with pytest.raises((TypeError, ValueError), match=f"{name} to be a whole number.*got '1'"):
         SageSampler(network, blobs, keep=0.5, **{name: "1"})  # type: ignore[arg-type]
     least = int(name == "refresh_every")
     with pytest.raises(ValueError, match=f"{name} of at least {least} .*got {least - 1}"):

@@ -350,7 +350,7 @@ def test_loading_inconsistent_draws(
 
 
 def test_loading_a_newer_format_says_so(altered: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="expected a format up to 3, got 999"):
+    with pytest.raises(ValueError, match="expected format 3, got 999"):
         Selection.load(altered(meta={"format": 999}))
 
 

@@ -98,7 +98,9 @@ def assert_refused(
 
 def of(data: Pliable, sampler: SageSampler) -> SageSampler:
     """Give the sampler a data set, so that it needs no loader."""
-    return SageSampler(sampler.model, data, keep=sampler.keep, **sampler._refresher._options)
+    again = SageSampler(sampler.model, data, keep=sampler.keep)
+    again._refresher.options = sampler._refresher.options
+    return again
 
 
 def marked_loss(model: nn.Module, batch: Any) -> Tensor:
