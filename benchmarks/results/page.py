@@ -15,6 +15,7 @@ from benchmarks.choices import consensus, finished, sketch_size
 from benchmarks.quality import compression, pictures, subset, tables
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
+    before_after,
     determinism,
     gradients,
     indices,
@@ -54,6 +55,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     indices.section,
     selection.section,
     determinism.section,
+    before_after.section,
     sketch_size.section,
     consensus.section,
     finished.section,

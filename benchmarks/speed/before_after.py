@@ -197,19 +197,22 @@ def section() -> str:
 def main(
     before: Annotated[Path, typer.Option(help="The other tree, built.")],
     data_root: Annotated[str, typer.Option(help="The folder of fashion-mnist.")],
-    rounds: Annotated[int, typer.Option(help="Turns of the timing.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Turns of the timing.")] = 31,
+    subsets: Annotated[
+        bool, typer.Option(help="Compare subsets, or keep those of the file.")
+    ] = True,
 ) -> None:
     """Compare this tree with another one."""
     where = environment(seeds=[0])
     trees = {"before": Tree(before.resolve(), data_root), "after": Tree(PROJECT, data_root)}
-    subsets: list[Run] = []
-    for data in ("digits", "fashion-mnist"):
+    found: list[Run] = [] if subsets else read("before_after.json")["subsets"]
+    for data in ("digits", "fashion-mnist") if subsets else ():
         for case in OPTIONS:
             answers = {
                 name: tree.ask(what="subsets", data=data, case=case) for name, tree in trees.items()
             }
-            subsets.append({"data": data, "case": case, **compared(**answers)})
-            typer.echo(subsets[-1])
+            found.append({"data": data, "case": case, **compared(**answers)})
+            typer.echo(found[-1])
     timings: list[Run] = []
     for model, examples in (("LeNet", 2_000), ("ResNet-18", 96)):
         seconds: dict[str, list[float]] = {"before": [], "after": []}
@@ -234,7 +237,7 @@ def main(
         "Are subsets the same as in another commit, and how long does a whole selection take?",
         where,
         settings=settings,
-        subsets=subsets,
+        subsets=found,
         timings=timings,
     )
 

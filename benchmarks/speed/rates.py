@@ -33,11 +33,6 @@ as norms and the eigenproblem. *GEMM* is faer's float32 matrix product of 1,024 
 *Project* is the time of `project` over that of one such product of 256 rows. *b* is the number of
 rows between two shrinks; 1.5 l ships.
 """
-OLD = "faer_eigenproblem_over_ours"  # in files from before faer's solver was taken back
-OLD_SOLVER = """\
-All figures of this section and of the one before were measured with an eigensolver of our own,
-which faer's has replaced since. In these runs faer's took {least:.1f} to {most:.1f} times as long.
-"""
 
 
 def rates(sketch_size: int, dim: int, rounds: int) -> dict[str, Any]:
@@ -100,9 +95,6 @@ def section() -> str:
     record = read("rates_cpu.json")
     cells = record["results"]
     parts = [TEXT.format(**record)]
-    of_faer = [one[OLD]["median"] for one in cells if OLD in one]
-    if of_faer:
-        parts.append(OLD_SOLVER.format(least=min(of_faer), most=max(of_faer)))
     heads = ["l", "d", "GFLOP/s", "GEMM", "shaped", "host / GEMM", "eigenproblem"]
     heads += ["project / GEMM", *(f"b = {ratio} l" for ratio in cells[0]["seconds_a_row_by_block"])]
     return "\n".join([*parts, table(heads, map(_row, cells))])
