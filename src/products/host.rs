@@ -23,8 +23,8 @@ use crate::products::{columns_of, Products};
 const DEPTH: usize = 1024;
 /// Numbers from one gathered row to the next: with a power of two, rows would share cache lines.
 const STRIDE: usize = DEPTH + 16;
-/// The most segments of columns whose partial sums are held, of at least `LEAST_CHUNKS` chunks each.
-/// Their number is fixed, so that the order of the sums is too.
+/// The most segments of columns whose partial sums are held; each has at least `LEAST_CHUNKS`
+/// chunks. Their number is fixed, so that the order of the sums is too.
 const SEGMENTS: usize = 16;
 const LEAST_CHUNKS: usize = 4;
 /// Numbers read and rewritten at once: they stay in a core's second cache.
@@ -93,8 +93,8 @@ impl Host {
 
     /// Calls `write(pieces, start, row, values)` for every row of `left · stacked`, a panel of columns
     /// at a time: `pieces` are the rows of `out` within some columns, and `values` belong to those
-    /// columns from `start` on (there may be more values than columns left). Rows of `out` may also be
-    /// in `stacked`: they are read before they are written.
+    /// columns from `start` on (there may be more values than columns left). Rows of `out` may be in
+    /// `stacked` too: they are read before they are written.
     fn rewrite<'a>(
         &self,
         left: Left<'_>,

@@ -62,8 +62,8 @@ pub struct Panel<'a> {
     pub columns: usize,
 }
 
-/// `left panel`, some rows at a time: `keep(i, values)` gets the first `values.len()` numbers of row i,
-/// in order, at least all that are needed. With `lower`, numbers after the i-th are not needed.
+/// `left panel`, some rows at a time: `keep(i, values)` gets the first `values.len()` numbers of row
+/// i, in order, at least all that are needed. With `lower`, those after the i-th are not needed.
 pub fn multiply(left: Left<'_>, panel: Panel<'_>, lower: bool, keep: impl FnMut(usize, &[f32])) {
     Arch::new().dispatch(Multiply { left, panel, lower, keep });
 }

@@ -250,8 +250,8 @@ impl<const ROWS: usize> WithSimd for Squares<'_, ROWS> {
     }
 }
 
-/// The inner product in float64, on this processor's widest registers. It is a struct, since a closure
-/// is compiled without them.
+/// The inner product in float64, on this processor's widest registers. It is a struct, since a
+/// closure is compiled without them.
 struct Dot<'a>(&'a [f32], &'a [f32]);
 
 impl WithSimd for Dot<'_> {

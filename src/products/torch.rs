@@ -1,4 +1,4 @@
-//! Long products on torch tensors, through tch. CUDA uses them; the CPU can too, so that this code is
+//! Long products on torch tensors, through tch. CUDA uses them; the CPU can, so that this code is
 //! tested everywhere. Only the small Gram matrix leaves the device.
 //!
 //! All calls are `f_` calls, which return errors. Products are in their `out` forms, which ignore the

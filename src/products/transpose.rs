@@ -6,8 +6,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::products::panels::{width, Left};
 
-/// Columns turned at a time, a cache line of each row: each written line stays in the first cache until
-/// it is complete.
+/// Columns turned at a time, a cache line of each row: each written line stays in the first cache
+/// until it is complete.
 const TURNED: usize = 16;
 
 /// `panel[k][j] ← rows[j][k]` for at most `width` rows; missing columns are 0.

@@ -16,8 +16,8 @@ const PANEL: usize = 256;
 const KEPT: u64 = 1 << 61;
 const DROPPED: u64 = 1 << 62;
 
-/// For each of `kept`, 1 and the number of `dropped` whose most similar direction among `kept` it is;
-/// ties to the lower place. O(kept · dropped · width).
+/// For each of `kept`, 1 plus the number of `dropped` to which its direction is the most similar of
+/// `kept`; ties to the lower place. O(kept · dropped · width).
 pub fn weights(examples: Examples<'_>, kept: &[u32], dropped: &[u32]) -> Vec<u64> {
     let mut counts = vec![1; kept.len()];
     let directions = unit_rows(examples, kept);

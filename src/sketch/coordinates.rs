@@ -13,8 +13,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 
-/// Moves kept apart before they become one. Memory: `8 l² (GROUP + N / (GROUP b))` bytes, b rows per
-/// shrink.
+/// Moves kept apart before they become one. Memory: `8 l² (GROUP + N / (GROUP b))` bytes, b rows
+/// per shrink.
 const GROUP: usize = 32;
 /// Rows moved at once.
 const PANEL: usize = 256;
