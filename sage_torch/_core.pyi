@@ -28,8 +28,8 @@ class SageError(RuntimeError):
     """Numerics or torch failed.
 
     Attributes:
-        row: Position in the batch of the row to blame, where there is one.
-        index: The data set index of that example, where a pass has named it.
+        row: Position in the batch of the row at fault, if there is one.
+        index: The data set index of that example, if a pass has added it.
     """
 
     row: int
@@ -48,7 +48,7 @@ class FrequentDirections:
         dim: Columns d, at least 1.
         device: Where rows and sketch live: CPU (default) or a CUDA device.
         backend: `"host"` (faer on the CPU's own memory, on `torch.get_num_threads()` threads),
-            `"torch"` (torch's products, any of the two devices), or `"auto"`: host on the CPU.
+            `"torch"` (torch's products, on either device), or `"auto"`: host on the CPU.
 
     Raises:
         ValueError: A size is below 1, or the backend does not fit the device.
@@ -87,10 +87,10 @@ class FrequentDirections:
             rows: Tensor (n, dim), n >= 1, float32, float64, bfloat16 or float16, on `device`. A
                 graph is ignored. On the CPU contiguous float32, bfloat16 and float16 rows are read
                 in place and widened piece by piece; elsewhere they become float32 first.
-            class_ids: int32 (n,), at least 0: only, and always, after `carry_consensus`.
+            class_ids: int32 (n,), at least 0: required after `carry_consensus`, else None.
 
         Raises:
-            ValueError: Another shape or device, an empty batch, class ids missing or surplus.
+            ValueError: Another shape or device, an empty batch, or class ids missing or surplus.
             TypeError: Not a dense floating tensor with values.
             SageError: A row is not finite (attribute `row`), or so long that its square overflows
                 float32.
@@ -118,7 +118,7 @@ class FrequentDirections:
             delta: Tensor (n, C), a floating dtype, on `device`.
             hidden: Tensor (n, H), with `C (H + 1) == dim` (`C H` without bias).
             class_ids: As in `update`.
-            bias: Whether the layer has one: whether delta itself follows the products.
+            bias: Whether the layer has a bias: delta itself then follows the products.
 
         Raises:
             ValueError, TypeError, SageError: As `update`.
@@ -130,7 +130,7 @@ class FrequentDirections:
     def carry_consensus(self) -> None:
         """Carry the consensus of each class along with the stream, in weighted coordinates.
 
-        Each row is divided by its length under the sketch of the moment and added to the sum of its
+        Each row is divided by its length under the current sketch and added to the sum of its
         class. So the consensus is known when pass 1 ends. It takes C d numbers.
 
         Raises:
@@ -140,7 +140,7 @@ class FrequentDirections:
     def class_directions(self) -> Tensor:
         """Return the carried consensus (C, l) in weighted coordinates; lengths mean nothing.
 
-        Rows that wait are shrunk first. Ids that never came have zero rows.
+        Rows that wait are shrunk first. Class ids without examples have zero rows.
 
         Raises:
             ValueError: No consensus is carried along.
@@ -168,20 +168,20 @@ class FrequentDirections:
         that wait are shrunk first.
 
         Raises:
-            ValueError: None are carried along.
+            ValueError: No coordinates are carried along.
         """
 
     def merge(self, other: FrequentDirections) -> None:
         """Add another sketch's stream to this one; bounds and shrinkages add up.
 
         Args:
-            other: A sketch of the same `dim`; its `sketch_size` may differ. Where both carry
+            other: A sketch of the same `dim`; its `sketch_size` may differ. If both carry
                 something along, its waiting rows are shrunk first; else it is not changed. Sums of
                 a consensus add up class by class, so a class must be the same id in both.
                 Coordinates of the other's rows follow those of this sketch's rows.
 
         Raises:
-            ValueError: Another `dim`, the same object, or not the same carried along.
+            ValueError: Another `dim`, the same object, or the two carry different things along.
             TypeError: Not a sketch.
         """
 
@@ -189,7 +189,7 @@ class FrequentDirections:
         """Multiply the weight of every row so far by `factor`: A becomes sqrt(factor) A.
 
         Waiting rows are shrunk first. The bound, the energy and a consensus that is carried along
-        then speak of the weighted stream; `rows_seen` goes on counting rows.
+        then refer to the weighted stream; `rows_seen` still counts rows.
 
         Args:
             factor: In (0, 1]; 1 changes nothing.
@@ -202,16 +202,16 @@ class FrequentDirections:
         """
 
     def grow(self, sketch_size: int) -> None:
-        """Go on with `sketch_size` rows, at least those there are; new ones are 0.
+        """Enlarge the sketch to `sketch_size` rows, no fewer than before; new ones are 0.
 
         Rows so far, waiting ones, the bound, the energy and a consensus that is carried along stay
-        as they are. What has been shrunk away does not come back; from now on less is.
+        as they are. Energy shrunk away does not come back; later shrinks lose less.
 
         Raises:
-            ValueError: The sketch is larger already. It is then as it was.
+            ValueError: The sketch is larger already. It has not changed then.
 
         Cost:
-            A copy of the sketch: at the peak less memory than reading the larger one takes.
+            A copy of the sketch: the peak takes less memory than reading the larger sketch.
         """
 
     def matrix(self) -> Tensor:
@@ -227,7 +227,7 @@ class FrequentDirections:
 
         Args:
             rows: As in `update`.
-            basis: Which coordinates; those of a missing row are 0.
+            basis: Kind of coordinates; those of a missing row are 0.
 
         Returns:
             Tensor (n, sketch_size) float32 on `device`.
@@ -251,7 +251,7 @@ class FrequentDirections:
 
         Args:
             delta: As in `update_outer`.
-            hidden: As there.
+            hidden: As in `update_outer`.
             basis: As in `project`.
             bias: As in `update_outer`.
 
@@ -278,7 +278,7 @@ class FrequentDirections:
 
     @property
     def shrinkage(self) -> float:
-        """`Delta`: the most that the sketch underestimates `|Ax|^2` by, for a unit x."""
+        """`Delta`: the sketch underestimates `|Ax|^2` by at most this, for a unit x."""
 
     @property
     def squared_norm(self) -> float:
@@ -286,7 +286,7 @@ class FrequentDirections:
 
     @property
     def rows_seen(self) -> int:
-        """Rows so far, those of merged sketches included."""
+        """Number of rows so far, those of merged sketches included."""
 
     @property
     def sketch_size(self) -> int:
@@ -294,7 +294,7 @@ class FrequentDirections:
 
     @property
     def block_rows(self) -> int:
-        """Rows b between two shrinks; the same places in the stream, however it is batched."""
+        """Rows b between two shrinks, whose places do not depend on the batches."""
 
     @property
     def dim(self) -> int:
@@ -309,14 +309,14 @@ class FrequentDirections:
         """Where products run: `"host"` or `"torch"`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers from which `load_state_dict` goes on bit by bit."""
+        """Return tensors and plain numbers from which `load_state_dict` resumes bit for bit."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the sketch that gave `state` was; sizes must agree.
+        """Resume where the sketch that gave `state` was; sizes must agree.
 
         Raises:
-            ValueError: Something is missing, has another shape or is not finite. The sketch is
-                then as it was.
+            ValueError: Something is missing, has another shape or is not finite. The sketch has
+                not changed then.
         """
 
 @final
@@ -351,7 +351,7 @@ class Consensus:
 
 @final
 class BlockStream:
-    """Herding of a stream, in blocks that are picked from and forgotten.
+    """Herding of a stream, in blocks: each is picked from and forgotten.
 
     Args:
         counts: Members of each class that will come (C,).
@@ -359,8 +359,8 @@ class BlockStream:
         width: Coordinates of a row.
         trim: As in `herding`, by block.
         whole_order: Whether to put all that the trim leaves in order, as `herding_order` does.
-        weights: Whether to count what each kept example stands for, block by block; untrimmed
-            examples of a block that keeps none are shared by the other blocks of their class.
+        weights: Whether to count how many examples each kept one represents, block by block. A
+            block that keeps none shares its untrimmed examples among its class's other blocks.
         block_size: Most rows in a block.
 
     Raises:
@@ -392,19 +392,19 @@ class BlockStream:
         """
 
     def finish(self) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """Return the indices kept, ascending, and their weights where asked for.
+        """Return the indices kept, ascending, and their weights (None without `weights`).
 
         Raises:
-            ValueError: Members that were announced never came, or `whole_order` was asked for.
+            ValueError: Announced members have not come, or the stream has `whole_order`.
         """
 
     def finish_order(
         self,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return order, starts and classes as `herding_order` does; blocks as they came.
+        """Return order, starts and classes as `herding_order` does; blocks in order of arrival.
 
         Raises:
-            ValueError: Members that were announced never came, or no `whole_order` was asked for.
+            ValueError: Announced members have not come, or the stream has no `whole_order`.
         """
 
     @property
@@ -422,7 +422,7 @@ class Scorer:
         scores: float32 (n,), to which the agreement of the examples `first` to `first + n` is
             written: `<z_i/|z_i|, u_c>`, in [-1, 1].
         margins: float32 (n,), to which their margins are written: `<z_i/|z_i|, u_c> - o_i / 2`.
-            That is the agreement with the own class c against the opposition
+            That is the agreement with the own class c minus half the opposition
             `o_i = max(0, -min <z_i/|z_i|, u_b>)` to the other class b that the example opposes
             most. Below 0, the example opposes another class more than twice as much as it agrees
             with its own.
@@ -451,7 +451,7 @@ class Scorer:
         Args:
             coordinates: As `FrequentDirections.sketched` gives them.
             class_ids: int32 (n,) in [0, C).
-            indices: int64 (n,), which examples these are.
+            indices: int64 (n,), the examples' indices.
 
         Raises:
             ValueError: Sizes disagree, or a class id or an index is out of range. Then nothing was
@@ -462,24 +462,24 @@ class Scorer:
         """
 
     def exact_sums(self) -> NDArray[np.float64]:
-        """Return `sum z_i/|z_i|` of each class (C, l) over all that was scored."""
+        """Return `sum z_i/|z_i|` of each class (C, l) over all rows scored."""
 
 @final
 class Permutation:
     """A seeded permutation of `0..size` in O(1) memory; its values never change.
 
     Args:
-        size: Numbers permuted.
-        seed: Names the permutation, together with `stream`.
-        stream: An epoch, a class: permutations of different streams are unrelated.
+        size: How many numbers are permuted.
+        seed: Determines the permutation, together with `stream`.
+        stream: An epoch or a class; permutations of different streams are unrelated.
     """
 
     def __new__(cls, size: int, seed: int, stream: int = 0) -> Permutation: ...
     def take(self, start: int, count: int) -> NDArray[np.int64]:
-        """Return what stands at places `start` to `start + count`.
+        """Return the numbers at places `start` to `start + count`.
 
         Raises:
-            ValueError: Those places leave the permutation.
+            ValueError: Some of those places are outside the permutation.
         """
 
     def __len__(self) -> int: ...
@@ -496,7 +496,7 @@ class CountSketch:
         """Return the signs, -1 or 1, of coordinates `start` to `start + count`."""
 
     def shifts(self) -> NDArray[np.int64]:
-        """Return by how much each run of `out_dim` coordinates is rotated."""
+        """Return how far each run of `out_dim` coordinates is rotated."""
 
 def class_quotas(
     counts: NDArray[np.int64], budget: int, mode: Literal["proportional", "equal"] = "proportional"
@@ -535,7 +535,7 @@ def herding(
         quotas: int64 (C,).
         trim: `"negative"`, a share in [0, 1) of each class, or None.
         block_size: Most rows herded together; larger classes are cut into seeded blocks.
-        seed: Names the blocks.
+        seed: Determines the blocks.
 
     Raises:
         ValueError: Sizes disagree, an id is out of range or a quota exceeds its class.
@@ -561,17 +561,17 @@ def herding_order(
     """Return the order in which herding would pick all that the trim leaves, block by block.
 
     Args:
-        rows: As in `herding`, and the others too; `quotas` only bound the trim.
+        rows: As in `herding`, as all arguments; `quotas` only limit the trim.
         margins: float32 (N,).
         class_ids: int32 (N,).
         quotas: int64 (C,).
         trim: As in `herding`.
         block_size: Most rows in a block.
-        seed: Names the blocks.
+        seed: Determines the blocks.
 
     Returns:
-        Example indices, int64 (M,), class by class; where each block begins, and M (B + 1,); the
-        class of each block, ascending (B,).
+        Example indices, int64 (M,), class by class; each block's start, then M (B + 1,);
+        the class of each block, ascending (B,).
 
     Raises:
         ValueError: As `herding`.
@@ -612,10 +612,10 @@ def weights(
     block_size: int = 4096,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Return how many untrimmed examples of its class each kept one stands for, itself included.
+    """Return how many untrimmed examples of its class each kept one represents, with itself.
 
-    Each dropped one counts for the kept one of its class (and block) with the most similar
-    direction, ties by index. Examples of a class that keeps none count nowhere.
+    Each dropped example counts for the kept one of its class (and block) with the most similar
+    direction, ties by index. Examples of a class that keeps none are not counted.
 
     Args:
         rows: float32 (N, l), sketched gradients in orthonormal coordinates.
@@ -623,12 +623,12 @@ def weights(
         classes: C.
         untrimmed: int64 (M,) ascending.
         indices: int64 (k,) ascending, among `untrimmed`: those kept.
-        block_size: About how many examples are compared with each other; kept and dropped ones of
-            larger classes are dealt over seeded blocks in proportion.
-        seed: Names the blocks.
+        block_size: About how many examples are compared with each other. Kept and dropped examples
+            of larger classes are dealt over seeded blocks in proportion.
+        seed: Determines the blocks.
 
     Returns:
-        float32 (k,), beside `indices`.
+        float32 (k,), in the order of `indices`.
 
     Raises:
         ValueError: Sizes disagree, an id is out of range, or indices are not as described.

@@ -1,6 +1,6 @@
-"""From scores and sketched gradients to a subset: one object per rule.
+"""Rules turn scores and sketched gradients into a subset: one object per rule.
 
-A rule is shown batches while they are scored (`take`; only herding in streaming mode looks), and
+A rule gets batches while they are scored (`take`; only herding in streaming mode uses them), and
 chooses when all scores are known (`finish`). It gives every rank the same subset.
 """
 
@@ -19,13 +19,13 @@ from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.reading.classes import ClassBook
 from sage_torch.selection.draws import Draws
 
-_ORDER_BLOCK = 512  # examples herded together where all of them are put in order
-_STREAM_BLOCK = 1024  # the same on a stream, where the quota alone is picked
+_ORDER_BLOCK = 512  # examples herded together if all of them are put in order
+_STREAM_BLOCK = 1024  # the same on a stream if only the quota is picked
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a rule leaves behind."""
+    """The subset that a rule has chosen."""
 
     indices: NDArray[np.int64]  # (k,) ascending
     trimmed: int  # examples that the trim dropped
@@ -34,13 +34,13 @@ class Chosen:
 
 
 class Rule(Protocol):
-    """How scores become a subset."""
+    """Turns scores into a subset."""
 
     def take(self, batch: ScoredBatch) -> None:
-        """Look at a batch of this rank while streaming."""
+        """Take a batch of this rank while streaming."""
 
     def finish(self, scored: Scored) -> Chosen:
-        """Choose.
+        """Choose the subset.
 
         Raises:
             ValueError: The data set changed between the passes.
@@ -77,7 +77,7 @@ class _OnScores:
     options: Options
 
     def take(self, batch: ScoredBatch) -> None:
-        """Let it pass."""
+        """Ignore the batch."""
 
     def _untrimmed(self, scored: Scored) -> NDArray[np.int64]:
         return _core.untrimmed(scored.margins, self.class_ids, self.quotas, trim=self.options.trim)
@@ -85,7 +85,7 @@ class _OnScores:
     def _chosen(
         self, scored: Scored, left: NDArray[np.int64], indices: NDArray[np.int64]
     ) -> Chosen:
-        """Return one subset, with weights where they are asked for."""
+        """Return one subset, with weights if the options want them."""
         weights, trimmed = None, len(self.class_ids) - len(left)
         if self.options.weights:
             classes, seed = len(self.quotas), self.options.seed
@@ -99,7 +99,7 @@ class Agreement(_OnScores):
     """The paper's rule: the highest scores of each class. It trims nothing."""
 
     def finish(self, scored: Scored) -> Chosen:
-        """Choose."""
+        """Choose the subset."""
         everything = np.arange(len(self.class_ids))
         indices = _core.top_k(scored.scores, self.class_ids, self.quotas)
         return self._chosen(scored, everything, indices)
@@ -109,7 +109,7 @@ class RandomDraws(_OnScores):
     """A new random subset of the untrimmed examples in each epoch."""
 
     def finish(self, scored: Scored) -> Chosen:
-        """Choose."""
+        """Choose the subset."""
         left = self._untrimmed(scored)
         draws = draws_of(left, self.class_ids, self.quotas, "random", self.options.seed)
         return Chosen(draws.epoch(0), len(self.class_ids) - len(left), draws)
@@ -119,7 +119,7 @@ class Herding(_OnScores):
     """Trim, then greedy kernel herding within each class, on all coordinates."""
 
     def finish(self, scored: Scored) -> Chosen:
-        """Choose."""
+        """Choose the subset."""
         if self.options.draw == "rotate":
             return self._in_order(scored)
         indices = _core.herding(
@@ -152,17 +152,17 @@ _Order = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # order
 
 @dataclass(frozen=True)
 class _Picked:
-    """What herding leaves behind of one shard."""
+    """The picks of herding in one shard."""
 
     trimmed: int
     indices: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
-    left_alone: NDArray[np.int64] | None = None  # (C,) that none of the shard's own stands for
+    left_alone: NDArray[np.int64] | None = None  # (C,) without a pick in the shard
     order: _Order | None = None
 
 
 class HerdingInBlocks:
-    """The same on a stream: block by block and shard by shard, without all coordinates."""
+    """Herding on a stream: block by block and shard by shard, without all coordinates."""
 
     def __init__(self, job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int) -> None:
         self._job, self._quotas = job, quotas
@@ -183,12 +183,12 @@ class HerdingInBlocks:
         }
 
     def take(self, batch: ScoredBatch) -> None:
-        """Put a batch's examples into their blocks; herd those that are full."""
+        """Put a batch's examples into their blocks; herd full blocks."""
         stream = self._streams[batch.shard.number]
         stream.add(batch.coordinates, batch.margins, batch.class_ids, batch.indices)
 
     def finish(self, scored: Scored) -> Chosen:
-        """Choose."""
+        """Choose the subset."""
         job = self._job
         parts = job.ranks.gather(
             job.ranks.together(lambda: [self._picked(shard.number, scored) for shard in job.own])
@@ -241,7 +241,7 @@ class HerdingInBlocks:
         blocks: list[tuple[int, NDArray[np.int64]]] = []
         for order, starts, of_blocks in orders:
             blocks += zip(of_blocks.tolist(), np.split(order, starts[1:-1]), strict=True)
-        blocks.sort(key=lambda block: block[0])  # stable: in a class by shard
+        blocks.sort(key=lambda block: block[0])  # stable: within a class by shard
         return Draws(
             draw="rotate",
             order=np.concatenate([members for _, members in blocks]),
@@ -254,7 +254,7 @@ class HerdingInBlocks:
 
 
 def choose_at_random(classes: ClassBook, quotas: NDArray[np.int64], options: Options) -> Chosen:
-    """Apply `rule="random"`, which knows no scores and trims nothing."""
+    """Apply `rule="random"`, which uses no scores and trims nothing."""
     class_ids = classes.of(slice(None))
     if options.draw == "fixed":
         return Chosen(_core.random_subset(class_ids, quotas, options.seed), 0)
@@ -277,7 +277,7 @@ def draws_of(
         class_ids: int32 (N,) of all examples.
         quotas: int64 (C,).
         draw: `"rotate"` or `"random"`.
-        seed: Names the draws.
+        seed: Determines the draws.
     """
     order = left[np.argsort(class_ids[left], kind="stable")]
     classes, starts = np.unique(class_ids[order], return_index=True)

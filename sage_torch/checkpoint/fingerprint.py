@@ -1,4 +1,4 @@
-"""What a selection is of: a model, a data set and options, in few enough words to compare."""
+"""Identifies a selection's model, data set and options in few enough words to compare."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sage_torch.options import Options
 from sage_torch.reading.digest import digest
 
 _PROBED = 16
-_SAME_GRADIENT = 0.01  # of its length: rounding is far below, another loss far above
+_SAME_GRADIENT = 0.01  # share of its length: rounding is far below, another loss far above
 
 
 def probed(total: int) -> NDArray[np.int64]:
-    """Return the indices of the examples that are compared, int64, at most 16."""
+    """Return the indices, int64, of the at most 16 examples that are compared."""
     return np.unique(np.arange(_PROBED) * total // _PROBED)
 
 
@@ -36,21 +36,21 @@ def fingerprint(
     k: int,
     shards: int,
 ) -> dict[str, Any]:
-    """Return what must be the same for a selection to go on where another one stopped.
+    """Return all that must be equal for a selection to resume where another one stopped.
 
     Args:
         model: Its modules, parameters and buffers are hashed.
-        dataset: The examples, or the other view that scores are of: its type and length are hashed,
-            and its labels where `targets`, `labels` or the tensors of a TensorDataset hold them.
-        options: All that bear on the subset.
-        batch: Its `probed` items, collated; None where they are never the same twice.
-        gradients: (P, D) of those, compared up to rounding: they show the loss, the parameters and
-            the computer that were asked for; None where there are none.
-        k: The budget.
+        dataset: The examples, or the view that is scored. Its type and length are hashed, and its
+            labels where `targets`, `labels` or the tensors of a TensorDataset hold them.
+        options: All options; those that affect the subset are compared.
+        batch: Its `probed` items, collated; None if two readings of them differ.
+        gradients: Their gradients (P, D), compared up to rounding. They depend on the chosen loss,
+            parameters and computer. None if there are none.
+        k: Number of examples to keep.
         shards: Number of shards.
 
     Returns:
-        JSON-able: `model`, `data set`, `options`, `gradients`, `versions`.
+        A dict that fits into JSON: `model`, `data set`, `options`, `gradients`, `versions`.
 
     Cost:
         One reading of the model's memory and of the labels.
@@ -69,7 +69,7 @@ def fingerprint(
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """Say in words where two fingerprints differ; None if they do not."""
+    """Say in words how two fingerprints differ; None if they do not."""
     parts = [
         f"another {name}" for name in ("model", "data set") if found.get(name) != expected[name]
     ]
@@ -87,14 +87,14 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | N
 
 
 def short(whole: Mapping[str, Any]) -> str:
-    """Return a fingerprint, less what is compared up to rounding, as one word."""
+    """Return a fingerprint as one word, without the part that is compared up to rounding."""
     exact = {name: value for name, value in whole.items() if name != "gradients"}
     text = json.dumps(exact, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _shown(gradients: Tensor) -> list[list[float]]:
-    """Return length and one seeded projection of each row: D first, in a row of its own."""
+    """Return D in a row of its own, then the length and one seeded projection of each row."""
     rows = gradients.detach().double().cpu()
     direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).double()
     pairs = torch.stack([rows.norm(dim=1), rows @ direction / max(1, len(direction)) ** 0.5], dim=1)
@@ -123,7 +123,7 @@ def _are_same(found: object, expected: list[list[float]]) -> bool:
 
 
 def _known_of(dataset: object) -> list[Any]:
-    """Return what a data set says of itself without reading items."""
+    """Return what can be known of a data set without reading items."""
     known: list[Any] = [type(dataset).__qualname__]
     if isinstance(dataset, Subset):
         return [*known, np.asarray(dataset.indices), _known_of(dataset.dataset)]

@@ -1,8 +1,8 @@
-"""Snapshots: what a killed selection goes on from.
+"""Snapshots, from which a killed selection resumes.
 
-Of pass 1, a shard's sketch and what it carries along, its classes so far and its place in the
-shard; of pass 2, the sketched gradients so far, in segments: all that follows from those is
-computed again, in the same order.
+Pass 1 saves a shard's sketch and what the sketch carries along, the classes so far, and the place
+in the shard. Pass 2 saves the sketched gradients so far, in segments. All that follows from those
+is computed again, in the same order.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from sage_torch.selection.archive import lock, pack, unpack, write_whole
 from sage_torch.selection.result import Selection
 
 _LOG = logging.getLogger("sage_torch")
-SECONDS_BETWEEN = 30.0  # of the passes: what a kill costs, besides a batch
-_LONGEST_SEGMENT = 2**26  # bytes of sketched gradients that wait to be written
+SECONDS_BETWEEN = 30.0  # of the passes: a kill loses at most this, and a batch
+_LONGEST_SEGMENT = 2**26  # most bytes of sketched gradients that wait to be written
 Load = Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]
 _FINGERPRINT, _RESULT = "fingerprint.json", "selection.npz"
 _OF_COORDINATES = ("rows", "starts", "changes")
@@ -41,7 +41,7 @@ class OtherSnapshotsError(ValueError):
     """A folder holds the snapshots of another selection.
 
     Attributes:
-        differs: In what, in words.
+        differs: How they differ, in words.
     """
 
     def __init__(self, folder: str, differs: str) -> None:
@@ -53,26 +53,26 @@ class OtherSnapshotsError(ValueError):
 
 
 class NoSnapshots:
-    """No folder was given: nothing is found, nothing is written."""
+    """Used without a folder: nothing is found and nothing is written."""
 
     def __enter__(self) -> None:
-        """Write from here on."""
+        """Begin to write."""
 
     def __exit__(self, *_: object) -> None:
-        """Let others write there."""
+        """Let other processes write there."""
 
     def follow(self, sketch: _core.FrequentDirections) -> None:
-        """Name the sketch of pass 1: sketched gradients under another one are of no use."""
+        """Note the sketch of pass 1: sketched gradients under another sketch cannot be used."""
 
     def sketch(self, shard: Shard, load: Load) -> int:
-        """Give the latest snapshot of a shard's pass 1 to `load`; return how far it had come.
+        """Give the latest snapshot of a shard's pass 1 to `load`; return how far it had got.
 
         Args:
             shard: The shard.
-            load: `load(state, classes)`, a sketch's state and arrays of its classes, as saved.
+            load: `load(state, classes)` takes a sketch's state and its classes' arrays, as saved.
 
         Returns:
-            Examples of the shard in it; 0 where there is no readable one.
+            Number of the shard's examples in it; 0 without a readable snapshot.
         """
         return 0
 
@@ -83,30 +83,30 @@ class NoSnapshots:
         sketch: _core.FrequentDirections,
         classes: Callable[[], dict[str, NDArray[Any]]],
     ) -> None:
-        """Write a snapshot of a shard's pass 1 if one is due, or the shard is done."""
+        """Write a snapshot of a shard's pass 1 if one is due or the shard is done."""
 
     def rows(self, shard: Shard, width: int) -> Iterator[NDArray[np.float32]]:
-        """Yield the sketched gradients of a shard's pass 2 that were written, in reading order."""
+        """Yield the saved sketched gradients of a shard's pass 2, in reading order."""
         return iter(())
 
     def save_rows(self, shard: Shard, done: int, rows: NDArray[np.float32]) -> None:
-        """Take a batch of sketched gradients, and write those that wait when it is time.
+        """Take a batch of sketched gradients, and write all that wait if a snapshot is due.
 
         Args:
             shard: The shard.
-            done: Examples of it with this batch.
+            done: How many of its examples are done, this batch included.
             rows: float32 (n, l).
         """
 
     def sign(self, selection: Selection) -> None:
-        """Mark a selection as the one that these snapshots led to."""
+        """Mark a selection as the result of these snapshots."""
 
     def finish(self, selection: Selection, shards: Sequence[Shard], *, is_first: bool) -> None:
-        """Write the finished selection and remove what led to it.
+        """Write the finished selection and remove its snapshots.
 
         Args:
-            selection: It is signed.
-            shards: Those whose files this rank has written.
+            selection: The result, already signed.
+            shards: The shards whose files this rank has written.
             is_first: Whether this is rank 0, which writes the selection.
         """
 
@@ -114,27 +114,27 @@ class NoSnapshots:
 class Snapshots(NoSnapshots):
     """The snapshots of one selection, in a folder of their own.
 
-    Every file appears whole or not at all and carries checksums. Ranks write the files of their own
-    shards; where they share the folder, a selection may go on with another number of them.
+    Every file appears whole or not at all, and carries checksums. Ranks write the files of their
+    own shards. If they share the folder, a selection may resume with another number of ranks.
 
     Args:
-        folder: Where.
-        fingerprint: What the selection is of.
+        folder: The folder.
+        fingerprint: Identifies the selection.
     """
 
     def __init__(self, folder: str, fingerprint: dict[str, Any]) -> None:
         self._folder, self._fingerprint = Path(folder), fingerprint
         self.name = short(fingerprint)
         self._last = time.monotonic()
-        self._rows: list[NDArray[np.float32]] = []  # of pass 2, not written yet
+        self._rows: list[NDArray[np.float32]] = []  # rows of pass 2, not written yet
         self._of_sketch = ""
         self._lock: BinaryIO | None = None
 
     def found(self) -> dict[str, Any] | None:
-        """Return the fingerprint of what is in the folder; None where nothing is.
+        """Return the fingerprint of the selection in the folder; None if there is none.
 
         Raises:
-            ValueError: A selection is there that no snapshot led to.
+            ValueError: It holds a selection without a fingerprint.
         """
         path = self._folder / _FINGERPRINT
         try:
@@ -154,7 +154,7 @@ class Snapshots(NoSnapshots):
         return found
 
     def result(self) -> Selection | None:
-        """Return the selection if it has been finished."""
+        """Return the selection if it is finished, else None."""
         path = self._folder / _RESULT
         if not path.exists():
             return None
@@ -171,10 +171,10 @@ class Snapshots(NoSnapshots):
         """Begin to write.
 
         Args:
-            is_first: Whether this is rank 0, which writes what is common to all.
+            is_first: Whether this is rank 0, which writes what all ranks share.
 
         Raises:
-            RuntimeError: Another process is writing there.
+            RuntimeError: Another process is writing to the folder.
             OSError: The folder cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ class Snapshots(NoSnapshots):
                 "selecting with it; give each selection a checkpoint folder of its own"
             ) from error
         for what in ("shard-*.npz", _RESULT, _FINGERPRINT):
-            for part in self._folder.glob(f"{what}.*.part"):  # of a process that was killed
+            for part in self._folder.glob(f"{what}.*.part"):  # left by a process that was killed
                 part.unlink(missing_ok=True)
         write_whole(self._folder / _FINGERPRINT, json.dumps(self._fingerprint).encode())
 
@@ -229,7 +229,7 @@ class Snapshots(NoSnapshots):
             if not (0 < done <= len(shard) and len(arrays["ids"]) == done == state["rows_seen"]):
                 raise ValueError(f"expected 1 to {len(shard)} examples, got {done}")
             load(state, {name: arrays[name] for name in ("values", "ids")})
-        except Exception as error:  # whatever numbers that do not fit together lead to
+        except Exception as error:  # inconsistent numbers may raise anything
             self._ignore(path, error)
             return 0
         return done
@@ -248,9 +248,9 @@ class Snapshots(NoSnapshots):
         arrays = {name: _numpy(state[name]) for name in ("sketch", "pending")} | classes()
         arrays["singular_values"] = np.asarray(state["singular_values"], np.float64)
         arrays["pending_ids"] = np.asarray(state["pending_ids"], np.int32)
-        if state["consensus"] is not None:  # of the streaming mode
+        if state["consensus"] is not None:  # in streaming mode
             arrays["consensus"] = _numpy(state["consensus"])
-        carried = state.get("coordinates")  # of the one-pass mode
+        carried = state.get("coordinates")  # in one-pass mode
         if carried is not None:
             arrays |= {f"coordinates_{name}": _numpy(carried[name]) for name in _OF_COORDINATES}
         meta = {name: state[name] for name in _NUMBERS}
@@ -324,7 +324,7 @@ def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _state(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return the `state_dict` of a sketch as it was saved."""
+    """Return the `state_dict` of a sketch, as saved."""
     state: dict[str, Any] = {name: meta[name] for name in _NUMBERS}
     state |= {name: torch.from_numpy(arrays[name]) for name in ("sketch", "pending")}
     state["singular_values"] = arrays["singular_values"].tolist()

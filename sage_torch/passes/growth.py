@@ -1,9 +1,9 @@
 """`sketch_size="auto"`: a sketch that gets more rows while too much of the energy is lost.
 
-Agreement needs far fewer rows than energy does. Measured, 64 rows rank examples nearly as 512 do
-(Spearman 0.97 and above), whether those 64 keep a third of the energy or nearly all of it
-(benchmarks/choices/sketch_size.py). So growth begins at 64. The target is a compromise, most of the
-energy; the data show no threshold.
+Agreement needs far fewer rows than energy does. In measurements, 64 rows rank examples nearly as
+512 do (Spearman 0.97 and above), whether those 64 keep a third of the energy or nearly all of it
+(benchmarks/choices/sketch_size.py). So growth begins at 64. The target, most of the energy, is a
+compromise: the data show no threshold.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sage_torch.reading.shards import Shard
 _LOG = logging.getLogger("sage_torch")
 MOST_ROWS = 512
 TARGET = 0.25  # share of the energy that may be lost
-# A sketch of l rows is looked at once, when this many times l examples have been seen: later, what
-# a larger one would have kept is gone; sooner, most of what is there has never been shrunk.
+# A sketch of l rows is judged once, after this many times l examples. Later, energy that a larger
+# sketch would have kept is lost. Sooner, most rows have never been shrunk.
 EXAMPLES_A_ROW = 8
-_ROWS_HELD = 3.5  # of the sketch, those that wait (1.5 l) and the view of both, over l
+_ROWS_HELD = 3.5  # sketch, waiting rows (1.5 l) and a view of both, over l
 
 
 class Growth:
@@ -35,9 +35,9 @@ class Growth:
 
     Args:
         job: `options.memory_budget`, number of examples and shards, mode.
-        shard: Whose rows come, from the first on.
-        classes: What is known of the shard's classes.
-        size: Rows of the sketch where they are known; None where this shard decides.
+        shard: The shard whose rows come, from the first on.
+        classes: The classes of the shard's examples so far.
+        size: Rows of the sketch if they are known; None if this shard decides.
     """
 
     def __init__(self, job: Job, shard: Shard, classes: ClassBook, size: int | None) -> None:
@@ -45,11 +45,11 @@ class Growth:
 
     @property
     def first_rows(self) -> int:
-        """Rows to begin with."""
+        """Number of rows to begin with."""
         return first_rows(self._job.options) if self._size is None else self._size
 
     def is_settled(self, sketch: _core.FrequentDirections) -> bool:
-        """Return whether a sketch has the size that it will keep."""
+        """Return whether a sketch has its final size."""
         place = EXAMPLES_A_ROW * sketch.sketch_size
         return (
             self._size is not None
@@ -66,16 +66,16 @@ class Growth:
         class_ids: NDArray[np.int32] | None,
         indices: NDArray[np.int64],
     ) -> None:
-        """Add a batch, in parts that end where it is time to look.
+        """Add a batch, in parts that end where the sketch is judged.
 
         Args:
-            sketch: It grows.
+            sketch: The sketch, which may grow.
             rows: (n, d), or their factors.
-            class_ids: (n,), where a consensus is carried along.
-            indices: (n,), whose rows they are.
+            class_ids: (n,), if a consensus is carried along.
+            indices: (n,), the examples of the rows.
 
         Raises:
-            SageError: As the sketch's `update`; names the example.
+            SageError: As the sketch's `update`; it names the example.
         """
         done, count = 0, len(indices)
         while done < count and not self.is_settled(sketch):
@@ -88,10 +88,10 @@ class Growth:
             self._add(sketch, rows, class_ids, indices, slice(done, count))
 
     def check(self, rows: int) -> None:
-        """Refuse a sketch from elsewhere with a number of rows that it cannot have.
+        """Refuse a loaded sketch whose number of rows is impossible here.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: It is impossible.
         """
         most = MOST_ROWS if self._size is None else self._size
         if not self.first_rows <= rows <= most:
@@ -105,7 +105,7 @@ class Growth:
         indices: NDArray[np.int64],
         part: slice,
     ) -> None:
-        if part.stop - part.start < len(indices):  # else as they are: what is wrong will be named
+        if part.stop - part.start < len(indices):  # else unchanged: `update` names errors
             rows, indices = part_of(rows, part), indices[part]
             class_ids = None if class_ids is None else class_ids[part]
         with naming_the_example(indices):
@@ -124,7 +124,7 @@ class Growth:
             sketch.grow(grown)
 
     def _most_rows(self, sketch: _core.FrequentDirections) -> int:
-        """Return how many rows the memory budget, and sense, have room for."""
+        """Return the most rows that the memory budget and the data allow."""
         job, seen = self._job, sketch.rows_seen
         total, shards = job.reader.total, len(job.shards)
         at_once = 1 + (shards - 1).bit_length()  # sketches, while shards wait to be merged
@@ -140,7 +140,7 @@ class Growth:
 
 
 def lost_energy(sketch: _core.FrequentDirections) -> float:
-    """Return `1 - |S|_F^2 / |A|_F^2`, rows that wait included; 0 where there is no energy."""
+    """Return `1 - |S|_F^2 / |A|_F^2`, waiting rows included; 0 if there is no energy."""
     if not sketch.squared_norm > 0:
         return 0.0
     return 1.0 - float(np.sum(sketch.singular_values() ** 2)) / sketch.squared_norm

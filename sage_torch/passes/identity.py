@@ -1,4 +1,4 @@
-"""Whether all ranks want the same selection, and whether a part of it has been done before."""
+"""Checks that all ranks want the same selection, and finds what is done of it already."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from sage_torch.selection.result import Selection
 
 
 def identified(job: Job, model: nn.Module, dataset: Dataset[Any]) -> tuple[Job, Selection | None]:
-    """Make sure that all ranks want the same selection, and look for snapshots of it.
+    """Check that all ranks want the same selection, and look for snapshots of it.
 
     Args:
-        job: As `Job.of` gave it.
-        model: As there.
-        dataset: As there.
+        job: The result of `Job.of`.
+        model: As in `Job.of`.
+        dataset: As in `Job.of`.
 
     Returns:
-        The job, with snapshots where a folder was given, and the selection where it is finished.
+        The job, with snapshots if a folder was given, and the selection if it is finished.
 
     Raises:
         OtherSnapshotsError: The folder holds another selection's snapshots.
         ValueError: Ranks do not want the same selection.
-        RuntimeError: Another process writes there.
+        RuntimeError: Another process writes to the folder.
         OSError: The folder cannot be written.
         SageError: Another rank failed.
     """
@@ -67,10 +67,10 @@ def identified(job: Job, model: nn.Module, dataset: Dataset[Any]) -> tuple[Job, 
 def _identity(
     job: Job, model: nn.Module, dataset: Dataset[Any]
 ) -> tuple[dict[str, Any], torch.device | None]:
-    """Return the fingerprint, and the device of gradients.
+    """Return the fingerprint, and the device of the gradients.
 
-    A computer learns from the first batch that it sees: here the same one on all ranks, and for a
-    selection that resumes.
+    A computer learns from the first batch that it sees. Here, that batch is the same on all ranks,
+    and the same when a selection resumes.
     """
     indices = probed(job.reader.total)
     batch, rows = job.reader.probe(indices), None

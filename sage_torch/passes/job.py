@@ -1,4 +1,4 @@
-"""One selection, decided once: how many, in which parts, in which mode, on which device."""
+"""One selection, decided once: number of examples, shards, mode and device."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sage_torch.reading.ranks import Ranks
 from sage_torch.reading.reader import Reader
 from sage_torch.reading.shards import Shard, cut, of_rank, places_of
 
-_SHARDS_OF_GROUP = 8  # unless the user names another number
+_SHARDS_OF_GROUP = 8  # unless the caller names another number
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from the options and the number of examples alone.
+    """The part of a selection that follows from its options and number of examples alone.
 
     Attributes:
-        k: Budget.
+        k: Number of examples to keep.
         mode: How examples are scored.
         shards: Parts of the data set, sketched apart.
     """
@@ -39,7 +39,7 @@ class Plan:
 
     @classmethod
     def of(cls, options: Options, total: int, *, is_group: bool) -> Plan:
-        """Decide it for `total` examples, alone or in a process group.
+        """Return the plan for `total` examples, alone or in a process group.
 
         Raises:
             ValueError: The options do not fit this many examples.
@@ -55,13 +55,13 @@ class Job:
     """One selection, as both passes and the rule need it.
 
     Attributes:
-        options: What was asked for, checked.
-        plan: Budget, mode and shards.
-        ranks: Who shares the work.
+        options: The caller's options, checked.
+        plan: Number to keep, mode and shards.
+        ranks: The ranks that share the work.
         reader: Reads the examples.
-        computer: Gives gradients; rule "random" never asks it.
+        computer: Computes gradients; rule "random" never uses it.
         snapshots: What a killed selection resumes from.
-        device: Where gradients come out, where that is known before pass 1.
+        device: The device of the gradients, if it is known before pass 1.
     """
 
     options: Options
@@ -79,8 +79,8 @@ class Job:
         Args:
             model: Unwrapped, in evaluation mode.
             dataset: The examples.
-            options: What was asked for.
-            ranks: Who shares the work.
+            options: The caller's options.
+            ranks: The ranks that share the work.
 
         Raises:
             TypeError, ValueError: They do not go together.
@@ -102,17 +102,17 @@ class Job:
 
     @property
     def shards(self) -> list[Shard]:
-        """All shards, whoever reads them."""
+        """All shards, those of other ranks included."""
         return self.plan.shards
 
     @property
     def own(self) -> list[Shard]:
-        """The shards that this rank reads: neighbours, maybe none."""
+        """The shards that this rank reads: neighbours, or none."""
         return of_rank(self.shards, self.ranks)
 
     @property
     def own_places(self) -> slice:
-        """Where the examples that this rank reads stand among all."""
+        """Where this rank's examples stand among all examples."""
         return places_of(self.own)
 
 

@@ -1,4 +1,4 @@
-"""Shards' sketches become one: merged in a fixed tree, sent from rank to rank where they must."""
+"""Merges the shards' sketches in a fixed tree, across ranks where necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sage_torch.passes.job import Job
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.shards import MergeTree
 
-# The sketch of some shards, or the reason why there is none, which all ranks will hear of.
+# The sketch of some shards, or an error in its place, which all ranks will raise.
 Part = _core.FrequentDirections | SageError
 
 
@@ -24,7 +24,7 @@ def tree_of(job: Job) -> MergeTree[Part]:
 
 
 def _merged(first: Part, second: Part) -> Part:
-    """Return the sketch of both, or the error of one."""
+    """Return the sketch of both, or the error of either."""
     for part in (first, second):
         if isinstance(part, SageError):
             return part
@@ -64,7 +64,7 @@ def joined(job: Job, tree: MergeTree[Part], classes: ClassBook) -> _core.Frequen
         send=lambda part, rank: ranks.send(packed(part), rank),
         receive=lambda rank: unpacked(ranks.receive(rank)),
     )
-    if ranks.size > 1:  # rank 0 has the whole, and tells the others
+    if ranks.size > 1:  # rank 0 has the whole, and sends it to the others
         sent = ranks.broadcast({} if whole is None else packed(whole))
         whole = unpacked(sent) if whole is None else whole
 
@@ -77,7 +77,7 @@ def joined(job: Job, tree: MergeTree[Part], classes: ClassBook) -> _core.Frequen
 
 
 def new_sketch(job: Job, dim: int, device: torch.device, rows: int) -> _core.FrequentDirections:
-    """Return an empty sketch that carries along what the mode needs."""
+    """Return an empty sketch that carries along all that the mode needs."""
     sketch = _core.FrequentDirections(rows, dim, device=device)
     job.mode.begin(sketch)
     return sketch
@@ -89,9 +89,9 @@ def sketch_of(
     """Return the sketch that gave a state, with the class ids of this rank's book.
 
     Args:
-        job: Where rows will come from, and the mode.
+        job: Source of the rows, and the mode.
         state: A `state_dict`.
-        positions: int32 (C,), the id here of each class id there.
+        positions: int32 (C,): for each class id in the state, the id here.
 
     Raises:
         ValueError: The state does not fit.
@@ -99,7 +99,7 @@ def sketch_of(
     sums = state["consensus"]
     if sums is not None:
         ours = sums.new_zeros((int(positions.max()) + 1, sums.shape[1]))
-        seen = min(len(sums), len(positions))  # a sketch has rows for the classes that it saw
+        seen = min(len(sums), len(positions))  # a sketch has sums only for classes that it saw
         ours[torch.from_numpy(positions[:seen]).long()] = sums[:seen]
         sums = ours
     waiting = state["pending_ids"]

@@ -1,4 +1,4 @@
-"""The three ways to score: what pass 1 carries along, and what the rule gets of it."""
+"""The three ways to score, which differ in the data that pass 1 carries along."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.options import Options
 
-FIRST_ROWS = 64  # of a sketch that chooses its size (see growth.py)
+FIRST_ROWS = 64  # in a sketch that chooses its size (see growth.py)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Mode:
         """Return the mode of a data set of `total` examples.
 
         Raises:
-            ValueError: It is streaming, and weights are asked for of a rule that needs all
-                coordinates.
+            ValueError: The mode is streaming, and the options want weights from a rule that needs
+                all coordinates for them.
         """
         needed = 4 * total * first_rows(options)
         if options.consensus == "one_pass":
@@ -46,7 +46,7 @@ class Mode:
 
     @property
     def is_streaming(self) -> bool:
-        """Whether batches are scored and forgotten, so that the rule never has all coordinates."""
+        """Whether batches are scored and forgotten: the rule then never has all coordinates."""
         return self.name == "streaming"
 
     @property
@@ -55,14 +55,14 @@ class Mode:
         return self.name == "one_pass"
 
     def begin(self, sketch: _core.FrequentDirections) -> None:
-        """Let a new sketch carry along what scoring will need."""
+        """Let a new sketch carry along all that scoring will need."""
         if self.is_streaming:
             sketch.carry_consensus()
         elif self.is_one_pass:
             sketch.carry_coordinates()
 
     def carried_ids(self, class_ids: NDArray[np.int32]) -> NDArray[np.int32] | None:
-        """Return the class ids that the sketch is told: of those whose consensus it carries."""
+        """Return the class ids for the sketch: None unless it carries a consensus."""
         return class_ids if self.is_streaming else None
 
 

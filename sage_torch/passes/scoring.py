@@ -22,12 +22,12 @@ from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
 
 _TITLE = "SAGE pass 2 of 2: score"
-_COLUMNS = 4  # of the coordinates, sorted at once
+_COLUMNS = 4  # number of columns of coordinates sorted at once
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """What a rule that covers the data is shown of a batch when streaming."""
+    """The part of a batch that a covering rule sees when streaming."""
 
     shard: Shard
     indices: NDArray[np.int64]  # (n,)
@@ -38,31 +38,31 @@ class ScoredBatch:
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring leaves behind, the same on every rank."""
+    """The results of scoring, the same on every rank."""
 
     scores: NDArray[np.float32]  # (N,) agreement
-    margins: NDArray[np.float32]  # (N,) what the trim reads
+    margins: NDArray[np.float32]  # (N,) the trim reads them
     coordinates: NDArray[np.float32]  # (N, l) orthonormal; (0, l) when streaming
-    consensus_cosine: float  # NaN where the exact consensus is not known
+    consensus_cosine: float  # NaN if the exact consensus is not known
 
 
 def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> Scored:
     """Score every example.
 
-    In one pass no example is read again. Those taken in early have been through later shrinks, and
-    their coordinates are shorter than they would be under the final sketch. So the consensus is not
-    the exact one, and nobody knows how near it is: its cosine is NaN.
+    In one-pass mode, no example is read again. Early examples have been through later shrinks, so
+    their coordinates are shorter than under the final sketch. So the consensus is not the exact
+    one. How near it is, is not known: its cosine is NaN.
 
     Args:
-        job: What is read, and the mode.
-        sketched: What pass 1 left behind.
-        take: When streaming it gets every batch of this rank, shard after shard.
+        job: The data to read, and the mode.
+        sketched: The results of pass 1.
+        take: When streaming, it is called with each batch of this rank, shard after shard.
 
     Raises:
-        SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
+        SageError: A loss or gradient is not finite (names the example), or another rank failed.
 
     Cost:
-        One gradient per example (none in one pass) and l d multiply-adds. Memory: 8 bytes per
+        Per example one gradient (none in one pass) and l d multiply-adds. Memory: 8 bytes per
         example, and 4 l more on every rank unless streaming.
     """
     if job.mode.is_streaming:
@@ -118,7 +118,7 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
             return [scored(shard, bar.update) for shard in job.own]
 
     sums = job.ranks.together(all_scored)
-    # The exact consensus is known now: how far was the carried one from it?
+    # The exact consensus is known now: compare the carried one with it.
     exact = _core.Consensus(*directions.shape)
     for of_shard in (part for of_rank in job.ranks.gather(sums) for part in of_rank):
         exact.add_sums(of_shard)  # in the shards' order on every rank
@@ -135,7 +135,7 @@ def _sketched_gradients(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
     """Yield indices (n,), class ids (n,) and weighted coordinates (n, l), batch by batch.
 
-    Those that a snapshot has come first; the others are computed.
+    Coordinates from a snapshot come first; the others are computed.
     """
     done = 0
     for part in job.snapshots.rows(shard, sketched.sketch.sketch_size):
@@ -159,11 +159,11 @@ def _of_all_ranks(job: Job, own: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _in_order(job: Job, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return rows (N, l), given as they were read, in the order of the data set."""
-    for shard in job.shards:  # merged as neighbours: one after the other
+    """Sort rows (N, l) from the reading order into the order of the data set."""
+    for shard in job.shards:  # shards were merged as neighbours: they follow each other
         part = coordinates[shard.places]
         places = job.reader.indices(shard, 0, len(shard)) - shard.start
-        for first in range(0, part.shape[1], _COLUMNS):  # a few, so that nothing is held twice
+        for first in range(0, part.shape[1], _COLUMNS):  # a few, so that no full copy is held
             columns = part[:, first : first + _COLUMNS]
             columns[places] = columns.copy()
     return coordinates
@@ -189,6 +189,6 @@ def _to_orthonormal(sketch: _core.FrequentDirections) -> NDArray[np.float32]:
 
 
 def _smallest_cosine(ours: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
-    is_there = np.linalg.norm(exact, axis=1) > 0  # a class whose gradients are all 0 has none
+    is_there = np.linalg.norm(exact, axis=1) > 0  # no consensus if all gradients are 0
     cosines = (ours * exact).sum(axis=1)[is_there]
     return float(cosines.min()) if len(cosines) else 1.0

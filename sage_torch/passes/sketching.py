@@ -24,30 +24,30 @@ from sage_torch.reading.shards import Shard
 
 @dataclass(frozen=True)
 class Sketched:
-    """What pass 1 leaves behind, the same on every rank."""
+    """The results of pass 1, the same on every rank."""
 
     sketch: _core.FrequentDirections
     classes: ClassBook
-    order: NDArray[np.int64]  # (C,) the class id in the sketch of each class here
+    order: NDArray[np.int64]  # (C,) for each class here, its id in the sketch
 
 
 def sketch_pass(job: Job) -> Sketched:
     """Pass 1: stream the gradients of all examples into one sketch.
 
     Args:
-        job: The sketch carries along what its mode needs: the consensus of each class when
-            streaming, every example's coordinates in one pass.
+        job: The sketch carries along what its mode needs: each class's consensus when streaming,
+            each example's coordinates in one-pass mode.
 
     Returns:
         The sketch and the classes.
 
     Raises:
-        SageError: A loss or gradient is not finite; names the example's index. Another rank failed.
+        SageError: A loss or gradient is not finite (names the example), or another rank failed.
 
     Cost:
-        One gradient per example, and about 7 l d operations for the sketch. Memory: 4 l d bytes
-        log2(shards) times, and 4 bytes per example; C d numbers when streaming, 4 l bytes per
-        example in one pass.
+        Per example one gradient, and about 7 l d operations for the sketch. Memory: 4 l d bytes
+        log2(shards) times, and 4 bytes per example. To this, streaming adds C d numbers, and
+        one-pass mode 4 l bytes per example.
     """
     classes = ClassBook(job.reader.total, job.options.class_balanced)
     tree = tree_of(job)
@@ -71,9 +71,9 @@ def sketch_pass(job: Job) -> Sketched:
 def _settled(
     job: Job, classes: ClassBook, advance: Callable[[int], object]
 ) -> tuple[int, Iterator[_core.FrequentDirections] | None]:
-    """Return how many rows all sketches get, and the reading of the first shard where it is open.
+    """Return the rows of all sketches, and the first shard's reading if it has begun.
 
-    Only `sketch_size="auto"` asks the first part of the first shard; other ranks wait for it.
+    Only `sketch_size="auto"` reads part of the first shard for it; other ranks wait.
     """
     if job.options.sketch_size != "auto":
         return job.options.sketch_size, None
@@ -95,14 +95,14 @@ def _sketching(
     advance: Callable[[int], object],
     size: int | None,
 ) -> Iterator[_core.FrequentDirections]:
-    """Yield a shard's sketch once its size is settled, and once more when the shard has been read.
+    """Yield a shard's sketch when its size is final, and again when the shard has been read.
 
     Args:
-        job: What is read, and how.
-        shard: Which examples.
-        classes: Their classes are noted there.
-        advance: Hears how many examples have been read.
-        size: Rows of the sketch; None where this shard decides.
+        job: The data to read, and the options.
+        shard: The examples to read.
+        classes: The book that notes their classes.
+        advance: Called with the number of further examples done.
+        size: Rows of the sketch; None if this shard decides.
     """
     sketch: _core.FrequentDirections | None = None
     growth = Growth(job, shard, classes, size)
@@ -141,7 +141,7 @@ def _sketching(
 
 
 def _share_classes(job: Job, classes: ClassBook) -> None:
-    """Tell every rank the classes of all examples."""
+    """Send every rank the classes of all examples."""
     if job.ranks.size == 1:
         return
     parts = job.ranks.gather((job.own_places, classes.part(job.own_places)))
@@ -151,10 +151,10 @@ def _share_classes(job: Job, classes: ClassBook) -> None:
 
 
 def label_pass(job: Job) -> ClassBook:
-    """Read the labels only: all that `rule="random"` needs.
+    """Read only the labels, which are all that `rule="random"` needs.
 
     Cost:
-        One reading of the data set, no gradient.
+        The data set is read once; no gradient is computed.
     """
     classes = ClassBook(job.reader.total, job.options.class_balanced)
 

@@ -1,4 +1,4 @@
-"""Which class each example belongs to, learned while the data streams by."""
+"""Learns the class of each example while the data is read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _CHUNK = 8_192
 
 
 class Classes:
-    """Labels and their class ids, numbered as they come.
+    """Labels and their class ids, numbered in order of appearance.
 
     Args:
-        wanted: `"auto"`: balance classes where the data has them; True: it must; False: never.
+        wanted: `"auto"`: balance classes if the data has them; True: it must; False: never.
 
     Attributes:
         has_labels: Whether batches have integer labels; None before the first batch.
@@ -29,10 +29,10 @@ class Classes:
 
     @classmethod
     def known(cls, wanted: bool | str, values: Any, has_labels: Any) -> Classes:
-        """Return classes with labels numbered before, as `values().tolist()` gave them.
+        """Return classes whose labels are numbered already, as `values().tolist()` gave them.
 
         Raises:
-            ValueError: They are no different whole numbers.
+            ValueError: They are not distinct whole numbers.
         """
         is_numbers = isinstance(values, list) and all(type(value) is int for value in values)
         if not is_numbers or len(set(values)) < len(values):
@@ -51,7 +51,7 @@ class Classes:
 
     @property
     def count(self) -> int:
-        """Number of classes that the rules see."""
+        """How many classes the rules see."""
         return len(self._positions) if self.is_balanced else 1
 
     def values(self) -> NDArray[np.int64]:
@@ -59,10 +59,10 @@ class Classes:
         return np.fromiter(self._positions, np.int64, len(self._positions))
 
     def ids_of(self, labels: Tensor | None, n: int) -> NDArray[np.int32]:
-        """Number the labels of a batch; return its class ids (n,), 0 throughout without classes.
+        """Number the labels of a batch; return its class ids (n,), all 0 without classes.
 
         Raises:
-            ValueError: Labels are missing where they are wanted, or where other batches have them.
+            ValueError: Labels are missing although they are wanted, or other batches have them.
         """
         self._expect_labels(labels is not None)
         if labels is None or self._wanted is False:
@@ -70,7 +70,7 @@ class Classes:
         return self._number(labels)
 
     def _number(self, labels: Tensor) -> NDArray[np.int32]:
-        """Return the id of each label, whatever the rules see."""
+        """Return the id of each label, even if the rules see one class."""
         values, inverse = np.unique(labels.to(torch.int64).numpy(), return_inverse=True)
         return self._ids_of_values(values)[inverse]
 
@@ -98,7 +98,7 @@ class ClassBook(Classes):
 
     Args:
         total: Number of examples N.
-        wanted: As of `Classes`.
+        wanted: As in `Classes`.
     """
 
     def __init__(self, total: int, wanted: bool | str) -> None:
@@ -107,7 +107,7 @@ class ClassBook(Classes):
         self._total = total
 
     def add(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
-        """Note a batch's labels and return its class ids (n,), 0 throughout without classes."""
+        """Note a batch's labels and return its class ids (n,), all 0 without classes."""
         self._expect_labels(labels is not None)
         if labels is not None:
             self._all_ids()[indices] = self._number(labels)
@@ -116,17 +116,17 @@ class ClassBook(Classes):
     def adopt(
         self, indices: NDArray[np.int64] | slice, part: dict[str, NDArray[Any]]
     ) -> NDArray[np.int32]:
-        """Note what another book has of some examples; return what its class ids are here.
+        """Copy the classes of some examples from another book; return its ids as numbered here.
 
         Args:
-            indices: Those examples.
-            part: Its `part` of them.
+            indices: The examples.
+            part: The other book's `part(indices)`.
 
         Returns:
-            int32 (C,), the id here of each class id there.
+            int32 (C,): for each class id there, the id here.
 
         Raises:
-            ValueError: It is damaged, or one has labels and the other none.
+            ValueError: The part is damaged, or only one of the books has labels.
         """
         values, ids = part["values"], part["ids"]
         fits = values.dtype == np.int64 and ids.dtype == np.int32 and values.ndim == ids.ndim == 1
@@ -149,10 +149,10 @@ class ClassBook(Classes):
         return {"values": self.values(), "ids": self._ids[indices]}
 
     def check(self, indices: NDArray[np.int64], labels: Tensor | None) -> NDArray[np.int32]:
-        """Return the class ids (n,) again, after comparing labels with those of pass 1.
+        """Compare labels with those of pass 1; return the class ids (n,) again.
 
         Raises:
-            ValueError: A label is another one now.
+            ValueError: A label has changed.
         """
         if (labels is not None) != self.has_labels:
             raise ValueError(
@@ -176,7 +176,7 @@ class ClassBook(Classes):
         return self._ids[indices]
 
     def sizes(self, places: slice = slice(None)) -> NDArray[np.int64]:
-        """Return the number of examples in each class (C,), of all or of some places."""
+        """Return the number of examples in each class (C,), among all or some places."""
         return np.bincount(self.of(places), minlength=self.count)
 
     def finish(self) -> NDArray[np.int64]:
@@ -193,7 +193,7 @@ class ClassBook(Classes):
         return order if self.is_balanced else np.zeros(1, np.int64)
 
     def labels(self) -> NDArray[np.int64] | None:
-        """Return the labels of all examples (N,); None where they have none."""
+        """Return the labels of all examples (N,); None if they have none."""
         return self.labels_of(slice(None)) if self.has_labels else None
 
     def labels_of(self, indices: NDArray[np.int64] | slice) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The ranks that select together: who they are, and how they tell each other what they found."""
+"""The ranks that select together, and how they exchange results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import nn
 from sage_torch._core import SageError
 
 _T = TypeVar("_T")
-# Ranks wait for each other's passes. One that has died is noticed at once, by its connection.
+# Ranks wait for each other's passes. A dead rank is noticed at once, since its connection closes.
 _PATIENCE = timedelta(days=1)
-# Our group beside each default group. Weakly, or a group that has been destroyed would live on
-# here until the interpreter ends, when gloo aborts the process now and then.
+# Our group beside each default group. References are weak: else a destroyed group would live until
+# the interpreter ends, and gloo sometimes aborts the process then.
 _side_groups: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
 
 
@@ -26,13 +26,13 @@ _side_groups: WeakKeyDictionary[Any, ReferenceType[Any]] = WeakKeyDictionary()
 class Ranks:
     """The processes of a job, as this one sees them.
 
-    What they tell each other goes through the CPU, over a gloo group of their own beside the
-    default one: a user's collectives, NCCL streams included, are not disturbed. Objects travel by
-    pickle, between processes of one job only.
+    They communicate through the CPU, over a gloo group of their own beside the default one. So your
+    collectives are not disturbed, NCCL streams included. Objects are pickled, and travel only
+    between processes of one job.
 
     Attributes:
-        rank: This process.
-        size: How many there are; with 1 nothing below communicates.
+        rank: The rank of this process.
+        size: Number of processes; with 1, nothing below communicates.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class Ranks:
 
     @property
     def is_group(self) -> bool:
-        """Whether there is a process group, be it of one."""
+        """Whether there is a process group, even of one process."""
         return self._world is not None
 
     def gather(self, value: _T) -> list[_T]:
@@ -70,7 +70,7 @@ class Ranks:
         return received
 
     def send(self, value: object, to: int) -> None:
-        """Send a value to another rank, which receives it.
+        """Send a value to another rank, which must call `receive`.
 
         Raises:
             SageError: As `gather`.
@@ -78,7 +78,7 @@ class Ranks:
         self._communicate(lambda group: dist.send_object_list([value], dst=to, group=group))
 
     def receive(self, source: int) -> Any:
-        """Return what another rank sends.
+        """Return the value that another rank sends.
 
         Raises:
             SageError: As `gather`.
@@ -88,11 +88,11 @@ class Ranks:
         return values[0]
 
     def together(self, work: Callable[[], _T]) -> _T:
-        """Do work of this rank's own; when it fails on one rank, raise on all of them.
+        """Do this rank's own work; if it fails on one rank, raise on all ranks.
 
         Raises:
-            SageError: Another rank failed; says which and why.
-            BaseException: Whatever the work raises here.
+            SageError: Another rank failed; the message says which one and why.
+            BaseException: The work raised it on this rank.
         """
         if self.size == 1:
             return work()
@@ -111,10 +111,10 @@ class Ranks:
         return result
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give a model rank 0's buffers, as DistributedDataParallel does before each forward pass.
+        """Copy rank 0's buffers to a model, as DistributedDataParallel does before a forward pass.
 
-        Running statistics differ between ranks after a step: each has seen its own batch. The
-        caller restores them (`user_state.preserved`).
+        Running statistics differ between ranks after a step, since each rank has seen its own
+        batch. The caller restores them (`user_state.preserved`).
         """
         if self.size == 1:
             return
@@ -134,7 +134,7 @@ class Ranks:
             ) from error
 
     def _group(self) -> Any:
-        # Made by the first call, which all ranks make together; not by asking for rank or size.
+        # The first communication makes it, on all ranks together; reading rank or size does not.
         known = _side_groups.get(self._world)
         group = None if known is None else known()
         if group is None:
@@ -144,10 +144,10 @@ class Ranks:
 
 
 def ranks(distributed: bool = True) -> Ranks:
-    """Return the ranks of the default process group; this process alone where there is none.
+    """Return the ranks of the default process group, or this process alone if there is none.
 
     Args:
-        distributed: False for this process alone, whatever there is.
+        distributed: False for this process alone, even in a process group.
     """
     if not (distributed and dist.is_available() and dist.is_initialized()):
         return Ranks()

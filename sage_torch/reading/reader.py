@@ -1,4 +1,4 @@
-"""The data set as a selection reads it: batches with indices, in a seeded order, with progress."""
+"""Reads a data set for a selection: batches with indices, in a seeded order, with progress."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _CHUNK = 8_192
 
 
 class SeededOrder(Sampler[int]):
-    """A shard's indices in a seeded order, in memory that does not grow with their number.
+    """A shard's indices in a seeded order; memory does not grow with their number.
 
-    A stream sorted by class would show the sketch one class after the other, and a consensus that
-    is carried along would suffer (benchmarks/choices/consensus.py). In this order every part of the
-    stream is a fair draw of the whole.
+    A stream sorted by class would show the sketch one class after the other, and would harm a
+    consensus that is carried along (benchmarks/choices/consensus.py). In this order, every part of
+    the stream is a fair draw of the whole.
     """
 
     def __init__(self, shard: Shard, seed: int, *, begin: int = 0) -> None:
@@ -52,7 +52,7 @@ class SeededOrder(Sampler[int]):
 
 
 class Reader:
-    """The data set as scoring reads it: batches on the model's device, with their indices.
+    """Reads the data set for scoring: batches on the model's device, with their indices.
 
     Args:
         dataset: The data set whose examples are chosen.
@@ -60,7 +60,7 @@ class Reader:
         options: `score_dataset`, `collate_fn`, `batch_size`, `num_workers`, `seed`, `progress`.
 
     Raises:
-        TypeError: Not a map-style data set.
+        TypeError: `dataset` is not a map-style data set.
         ValueError: It is empty, or `score_dataset` has another length.
     """
 
@@ -78,7 +78,7 @@ class Reader:
             desc=title,
             unit="ex",
             delay=2,  # a pass under two seconds needs no bar
-            leave=None,  # nested under a bar of the caller's, it clears itself
+            leave=None,  # nested under a bar of the caller, it clears itself
             disable=not self._options.progress,
         ) as bar:
             yield bar
@@ -93,8 +93,8 @@ class Reader:
         """Yield `(indices (n,), batch on the device, integer labels (n,) on the CPU or None)`.
 
         Args:
-            shard: Which examples.
-            begin: How many of them, in reading order, to leave out.
+            shard: The examples to read.
+            begin: How many of the first examples, in reading order, to leave out.
 
         Raises:
             ValueError: The data set's length changed, or the collate function dropped examples.
@@ -102,7 +102,7 @@ class Reader:
         options = self._options
         seed = (options.seed + shard.number) % 2**63
         order = SeededOrder(shard, options.seed, begin=begin)
-        # Its own generator: the global one gives no number away.
+        # Its own generator, so that no number is drawn from the global one.
         generator = torch.Generator().manual_seed(seed)
         loader: DataLoader[Any] = DataLoader(
             self._read,
@@ -113,7 +113,7 @@ class Reader:
             generator=generator,
         )
         seed_everything(seed)  # both passes see the same draws of a random transform
-        with torch.device("cpu"):  # a default device of the user's is not the generator's
+        with torch.device("cpu"):  # the generator is there, whatever torch's default device
             reading = self._noticing_lost_examples(iter(loader))
         start = begin
         for batch in reading:
@@ -134,7 +134,7 @@ class Reader:
         self._check_length()
 
     def probe(self, indices: NDArray[np.int64]) -> Batch | None:
-        """Return some examples as a batch on the device; None where two readings of them differ."""
+        """Return some examples as a batch on the device; None if two readings of them differ."""
         readings = []
         for _ in range(2):
             seed_everything(self._options.seed)
@@ -162,7 +162,7 @@ class Reader:
                 )
 
     def warn_if_random(self) -> None:
-        """Warn where reading item 0 twice gives different inputs."""
+        """Warn if reading item 0 twice gives different inputs."""
         if not batches.same_item(self._read[0], self._read[0]):
             warn(
                 "reading item 0 twice gave different inputs: scores will be those of one random "
@@ -174,7 +174,7 @@ class Reader:
 def naming_the_example(
     indices: NDArray[np.int64] | range, *, of: str = "the data set"
 ) -> Iterator[None]:
-    """Turn the position in a batch that an error names into the example's index."""
+    """Add the example's index to an error that names a position in a batch."""
     try:
         yield
     except (_core.SageError, ValueError) as error:

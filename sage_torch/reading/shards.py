@@ -1,7 +1,7 @@
-"""Shards: contiguous parts of a data set that are sketched apart and merged in one fixed tree.
+"""Shards: contiguous parts of a data set, sketched apart and merged in one fixed tree.
 
-The subset depends on their number and not on how many processes share them: each shard is read,
-sketched and scored by itself, and what they found is joined in the order of their numbers.
+The subset depends on the number of shards and not on the number of processes: each shard is read,
+sketched and scored by itself, and the results are joined in the order of the shards' numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Shard:
 
     @property
     def places(self) -> slice:
-        """Where its examples stand in arrays of all."""
+        """Where its examples stand in arrays of all examples."""
         return slice(self.start, self.stop)
 
 
@@ -37,10 +37,10 @@ def cut(total: int, count: int) -> list[Shard]:
 
     Args:
         total: Number of examples N.
-        count: How many shards.
+        count: Number of shards.
 
     Raises:
-        ValueError: There are more of them than examples.
+        ValueError: There are more shards than examples.
     """
     if count > total:
         raise ValueError(f"expected at most {total} shards, one an example, got shards={count}")
@@ -54,7 +54,7 @@ def owner(number: int, count: int, ranks: Ranks) -> int:
 
 
 def of_rank(shards: list[Shard], ranks: Ranks) -> list[Shard]:
-    """Return the shards that this rank reads: neighbours, maybe none."""
+    """Return the shards that this rank reads: neighbours, or none."""
     return [s for s in shards if owner(s.number, len(shards), ranks) == ranks.rank]
 
 
@@ -64,36 +64,36 @@ def places_of(neighbours: list[Shard]) -> slice:
 
 
 class MergeTree(Generic[_T]):
-    """Joins what shards give, pairwise and always the same pairs: (0, 1), (2, 3), (0-1, 2-3), ...
+    """Joins the shards' results, always in the same pairs: (0, 1), (2, 3), (0-1, 2-3), ...
 
-    So rounding does not depend on who holds which shard.
+    So rounding does not depend on which rank holds which shard.
 
     Args:
         shards: All shards.
-        ranks: Who shares them.
-        merge: `merge(first, second)` returns what both come to; it may change the first.
+        ranks: The ranks that share them.
+        merge: `merge(first, second)` returns both joined; it may change the first.
     """
 
     def __init__(self, shards: list[Shard], ranks: Ranks, merge: Callable[[_T, _T], _T]) -> None:
         self._shards, self._ranks, self._merge = shards, ranks, merge
-        self._complete: dict[tuple[int, int], _T] = {}  # by first shard and width of the node
+        self._complete: dict[tuple[int, int], _T] = {}  # key: first shard and width of a node
         self._width = 1
         while self._width < len(shards):
             self._width *= 2
 
     def build(self, make: Callable[[Shard], _T]) -> None:
-        """Make what this rank's shards give, in order, and merge all that needs no other rank.
+        """Make the results of this rank's shards in order; merge all that needs no other rank.
 
-        At most log2 of them wait at a time.
+        At most log2(shards) results wait at a time.
         """
         self._build_below(0, self._width, make)
 
     def join(self, send: Callable[[_T, int], object], receive: Callable[[int], _T]) -> _T | None:
-        """Merge what ranks have built; return the whole on rank 0, None on the others.
+        """Merge what the ranks have built; return the whole on rank 0, None on other ranks.
 
         Args:
-            send: `send(part, rank)`.
-            receive: `receive(rank)`, what it sends.
+            send: `send(part, rank)` sends a part to a rank.
+            receive: `receive(rank)` returns the part that a rank sends.
         """
         return self._join_below(0, self._width, send, receive)
 

@@ -1,4 +1,4 @@
-"""The sampler: what it selects and when, in which order it yields, and who splits it over ranks."""
+"""The sampler: when it selects, in which order it yields, and who splits its epochs over ranks."""
 
 from sage_torch.sampler.sage_sampler import SageSampler
 

@@ -1,4 +1,4 @@
-"""Which data set a sampler belongs to, and over which ranks it is split: ask who holds it."""
+"""Finds a sampler's data set, and its split over ranks, by asking the loaders that hold it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Binding:
     """The data set of a sampler and its split over ranks, as given or as its loaders have them.
 
     Args:
-        dataset: The data set; None for that of the loaders.
-        split: The split; None for that of the process group, unless who holds the sampler splits.
-        drop_last: Of the process group's split.
+        dataset: The data set; None for the loaders' data set.
+        split: The split; None for the process group's, unless the sampler's holder splits.
+        drop_last: Whether the process group's split cuts the order instead of padding it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Binding:
         self._split, self._drop_last = split, drop_last
 
     def __getstate__(self) -> dict[str, Any]:
-        # One found through a loader stays behind: a copy finds its own.
+        # A data set found through a loader stays behind: a copy finds its own.
         return self.__dict__ | ({} if self._is_given else {"_dataset": None})
 
     @property
@@ -69,10 +69,10 @@ class Binding:
         return ask_loaders(sampler, self._source)
 
     def split(self, sampler: Sampler[int]) -> Split:
-        """Return this process's share: all of it where the holder splits.
+        """Return this process's split, which is the whole epoch where the holder splits.
 
         Raises:
-            RuntimeError: The holder splits, and the sampler was told to.
+            RuntimeError: Both the holder and the sampler would split.
         """
         if not self._may_be_split():
             return Split()
@@ -81,21 +81,21 @@ class Binding:
     def begin_epoch(
         self, sampler: Sampler[int], length_of: Callable[[int], int]
     ) -> tuple[Source, Split]:
-        """Return source and split, after refusing holders that would not read the epoch as it is.
+        """Return source and split; refuse holders that would not read the epoch as it is.
 
         Args:
             sampler: The sampler.
-            length_of: From the number of examples to that of the epoch's indices, over all ranks.
+            length_of: Maps the number of examples to the epoch's number of indices over all ranks.
 
         Raises:
-            RuntimeError: As `source` and `split`; one process reads for all; or the length that a
-                wrapper has fixed is that of another epoch.
+            RuntimeError: As `source` and `split`; or one process reads for all; or a wrapper has
+                fixed its length for another epoch.
         """
 
         def begin(loaders: Loaders) -> tuple[Source, Split]:
             if _world_size() > 1:
                 check_not_dispatched(loaders)
-            # Found anew: a loader over another data set must not get indices of this one.
+            # Asked again: a loader over another data set must not get indices of this one.
             source = self._source(loaders)
             split = self._split_among(loaders) if self._may_be_split() else Split()
             length = length_of(count_examples(source[0]))
@@ -107,13 +107,13 @@ class Binding:
     def steps(
         self, sampler: Sampler[int], indices: int, batch_size: int, *, drop_last: bool
     ) -> int:
-        """Return how many batches this rank gets of an epoch of so many indices, over all ranks.
+        """Return how many batches this rank gets of an epoch.
 
         Args:
             sampler: The sampler.
-            indices: Before any split.
-            batch_size: On one rank.
-            drop_last: Of the loader.
+            indices: The epoch's number of indices over all ranks, before any split.
+            batch_size: Examples per batch on one rank.
+            drop_last: Whether the loader leaves out a last batch that is not full.
 
         Raises:
             RuntimeError: As `split`.
@@ -130,10 +130,10 @@ class Binding:
         return indices // batch_size if drop_last else -(-indices // batch_size)
 
     def check_readers(self, sampler: Sampler[int]) -> None:
-        """Refuse holders that read on one process for all.
+        """Refuse holders where one process reads for all.
 
         Raises:
-            RuntimeError: A selection, which all ranks make together, would wait for ever.
+            RuntimeError: One does. A selection needs all ranks and would wait forever.
         """
         if _world_size() > 1:
             ask_loaders(sampler, check_not_dispatched)
@@ -172,18 +172,18 @@ class Binding:
 
 
 def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
-    """Return the answer of the live loaders that draw from `sampler`.
+    """Call `question` with the live loaders that draw from `sampler`, and return its answer.
 
     Looks among live objects, by type, for every `DataLoader` whose `sampler` and `batch_sampler`
-    attributes lead to it; no stack frame is read and nothing is patched. A question that raises is
-    asked again without the loaders that only reference cycles keep: those are nobody's.
+    attributes lead to it; no stack frame is read and nothing is patched. If the question raises, it
+    is asked again without the loaders that only reference cycles keep: nobody uses those.
 
     Args:
-        sampler: The sampler that wants to know.
-        question: A function of these loaders, which may be none.
+        sampler: The sampler that the loaders hold.
+        question: A function of the list of these loaders, which may be empty.
 
     Raises:
-        RuntimeError: Whatever the question raises, twice.
+        RuntimeError: The question raised it twice.
 
     Cost:
         One walk over the objects that Python's garbage collector tracks: milliseconds.
@@ -191,7 +191,7 @@ def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
     try:
         return question(_holders(sampler))
     except RuntimeError:
-        pass  # not asked again here: the error would keep the loaders
+        pass  # ask again outside: in here, the error would keep the loaders
     gc.collect()
     return question(_holders(sampler))
 
@@ -207,7 +207,7 @@ def source_of(loaders: Loaders) -> Source:
         of its own).
 
     Raises:
-        RuntimeError: There are none, or several with different data sets or collate functions.
+        RuntimeError: There is no loader, or their data sets or collate functions differ.
     """
     if not loaders:
         raise RuntimeError(
@@ -231,8 +231,8 @@ def source_of(loaders: Loaders) -> Source:
 
 
 def _holders(sampler: Sampler[int]) -> Loaders:
-    # type(o), not isinstance: that would ask lazy proxies for their __class__ and wake them. By id,
-    # since a metaclass may have made its classes unhashable.
+    # type(o), not isinstance, which would ask lazy proxies for their __class__ and wake them. Types
+    # are compared by id, since a metaclass may have made its classes unhashable.
     kinds = list(_with_subclasses(DataLoader))
     ids = {id(kind) for kind in kinds}
     return [

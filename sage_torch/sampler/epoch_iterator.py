@@ -1,4 +1,4 @@
-"""Going through an epoch one index at a time, and going on where another process stopped."""
+"""Iterates over an epoch index by index, and resumes where another process stopped."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _CHUNK = 8_192
 
 @dataclass(frozen=True)
 class Place:
-    """How far a rank has come in an epoch.
+    """How far a rank has got in an epoch.
 
     Attributes:
-        epoch: Which one.
+        epoch: Its number.
         position: How many of its indices have been yielded.
-        total: How many it has, on this rank; None where it has not begun.
-        num_replicas: Among how many ranks it is split; None as above.
-        seed: What names its order: the sampler's seed or the number drawn from its generator; None
-            as above.
-        selection: Whose subset it is, where the sampler has made another one since.
+        total: How many indices it has on this rank; None before it begins.
+        num_replicas: Over how many ranks it is split; None before it begins.
+        seed: Names its order: the sampler's seed or the number drawn from its generator; None
+            before it begins.
+        selection: Its selection, where the sampler has made another one since.
     """
 
     epoch: int
@@ -40,19 +40,19 @@ class Place:
 
     @property
     def has_begun(self) -> bool:
-        """Whether an iterator should go on here, not begin the epoch."""
+        """Whether an iterator should resume here instead of beginning the epoch."""
         return self.position > 0 or self.total is not None
 
     @property
     def is_end(self) -> bool:
-        """Whether nothing of the epoch is left."""
+        """Whether no index of the epoch is left."""
         return self.total is not None and self.position >= self.total
 
     def position_in(self, order: EpochOrder) -> int:
-        """Return where to go on in an order.
+        """Return the position at which to resume in an order.
 
         Raises:
-            RuntimeError: It is not the order that this place is of.
+            RuntimeError: This place belongs to another order.
         """
         if self.total is not None:
             ours, theirs = (self.num_replicas, self.total), (order.split.num_replicas, len(order))
@@ -79,9 +79,9 @@ class Place:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Place:
-        """Read what `as_state` gave, among other entries.
+        """Read what `as_state` gave; other entries are ignored.
 
-        Where the epoch is another than the order's, it has not begun.
+        If `"epoch"` is not the epoch of the order, it has not begun.
 
         Raises:
             ValueError: An entry is missing or of a wrong form.
@@ -108,18 +108,18 @@ class Place:
 
 
 class Running:
-    """An epoch under way: its order, whose subset it is, and how much has been yielded."""
+    """An epoch under way: its order, its selection, and how many indices have been yielded."""
 
     def __init__(self, order: EpochOrder, selection: Selection | None, position: int) -> None:
         self.order, self.selection, self.position = order, selection, position
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left."""
+        """Whether no index is left."""
         return self.position >= len(self.order)
 
     def place(self, current: Selection | None) -> Place:
-        """Return where it is, with its selection unless that is the current one."""
+        """Return the place reached, with its selection unless that is the current one."""
         order = self.order
         return Place(
             epoch=order.epoch,
@@ -132,7 +132,7 @@ class Running:
 
 
 class Epochs(Protocol):
-    """What an iterator needs of its sampler."""
+    """The part of a sampler that an iterator uses."""
 
     @property
     def selection(self) -> Selection | None:
@@ -154,8 +154,8 @@ class Epochs(Protocol):
 class EpochIterator(Iterator[int]):
     """The indices of one epoch, one Python int at a time; it begins at the first `next`.
 
-    Loaders make iterators that they never draw from, before they restore their state. One that has
-    not begun has selected nothing, drawn nothing from a generator, and taken no epoch.
+    Loaders make iterators that they never draw from, before they restore their state. So nothing is
+    selected, drawn from a generator or counted as an epoch before the first `next`.
 
     Args:
         epochs: The sampler.
@@ -166,7 +166,7 @@ class EpochIterator(Iterator[int]):
         self._running: Running | None = None
         self._chunk: Iterator[int] = iter(())
         self._loaded: Place | None = None
-        self._is_loaded = False  # then `_loaded` says where to begin; None: at an epoch's start
+        self._is_loaded = False  # if so, begin at `_loaded`; None: at an epoch's start
         self._is_over = False
 
     def __iter__(self) -> EpochIterator:
@@ -185,7 +185,7 @@ class EpochIterator(Iterator[int]):
             index = next(self._chunk)
         self._running.position += 1
         if self._running.is_over:
-            # Not when the next one is asked for: who knows the length may never ask.
+            # Not at the next call: a caller that knows the length may never make it.
             self._end(self._running.order.epoch)
         return index
 
@@ -193,7 +193,7 @@ class EpochIterator(Iterator[int]):
         """Return where the iterator is: numbers, and a tensor where it needs an earlier selection.
 
         Returns:
-            With `"epoch"` None before the first `next`.
+            A dict whose `"epoch"` is None before the first `next`.
         """
         if self._running is not None:
             return self._running.place(self._epochs.selection).as_state()
@@ -202,16 +202,16 @@ class EpochIterator(Iterator[int]):
         return {"epoch": None, "position": 0, "order": None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to where another iterator was; what came before is not yielded.
+        """Move to where another iterator was; earlier indices are not yielded.
 
-        The subset is the sampler's: load the sampler's own state first, as `StatefulDataLoader`
-        does. Positions count from the start of the epoch: loading twice skips once.
+        The subset belongs to the sampler: load the sampler's own state first, as
+        `StatefulDataLoader` does. Positions count from the epoch's start: loading twice skips once.
 
         Args:
             state_dict: What `state_dict` gave.
 
         Raises:
-            ValueError: It is something else. The iterator is as before.
+            ValueError: It is something else. The iterator has not changed then.
         """
         if not isinstance(state_dict, dict) or "epoch" not in state_dict:
             raise ValueError(
@@ -221,7 +221,7 @@ class EpochIterator(Iterator[int]):
         place = None if state_dict["epoch"] is None else Place.from_state(state_dict)
         named = self._epochs._named
         if place is not None and named is not None and named != place.epoch:
-            # `StatefulDataLoader` restores when it is iterated: after the caller has named another.
+            # `StatefulDataLoader` restores when iterated: the caller has named another by then.
             place = None
             self._epochs.set_epoch(named)
         self._loaded, self._is_loaded = place, True
@@ -235,10 +235,10 @@ class EpochIterator(Iterator[int]):
 
 
 def check_same(ours: dict[str, Any], theirs: object) -> None:
-    """Refuse the state of a sampler with other settings; what is None is not known yet.
+    """Refuse the state of a sampler with other settings; a setting of None is not known yet.
 
     Raises:
-        ValueError: It is one, or no settings at all.
+        ValueError: A setting differs, or `theirs` holds no settings.
     """
     if not isinstance(theirs, dict) or set(theirs) != set(ours):
         raise ValueError(f"expected what a state was made for, {ours}, got {theirs!r}")
@@ -255,7 +255,7 @@ def load_generator(generator: torch.Generator, state: object) -> None:
     """Set the state of a generator.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is no state of a generator.
     """
     try:
         generator.set_state(state)  # type: ignore[arg-type]
@@ -264,7 +264,7 @@ def load_generator(generator: torch.Generator, state: object) -> None:
 
 
 def as_tensor(selection: Selection) -> Tensor:
-    """Return a selection as bytes, uint8 (n,): what `torch.load` reads with `weights_only`."""
+    """Return a selection as uint8 (n,), which `torch.load` reads with `weights_only=True`."""
     saved = _SAVED.get(selection)
     if saved is None:
         saved = torch.frombuffer(bytearray(selection.to_bytes()), dtype=torch.uint8)
@@ -273,10 +273,10 @@ def as_tensor(selection: Selection) -> Tensor:
 
 
 def from_tensor(saved: object) -> Selection:
-    """Return the selection of `as_tensor`.
+    """Return the selection that `as_tensor` turned into a tensor.
 
     Raises:
-        ValueError: It is none, or a damaged one.
+        ValueError: It is no selection, or a damaged one.
     """
     if not isinstance(saved, Tensor) or saved.dtype != torch.uint8 or saved.ndim != 1:
         raise ValueError(

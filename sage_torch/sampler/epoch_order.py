@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.checks import whole_number
 
-_VALUES = 2**62  # what names a repetition lies below, and is a seed in its turn
+_VALUES = 2**62  # a number below it names a repetition, and is itself a seed
 
 
 @dataclass(frozen=True)
 class Split:
     """One rank's share of an epoch: places rank, rank + num_replicas, ... of its order.
 
-    All ranks get equally many: the order is padded from its start, or cut with `drop_last`.
+    All ranks get equally many: the order is padded from its start, or with `drop_last` cut.
 
     Raises:
-        TypeError: A number is none.
+        TypeError: An argument is no number.
         ValueError: There is no such rank.
     """
 
@@ -37,10 +37,10 @@ class Split:
 
     @classmethod
     def given(cls, num_replicas: int | None, rank: int | None, drop_last: bool) -> Split | None:
-        """Return the split that both numbers name; None where they are None.
+        """Return the split that both numbers name; None where both are None.
 
         Raises:
-            ValueError: One is there without the other, or there is no such rank.
+            ValueError: One is given without the other, or there is no such rank.
         """
         if num_replicas is None and rank is None:
             return None
@@ -61,15 +61,15 @@ class EpochOrder:
     Args:
         kept: int64 (k,), the epoch's examples; None for all of `0..size`.
         size: k, or N.
-        length: Places of the epoch before the split; beyond `size` the examples come again, each
-            time in another order.
+        length: Places in the epoch before the split. Beyond `size`, the examples repeat, each time
+            in another order.
         seed: Names the order, together with `epoch`.
         epoch: From 0 on.
         shuffle: False for the order of `kept`.
-        split: Which of the places are this rank's.
+        split: Which places belong to this rank.
 
     Cost:
-        O(1) memory beside `kept`; O(1) time a place (of all ranks).
+        O(1) memory beside `kept`; O(1) time per place (of all ranks).
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""The selection behind a sampler: made when it is due, with the live model, and kept until then."""
+"""The selection behind a sampler: made with the live model when due, and kept until the next."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Refresher:
 
     Args:
         model: The live model.
-        schedule: What is due when.
-        options: Of each selection; a checkpoint folder gets a folder of its own for each epoch.
+        schedule: Which epochs begin with a selection.
+        options: Options of each selection; in a checkpoint folder, each epoch has its own folder.
 
     Attributes:
         selection: The last good one; None before the first.
@@ -47,14 +47,14 @@ class Refresher:
         self._since = 0  # the epoch that the selection was made for
 
     def selection_for(self, epoch: int, source: Source) -> Selection:
-        """Return the selection of an epoch after the warm-up; selects first if that is due.
+        """Return the selection of an epoch after the warm-up; select first if a selection is due.
 
         Raises:
-            RuntimeError: The selection is of another data set.
+            RuntimeError: The selection is from another data set.
             TypeError, ValueError, SageError: As `select_subset`; the last selection stays.
         """
         is_due = self.selection is None or self._schedule.is_due(epoch, self._since)
-        if callable(self._schedule.refresh_every):  # one rank's opinion, maybe
+        if callable(self._schedule.refresh_every):  # ranks may disagree
             is_due = self._ranks().broadcast(is_due)
         if is_due or self.selection is None:
             return self.select(epoch, source)
@@ -66,7 +66,7 @@ class Refresher:
         """Refuse a selection from a data set of another size.
 
         Raises:
-            RuntimeError: It is one.
+            RuntimeError: The sizes differ.
         """
         ours, theirs = len(selection.scores), count_examples(source[0])
         if ours != theirs:
@@ -76,7 +76,7 @@ class Refresher:
             )
 
     def select(self, epoch: int, source: Source) -> Selection:
-        """Select now, for this epoch and those to come.
+        """Select now, for this epoch and later ones.
 
         Raises:
             TypeError, ValueError, SageError: As `select_subset`; the last selection stays.
@@ -86,13 +86,13 @@ class Refresher:
             collate_fn = source[1]
         options = replace(self.options, collate_fn=collate_fn, checkpoint=folder)
         if folder is not None and self.selection is not None and self._since == epoch:
-            self._remove([folder])  # of a model that has changed since
+            self._remove([folder])  # its model has changed since
         try:
             selection = select(self.model, source[0], options)
         except OtherSnapshotsError as error:
             if folder is None or error.differs not in _OF_TRAINING:
                 raise
-            # Training again from an earlier state leads to another model: a refresh then is due.
+            # Training again from an earlier state gives another model, so the refresh is made anew.
             warn(f"selecting anew: {folder} holds snapshots of {error.differs}")
             self._remove([folder])
             selection = select(self.model, source[0], options)
@@ -103,7 +103,7 @@ class Refresher:
         return selection
 
     def identity(self) -> dict[str, Any]:
-        """Return what a state must have been made with."""
+        """Return the settings that a state must have been made with."""
         keep = self.options.keep
         return {
             "seed": self.options.seed,
@@ -120,7 +120,7 @@ class Refresher:
         }
 
     def loaded(self, state: dict[str, Any]) -> Refresher:
-        """Return another one, with what `as_state` gave, among other entries.
+        """Return another one with what `as_state` gave; other entries are ignored.
 
         Raises:
             ValueError: It is damaged.
@@ -147,7 +147,7 @@ class Refresher:
 
         def remove() -> None:
             for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)  # as far as another rank has left it
+                shutil.rmtree(folder, ignore_errors=True)  # another rank may be removing it too
 
         together.together(remove)  # before any rank makes one of them again
 

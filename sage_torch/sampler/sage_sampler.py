@@ -40,47 +40,47 @@ class SageSampler(Sampler[int]):
     """Yields the indices of the examples worth a gradient step, shuffled anew each epoch.
 
     Hand it to any `DataLoader`; the training loop stays as it is. The first iteration after the
-    warm-up selects, on the model as it is then: the one being trained, so that training goes on
-    where it was. `refresh_every` does it again on time, `select()` by hand. A failed or interrupted
-    selection leaves the last good one in place.
+    warm-up selects with the model being trained, and leaves that model as it was. `refresh_every`
+    selects again on a schedule, `select()` at once. A failed or interrupted selection leaves the
+    last good one in place.
 
-    An epoch ends when its last index is yielded. One that is broken off begins anew, in the same
-    order: where epochs are left early, name them with `set_epoch`.
+    An epoch ends when its last index is yielded. An epoch that is broken off begins again in the
+    same order: if you leave epochs early, name them with `set_epoch`.
 
     Without `dataset` the sampler belongs to the live `DataLoader` that holds it and takes that
     loader's data set and collate function.
 
     Args:
         model: The model being trained, warmed up for an epoch or more.
-        dataset: The data set whose indices it yields; None for that of its loader.
+        dataset: The data set whose indices it yields; None for its loader's.
         keep: A share in (0, 1] or a count of examples.
         shuffle: Whether each epoch has its own order (a function of seed and epoch); False for
             ascending indices.
         seed: Names the selection's draws and the epochs' orders.
-        generator: A CPU generator that names each epoch's order instead, by one number drawn from
+        generator: A CPU generator that names each epoch's order instead: one number is drawn from
             it when the epoch begins.
-        warmup_epochs: So many epochs from 0 on are all examples, before anything is selected.
-        refresh_every: Select again, on the model as it is then: at the start of each epoch
-            `warmup_epochs + m * refresh_every`, or of those for which a callable `epoch -> bool`
-            says so; None to select once. With a draw the pointer runs on: epoch e sees
-            `selection.epoch_indices(e - warmup_epochs)` of the selection that is in place, so that
-            later places of each new order are used too, not its head only. All untrimmed examples
-            are seen within a turn while the order stays.
+        warmup_epochs: The first so many epochs yield all examples, before anything is selected.
+        refresh_every: Select again, with the model as it is then, at the start of each epoch
+            `warmup_epochs + m * refresh_every`, or of each epoch for which a callable
+            `epoch -> bool` is true; None to select once. A refresh does not restart a draw: epoch e
+            sees `selection.epoch_indices(e - warmup_epochs)` of the current selection. So later
+            places of each new order are used too, not only its head. While the order stays, all
+            untrimmed examples are seen within one turn.
         length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: as many as the data
-            set, the subset coming again and again, each time in a new order.
+            set has examples, by repeating the subset, each time in a new order.
         num_replicas: Over how many ranks the epoch is split; None for those of the process group,
             unless the holder of the sampler splits already (Accelerate, Hugging Face's Trainer).
-        rank: Which part is this process's; goes with `num_replicas`.
-        drop_last: All ranks get equally many indices: by cutting the end of the order, or (False)
-            by padding it from its start.
-        **options: Options of `select_subset` but `seed`. `batch_size` and `num_workers` are those
-            of scoring. `weights` are `selection.weights`; the sampler yields indices only. Each
+        rank: Which part this process gets; given together with `num_replicas`.
+        drop_last: All ranks get equally many indices. True cuts the end of the order; False pads
+            it from its start.
+        **options: Options of `select_subset` except `seed`. `batch_size` and `num_workers` apply to
+            scoring. `weights` are in `selection.weights`; the sampler yields indices only. Each
             selection has a folder of its own within `checkpoint`.
 
     Raises:
-        TypeError: An option is unknown or of a wrong kind, a number of epochs is no whole number.
-        ValueError: An option is out of range, does not go with another or, where the data set is
-            given, with its size (weights in streaming mode).
+        TypeError: An option is unknown or of a wrong kind, or a number of epochs is not whole.
+        ValueError: An option is out of range or contradicts another. Where the data set is given,
+            also: an option does not fit its size (weights in streaming mode).
 
     Cost:
         A selection (see `select_subset`) once or at every refresh, then O(1) time and 8 bytes per
@@ -97,7 +97,7 @@ class SageSampler(Sampler[int]):
         (3, 20)
     """
 
-    generator: torch.Generator  # only where one was given: Accelerate replaces one that is None
+    generator: torch.Generator  # set only if given: Accelerate replaces one that is None
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class SageSampler(Sampler[int]):
             keep=keep, seed=seed, **options
         )  # checked long before the first epoch
         self._schedule = Schedule(warmup_epochs, refresh_every, length)
-        if dataset is not None:  # what the first epoch would refuse
+        if dataset is not None:  # raise now what the first epoch would
             Plan.of(asked, count_both(dataset, asked.score_dataset), is_group=False)
         if generator is not None:
             if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
@@ -134,15 +134,15 @@ class SageSampler(Sampler[int]):
         self._binding = Binding(dataset, split, drop_last=drop_last)
         self._refresher = Refresher(model, self._schedule, asked)
         self._epoch_is_set = False
-        self._named: int | None = None  # by the caller, and not begun
+        self._named: int | None = None  # the caller named it; it has not begun
         self._running: Running | None = None  # the epoch last begun
         self._resumed: Place | None = None  # where the next iterator begins, from a loaded state
 
     def select(self) -> Selection:
-        """Select now, on the model as it is, and use the result from the next iteration on.
+        """Select now with the model as it is, and use the result from the next iteration on.
 
-        Draws run on, as after a refresh. The next refresh comes when it was due; what is selected
-        before the warm-up is over lasts until then. All ranks of a job must call it together.
+        A draw continues as after a refresh. The next refresh comes when it was due; a selection
+        made during the warm-up lasts until its end. All ranks of a job must call this together.
 
         Returns:
             The new selection.
@@ -165,7 +165,7 @@ class SageSampler(Sampler[int]):
 
     @property
     def seed(self) -> int:
-        """What names the selection's draws and the epochs' orders."""
+        """The seed of the selection's draws and of the epochs' orders."""
         return self._options.seed
 
     @property
@@ -175,9 +175,9 @@ class SageSampler(Sampler[int]):
 
     @property
     def indices(self) -> NDArray[np.int64]:
-        """The examples of the coming epoch, int64, ascending; selects first if that is due.
+        """The examples of the coming epoch, int64, ascending; selects first if a selection is due.
 
-        (k,), or all (N,) during the warm-up; over all ranks, and without repetitions.
+        Shape (k,), or (N,) during the warm-up: those of all ranks, without repetitions.
         """
         source = self._binding.source(self)
         if self._schedule.is_warming_up(self.epoch):
@@ -187,7 +187,7 @@ class SageSampler(Sampler[int]):
 
     @property
     def warmup_epochs(self) -> int:
-        """How many epochs are all examples."""
+        """How many epochs, from 0 on, yield all examples."""
         return self._schedule.warmup_epochs
 
     @property
@@ -201,11 +201,11 @@ class SageSampler(Sampler[int]):
         return self._schedule.length
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the coming epoch; from now on the caller counts, and iterating does not.
+        """Name the coming epoch; from now on the caller counts epochs, and iterating does not.
 
-        Going back does not bring an earlier selection back, nor select: the last one stays until a
-        later refresh is due. The epoch in whose midst a loaded state was goes on there; another one
-        begins at its start.
+        Going back neither restores an earlier selection nor selects: the last one stays until a
+        later refresh is due. If a loaded state is in the middle of this epoch, it resumes there;
+        any other epoch begins at its start.
 
         Args:
             epoch: From 0 on; the order is a function of seed, epoch and selection.
@@ -213,7 +213,7 @@ class SageSampler(Sampler[int]):
         Raises:
             TypeError: It is no whole number.
             ValueError: It is below 0.
-            RuntimeError: One process of several reads for all (Accelerate's `dispatch_batches`).
+            RuntimeError: One of several processes reads for all (Accelerate's `dispatch_batches`).
         """
         epoch = whole_number("epoch", epoch)
         self._binding.check_readers(self)
@@ -225,22 +225,22 @@ class SageSampler(Sampler[int]):
     def __len__(self) -> int:
         """Return the number of this rank's indices in the coming epoch; the model is not run.
 
-        The last index yielded ends an epoch. Inside the loop over a loader that has read so far
-        (with workers, batches ago), it is therefore that of the next one: ask before the loop.
+        An epoch ends when its last index is yielded. A loader reads that index before its loop ends
+        (with workers, batches before). From then on this is the next epoch's: ask before the loop.
         """
         return self._binding.split(self).share(self._length(self.epoch, self._total()))
 
     def steps_per_epoch(self, epoch: int, batch_size: int, *, drop_last: bool = False) -> int:
-        """Return how many batches this rank gets in an epoch: what a learning-rate schedule needs.
+        """Return how many batches this rank gets in an epoch, as learning-rate schedules need it.
 
         Args:
             epoch: From 0 on.
-            batch_size: Of the loader, on one rank.
-            drop_last: Of the loader: whether a last batch that is not full is left out.
+            batch_size: The loader's, on one rank.
+            drop_last: Whether the loader leaves out a last batch that is not full.
 
         Raises:
             RuntimeError: No data set is known and no live `DataLoader` holds this sampler.
-            TypeError, ValueError: A number is none, or out of range.
+            TypeError, ValueError: An argument is of a wrong kind, or out of range.
         """
         batch_size = whole_number("batch_size", batch_size, least=1)
         indices = self._length(whole_number("epoch", epoch), self._total())
@@ -261,15 +261,15 @@ class SageSampler(Sampler[int]):
         return EpochIterator(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that is needed to go on from here: numbers, and tensors on the CPU.
+        """Return all that is needed to resume from here: numbers, and tensors on the CPU.
 
         `"epoch"` and `"position"` say how many indices of the epoch this rank has yielded. A loader
-        with workers reads ahead of the training loop: then only torchdata's `StatefulDataLoader`,
-        which asks at the right moment and keeps the state in its own, loses nothing. Give it the
-        sampler and a batch size, not a `BatchSampler` around it, which has no state.
+        with workers reads ahead of the training loop. To lose nothing then, use torchdata's
+        `StatefulDataLoader`: it asks at the right moment and keeps the state within its own. Give
+        it the sampler and a batch size: a `BatchSampler` around the sampler has no state.
 
         Returns:
-            What `torch.load` reads with `weights_only=True`; the selection is in it.
+            A dict that `torch.load` reads with `weights_only=True`; it contains the selection.
         """
         return {
             **self._place().as_state(),
@@ -280,18 +280,18 @@ class SageSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another sampler was; nothing is selected again.
+        """Resume where another sampler was; nothing is selected again.
 
-        The next iterator yields the rest of the epoch that was under way; `len()` stays that of the
-        whole. Where the caller counted the epochs and one had just ended, the next `set_epoch` says
-        which comes, or has said so before.
+        The next iterator yields the rest of the epoch that was under way; `len()` is still that of
+        the whole epoch. If the caller counted epochs and one had just ended, name the next one with
+        `set_epoch`, before or after this call.
 
         Args:
             state_dict: What `state_dict` gave.
 
         Raises:
             ValueError: It is damaged, or of a sampler with another seed, `keep`, order or data set;
-                this one is as before.
+                this one has not changed then.
         """
         missing = _STATE - set(state_dict if isinstance(state_dict, dict) else ())
         if missing:
@@ -306,7 +306,7 @@ class SageSampler(Sampler[int]):
             raise ValueError(f"expected the selection of epoch {place.epoch} in the state")
         if hasattr(self, "generator") and state_dict["generator"] is not None:
             load_generator(self.generator, state_dict["generator"])
-        # Whoever counts the epochs names the one after one that has ended.
+        # A caller that counts epochs names the next one after an epoch has ended.
         has_ended = bool(state_dict["epoch_is_set"]) and place.is_end
         if not (has_ended and self._epoch_is_set):
             self.epoch = place.epoch
@@ -315,14 +315,14 @@ class SageSampler(Sampler[int]):
         self._refresher, self._running = refresher, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_running": None}  # that of a loader's iterator, which stays
+        return self.__dict__ | {"_running": None}  # it belongs to a loader's iterator, which stays
 
     @property
     def _options(self) -> Options:
         return self._refresher.options
 
     def _begin(self, place: Place | None, *, is_loaded: bool) -> Running:
-        """Return the epoch that begins now, or goes on from where an iterator was."""
+        """Return the epoch that begins now, or that resumes where an iterator was."""
         resumed = place if is_loaded else self._resumed
         epoch = self.epoch if resumed is None else resumed.epoch
         source, split = self._binding.begin_epoch(self, lambda total: self._length(epoch, total))
@@ -333,7 +333,7 @@ class SageSampler(Sampler[int]):
             if selection is None:
                 selection = self._refresher.selection_for(epoch, source)
             self._refresher.check(selection, source)
-            # Not from the selection on: refreshed often, draws would use the heads of orders only.
+            # Not counted from the selection: frequent refreshes would draw heads of orders only.
             kept = selection.epoch_indices(epoch - self.warmup_epochs)
         order = EpochOrder(
             kept,
@@ -351,7 +351,7 @@ class SageSampler(Sampler[int]):
 
     def _end(self, epoch: int) -> None:
         if not self._epoch_is_set:
-            # Of several loaders that draw at once, the last to finish decides nothing twice.
+            # Where several loaders draw at once, the last to finish must not go back.
             self.epoch = max(self.epoch, epoch + 1)
 
     def _place(self) -> Place:
@@ -372,7 +372,7 @@ class SageSampler(Sampler[int]):
     def _total(self) -> int:
         known = self._binding.known_total
         if known is None and self.selection is not None:
-            return len(self.selection.scores)  # of a copy, or a state, that no loader holds yet
+            return len(self.selection.scores)  # no loader holds a copy or a state yet
         return self._binding.total(self) if known is None else known
 
     def _length(self, epoch: int, total: int) -> int:

@@ -1,4 +1,4 @@
-"""Which epochs see all examples, which begin with a selection, and how long each one is."""
+"""Which epochs see all examples, which begin with a selection, and how long each epoch is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Length: TypeAlias = Literal["subset", "fixed"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is due at the start of each epoch.
+    """Decides what happens at the start of each epoch.
 
     Attributes:
-        warmup_epochs: So many epochs from 0 on are all examples.
-        refresh_every: Epochs from one selection to the next, a callable that says so of an epoch,
-            or None to select once.
+        warmup_epochs: How many epochs, from 0 on, yield all examples.
+        refresh_every: Epochs from one selection to the next, or a callable that is true for each
+            epoch that selects, or None to select once.
         length: `"subset"`: an epoch after the warm-up has k indices; `"fixed"`: N, by repetition.
 
     Raises:
@@ -52,17 +52,17 @@ class Schedule:
         object.__setattr__(self, "refresh_every", every)
 
     def is_warming_up(self, epoch: int) -> bool:
-        """Return whether an epoch is all examples."""
+        """Return whether an epoch yields all examples."""
         return epoch < self.warmup_epochs
 
     def is_due(self, epoch: int, since: int) -> bool:
         """Return whether an epoch, after the warm-up, begins with another selection.
 
-        A period that was jumped over is made up for; a callable is asked of this epoch only.
+        A refresh in a skipped epoch is made up for; a callable is asked about this epoch only.
 
         Args:
             epoch: The coming epoch.
-            since: What epoch the last selection was made for.
+            since: The epoch that the last selection was made for.
         """
         every = self.refresh_every
         if isinstance(every, int):

@@ -1,6 +1,6 @@
-"""Who holds a sampler, and who splits its indices over ranks: known from public attributes.
+"""Finds who holds a sampler and splits its indices over ranks, from public attributes.
 
-A framework is looked up among the modules that are already imported, so none is imported here.
+A framework is looked up among the modules already imported: this module imports none.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _ACCELERATE = "accelerate.data_loader"
 
 @dataclass(frozen=True, kw_only=True)
 class Splitter:
-    """Who gives each rank its part of a sampler's indices, so that the sampler must not.
+    """Gives each rank its part of a sampler's indices, so that the sampler must not.
 
     Attributes:
-        name: For error messages, `"Accelerate"` for example.
-        num_replicas: In how many parts; 1 where all ranks see the same examples.
+        name: For error messages, as `"Accelerate"`.
+        num_replicas: Number of parts; 1 where all ranks see the same examples.
         reads_on_one_process: Whether one process iterates and sends batches to the others.
     """
 
@@ -33,10 +33,10 @@ class Splitter:
 
 
 def chain(loader: object) -> Iterator[object]:
-    """Yield a loader and everything that its indices come through, however samplers are wrapped.
+    """Yield a loader and everything that its indices pass through, however samplers are wrapped.
 
-    Follows the attributes `sampler` and `batch_sampler`; from a `DistributedSampler`, which calls a
-    wrapped sampler its data set, `dataset` and below that `sampler` or `_sampler`.
+    Follows the attributes `sampler` and `batch_sampler`. A `DistributedSampler` calls a wrapped
+    sampler its data set: there, it follows `dataset` and below that `sampler` or `_sampler`.
 
     Args:
         loader: A `DataLoader`, maybe one that is still under construction.
@@ -55,14 +55,14 @@ def chain(loader: object) -> Iterator[object]:
 
 
 def splitter_of(loaders: Sequence[DataLoader[Any]]) -> Splitter | None:
-    """Return who splits over ranks what comes from a sampler held by `loaders`; None if nobody.
+    """Return the splitter over ranks of a sampler that `loaders` hold; None if there is none.
 
     Args:
         loaders: The live loaders that hold the sampler.
 
     Cost:
-        One walk over the objects that Python's garbage collector tracks, where an Accelerator was
-        made: milliseconds, tens of them where 500,000 objects live.
+        Where an Accelerator was made, one walk over the objects that Python's garbage collector
+        tracks: milliseconds; tens of milliseconds with 500,000 objects.
     """
     for loader in loaders:
         for link in chain(loader):
@@ -75,19 +75,19 @@ def splitter_of(loaders: Sequence[DataLoader[Any]]) -> Splitter | None:
         if _is_accelerate(holder, "DataLoaderDispatcher"):
             processes = holder.state.num_processes
             return Splitter(name="Accelerate", num_replicas=processes, reads_on_one_process=True)
-    # It prepared the loader and split nothing: all ranks are to see the same examples.
+    # It prepared the loader and split nothing: all ranks should see the same examples.
     return Splitter(name="Accelerate", num_replicas=1) if prepared else None
 
 
 def check_not_dispatched(loaders: Sequence[DataLoader[Any]]) -> None:
-    """Refuse loaders that one of several processes reads for all.
+    """Refuse loaders where one of several processes reads for all.
 
     Args:
         loaders: The live loaders that hold a sampler.
 
     Raises:
-        RuntimeError: Accelerate's `dispatch_batches=True` on several processes: a selection, which
-            all ranks make together, would wait for ever.
+        RuntimeError: Accelerate's `dispatch_batches=True` is set on several processes. A selection
+            needs all ranks and would wait forever.
     """
     splitter = splitter_of(loaders)
     if splitter is not None and splitter.reads_on_one_process and splitter.num_replicas > 1:
@@ -104,11 +104,11 @@ def check_lengths(loaders: Sequence[DataLoader[Any]], sampler: Sampler[int], cou
     Args:
         loaders: The live loaders that hold the sampler.
         sampler: The sampler that is about to yield indices.
-        count: How many it yields this epoch.
+        count: How many indices it yields in this epoch.
 
     Raises:
-        RuntimeError: The wrapper has fixed its length for another number of indices, or takes the
-            sampler for a data set and yields places in it.
+        RuntimeError: The wrapper has fixed its length for another number of indices, or yields
+            places in the sampler, which it takes for a data set.
     """
     for loader in loaders:
         for link in chain(loader):
@@ -143,7 +143,7 @@ def _share(wrapper: DistributedSampler[Any], count: int) -> int:
 def _in_data_set(wrapper: DistributedSampler[Any]) -> list[object]:
     """Return the sampler in what a `DistributedSampler` calls its data set, if there is one.
 
-    Of the instance's own attributes only: a real data set may do work when asked for others.
+    Reads only the instance's own attributes: a real data set may do work for others.
     """
     dataset: object = wrapper.dataset
     if isinstance(dataset, Sampler):
@@ -158,7 +158,7 @@ def _is_accelerate(link: object, name: str) -> bool:
 
 
 def _prepared(loaders: Sequence[DataLoader[Any]]) -> list[Any]:
-    """Return Accelerate's loaders around these: no `DataLoader`s, whatever they say they are."""
+    """Return Accelerate's loaders around these: they claim to be `DataLoader`s and are not."""
     module = sys.modules.get(_ACCELERATE)
     if module is None or not sys.modules["accelerate.state"].is_initialized():
         return []

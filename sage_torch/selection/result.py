@@ -1,4 +1,4 @@
-"""The result of a selection: which examples, how they scored, and how sure the sketch is."""
+"""The result of a selection: the examples, their scores, and the sketch's certificate."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _OF_DRAWS = ("order", "starts", "classes", "quotas")
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """A subset of a data set and why it is that one.
+    """A subset of a data set, with the scores behind it.
 
     Attributes:
-        indices: int64 (k,), ascending, no repeats: the examples to train on (in epoch 0, where
-            each epoch draws its own).
+        indices: int64 (k,), ascending, no repeats: the examples to train on (in epoch 0, if each
+            epoch draws its own).
         scores: float32 (N,) in [-1, 1]: every example's agreement with the consensus of its class;
             NaN throughout for `rule="random"`.
-        labels: int64 (N,) as the data set has them, or None where it has none.
-        certificate: What the sketch guarantees; None for `rule="random"`.
-        seconds: Wall time of `pass_1`, `pass_2`, `rule` and in `total`.
-        settings: What was asked for and chosen, JSON-able: options, gradients, versions, and
-            `trimmed`, how many examples the trim dropped.
+        labels: int64 (N,) as the data set has them, or None if it has none.
+        certificate: The sketch's guarantee; None for `rule="random"`.
+        seconds: Wall time of `pass_1`, `pass_2` and `rule`, and the `total`.
+        settings: The settings used, in a form that fits into JSON: options, gradients, versions,
+            and `trimmed`, the number of examples that the trim dropped.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
-            each kept one stands for, itself included; None unless asked for.
-        draws: What each epoch sees; None for `draw="fixed"`.
-        margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class less half
+            each kept one represents, itself included; None without the option `weights`.
+        draws: The subset of each epoch; None for `draw="fixed"`.
+        margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class minus half
             of its opposition to the class that it opposes most. The trim reads margins: they mark
-            wrong labels better than `scores`, of which few are negative. Below 0, an example
+            wrong labels better than `scores`, few of which are negative. Below 0, an example
             opposes another class more than twice as much as it agrees with its own. With one class
             (`class_balanced=False`, or no labels) the margin is the agreement itself. None for
             `rule="random"`.
@@ -78,7 +78,7 @@ class Selection:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.__post_init__()  # NumPy's read-only flag does not survive pickling and copying
+        self.__post_init__()  # pickling and copying lose NumPy's read-only flag
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,7 +88,7 @@ class Selection:
         return f"Selection({len(self.indices):,} of {len(self.scores):,} examples, {rule})"
 
     def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch, a function of the epoch and this selection.
+        """Return the examples of an epoch: a function of the epoch and this selection.
 
         Args:
             epoch: Epochs since this selection was made, from 0 on. `draw="fixed"` ignores it.
@@ -184,7 +184,7 @@ class Selection:
                 **{name: arrays[name] if meta[f"has_{name}"] else None for name in _OPTIONAL},
             )
             loaded._check()
-        except Exception as error:  # damaged bytes raise whatever they lead to
+        except Exception as error:  # damaged bytes may raise anything
             raise ValueError(f"{name} holds no readable selection: {error}") from error
         return loaded
 
@@ -219,7 +219,7 @@ class Selection:
 
 
 def _numbers(name: str, values: Any) -> dict[str, float]:
-    """Return a mapping from names to numbers, which is all that a damaged file may hold here."""
+    """Return a mapping from names to numbers; refuse anything else that a damaged file may hold."""
     is_numbers = isinstance(values, dict) and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values()
     )

@@ -1,4 +1,4 @@
-"""Keep or drop, one example after the other, at a rate that is met: quantiles and a controller."""
+"""Keeps or drops one example after the other at an exact rate, by quantiles and a controller."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# Scores remembered of each class. Four times as many find a hundredth more of what two passes keep,
-# but old ones mislead when scores drift: the share was then missed several times as far.
+# Scores remembered per class. Four times as many find a hundredth more of what two passes keep. But
+# old scores mislead when scores drift: the error of the share was then several times as large.
 WINDOW = 512
-_SOONEST = 32  # examples within which a debt may be paid
+_SOONEST = 32  # least number of examples over which a debt is paid
 
 
 class RateKeeper:
-    """Keeps a share of a stream and of each of its classes: the highest scores among recent ones.
+    """Keeps the highest recent scores: a share of a stream and of each of its classes.
 
     A score's place p in (0, 1) among the last `window` scores of its class is uniform while their
     distribution stays as it is, so that `p >= 1 - rate` keeps a share of `rate`. The rate follows
-    what is owed to the class and to the stream, in examples: `keep + owed / window` each, sooner
-    where fewer have come. That makes the share exact up to a few examples, and brings it back
-    after a drift. Equal scores, and examples without one, are placed at random.
+    the number of examples owed to the class and to the stream: `keep + owed / window` each, with a
+    shorter window while fewer have come. That makes the share exact up to a few examples, and
+    restores it after a drift. Equal scores, and examples without a score, are placed at random.
 
     Args:
         keep: Share of the examples to keep, in (0, 1].
         seed: Names the draws.
-        window: Scores remembered of each class, and examples within which a debt is paid.
+        window: Scores remembered per class, and number of examples over which a debt is paid.
 
     Cost:
-        `4 window + 16` bytes a class; a sort of the window a class and batch.
+        `4 window + 16` bytes per class; one sort of the window per class and batch.
     """
 
     def __init__(self, keep: float, seed: int, window: int = WINDOW) -> None:
@@ -56,11 +56,11 @@ class RateKeeper:
         """Return which examples of a batch to keep (n,).
 
         Args:
-            scores: float32 (n,); NaN where an example has none.
+            scores: float32 (n,); NaN where an example has no score.
             class_ids: int32 (n,), from 0 on; a new class needs no announcement.
         """
         self._make_room(int(class_ids.max()) + 1)
-        # On the CPU, whatever device is the user's default.
+        # On the CPU, whichever device is torch's default.
         draws = torch.rand(
             len(scores), generator=self._draws, dtype=torch.float64, device="cpu"
         ).numpy()
@@ -78,7 +78,7 @@ class RateKeeper:
     def _at_rate(
         self, places: NDArray[np.float64], class_ids: NDArray[np.int32]
     ) -> NDArray[np.bool_]:
-        # One after the other: what is owed must not grow within a batch.
+        # One example after the other: the debt must not grow within a batch.
         keep, seen, kept = self._keep, self._seen, self._kept
         all_seen, all_kept = self.seen, self.kept
         is_kept = np.zeros(len(places), np.bool_)
@@ -93,7 +93,7 @@ class RateKeeper:
         return is_kept
 
     def _pays_within(self, seen: int) -> int:
-        # A place among few scores is as rough as a debt paid soon.
+        # With few scores, places are rough anyway: the debt may be paid sooner.
         return min(max(seen, _SOONEST), self._window)
 
     def _remember(self, class_id: int, scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -113,7 +113,7 @@ class RateKeeper:
                 counts.extend([0] * new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers from which `load_state_dict` goes on exactly."""
+        """Return tensors and plain numbers from which `load_state_dict` resumes exactly."""
         return {
             "draws": self._draws.get_state(),
             "scores": torch.from_numpy(self._scores.copy()),
@@ -123,7 +123,7 @@ class RateKeeper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the one that gave `state` was.
+        """Resume where the keeper that gave `state` was.
 
         Raises:
             ValueError: It has another form. Nothing has changed then.

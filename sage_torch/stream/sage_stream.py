@@ -1,4 +1,4 @@
-"""`SageStream`: examples pass through once, and those worth a gradient step come out."""
+"""`SageStream`: reads each example once and yields those that are worth a gradient step."""
 
 from __future__ import annotations
 
@@ -32,57 +32,57 @@ _STATE = (
 
 
 class SageStream(IterableDataset[Any]):
-    """The examples of a stream that are worth a gradient step, a share of `keep`, as they come.
+    """Yields the examples of a stream that are worth a gradient step: a share of `keep`.
 
     Each batch's gradients go into a Frequent Directions sketch that slowly forgets, with a running
-    consensus of each class; an example's agreement `a_i = <z_i/|z_i|, u_c>` with it is then placed
-    among the recent ones of its class, and the highest are kept. Examples come out as the stream
-    gave them, one by one: batch them with a DataLoader (without workers: they belong to the
-    stream, which is read ahead while the model trains). The model is read as it is when a batch is
-    scored, in evaluation mode, and everything of the user's is afterwards what it was before.
+    consensus of each class. An example's agreement `a_i = <z_i/|z_i|, u_c>` with it is compared
+    with the recent ones of its class, and the highest are kept. Examples come out as the stream
+    gave them, one by one: batch them with a DataLoader without workers (give the workers to this
+    stream, which is read ahead while the model trains). Each batch is scored with the model as it
+    is then, in evaluation mode; afterwards, everything that this changed is restored.
 
     Decisions are final and depend on what came before, on `batch_size` and on the workers, whose
     batches take turns. The first `warm_up` examples, and the first few of each class, are kept at
-    random at the rate `keep`. A second reading goes on with the sketch of the first. Under a
-    process group each rank filters the stream that it is given: shard the stream by rank.
+    random at the rate `keep`. A second reading continues with the sketch of the first. In a process
+    group, each rank filters the stream that it is given: shard the stream by rank.
 
     Args:
-        model: A model, best warmed up; it may go on training meanwhile. DataParallel,
+        model: A model, best warmed up; it may keep training meanwhile. DataParallel,
             DistributedDataParallel and torch.compile are unwrapped.
-        stream: An IterableDataset of `(input, target)` pairs, dicts with `"labels"`, or whatever
-            `collate_fn` and `loss` agree on.
+        stream: An IterableDataset of `(input, target)` pairs, of dicts with `"labels"`, or of
+            anything that `collate_fn` and `loss` understand.
         keep: Share of the examples to keep, in (0, 1], of the stream and of each class.
         rule: `"agreement"` (the highest scores of each class, as the rule of `select_subset`) or
-            `"random"` (at random from those with a margin of at least 0; where a class has too
-            few of them, the highest of the others too).
-        class_balanced: Consensus and share by class: `"auto"` where targets are integer classes.
-            Pass False for integer targets that are no classes: memory grows with their number.
-        half_life: Examples after which one counts half in sketch and consensus, shorter for a
-            stream or a model that changes faster; `"auto"`: 500 for each class so far, at least
+            `"random"` (random ones of those with a margin of at least 0; where a class has too
+            few of them, also the highest of the others).
+        class_balanced: Whether each class has its own consensus and share: `"auto"` where targets
+            are integers. Pass False if these are no classes: memory grows with their number.
+        half_life: Examples after which an example counts half in sketch and consensus. Choose less
+            if the stream or the model changes faster. `"auto"`: 500 per class so far, at least
             5,000; None: it always counts in full.
         warm_up: Examples before the first score.
         sketch_size: Rows l of the sketch.
         gradients: As in `select_subset`; the chosen parameters must stay the same.
         params: As in `select_subset`.
         compress: As in `select_subset`.
-        memory_budget: Bytes for gradients held at once.
+        memory_budget: Most bytes of gradients held at once.
         loss: `loss(model, batch) -> (n,)`; None as in `select_subset`.
         collate_fn: How examples become a batch to score; None for torch's default.
         batch_size: Examples scored at once.
-        num_workers: Worker processes that read the stream. Give none to the DataLoader around.
-        seed: Names the compression and every draw.
+        num_workers: Worker processes that read the stream. Give the DataLoader around it none.
+        seed: Determines the compression and every draw.
 
     Raises:
         TypeError: `stream` is no IterableDataset, or an argument is of a wrong kind.
         ValueError: An argument is out of range.
-        RuntimeError: While reading: inside a DataLoader's worker, or while a later reading of the
+        RuntimeError: While reading: it runs inside a DataLoader's worker, or a later reading of the
             same SageStream has begun.
         SageError: While reading: a loss or gradient is not finite; `index` names the example.
 
     Cost:
-        One gradient an example, about 9 l d operations, a copy of the model's buffers a batch.
-        Memory does not grow with the stream: 4 (2.5 l + C) d bytes for C classes, 2 KiB a class,
-        and batches on their way.
+        Per example one gradient and about 9 l d operations; per batch a copy of the model's
+        buffers. Memory does not grow with the stream: 4 (2.5 l + C) d bytes for C classes, 2 KiB
+        per class, and the batches read ahead.
 
     Reference:
         Jha and Ahmadi-Asl, "SAGE: Streaming Agreement-Driven Gradient Sketches for Representative
@@ -166,9 +166,9 @@ class SageStream(IterableDataset[Any]):
         self._turn = 0  # which iterator is the current one
         self._is_resumed = False
         self._read = 0  # examples before the current batch
-        self._is_kept: NDArray[np.bool_] | None = None  # of the current batch, once decided
+        self._is_kept: NDArray[np.bool_] | None = None  # in the current batch, once decided
         self._given = 0  # how many of those have been yielded
-        self._stream_state: Any = None  # of a stream that has one, before the current batch
+        self._stream_state: Any = None  # before the current batch, if the stream has one
 
     @property
     def seen(self) -> int:
@@ -181,7 +181,7 @@ class SageStream(IterableDataset[Any]):
         return self._rate.kept
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the stream the epoch, where it has a `set_epoch`, so that it shuffles anew."""
+        """Tell the stream the epoch, if it has a `set_epoch`, so that it shuffles anew."""
         if hasattr(self._stream, "set_epoch"):
             self._stream.set_epoch(epoch)
 
@@ -258,7 +258,7 @@ class SageStream(IterableDataset[Any]):
                 None if labels is None else labels.cpu(),
                 self._read,
             )
-        # Equal scores are told apart at random: so are all of those that the trim leaves.
+        # Ties are broken at random: all examples that the trim leaves are ties.
         scores = agreement if self._options.rule == "agreement" else np.minimum(margins, 0)
         return self._rate.decide(scores, class_ids)
 
@@ -270,18 +270,18 @@ class SageStream(IterableDataset[Any]):
             )
 
     def _state_of_stream(self) -> Any:
-        """Return the stream's own state where it has one that is known here, not in a worker."""
+        """Return the stream's own state, if it has one and is read here, not in a worker."""
         stream: Any = self._stream
         if self._options.num_workers or not hasattr(stream, "load_state_dict"):
             return None
-        return copy.deepcopy(stream.state_dict())  # some give away what they go on changing
+        return copy.deepcopy(stream.state_dict())  # some streams keep changing what they return
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers from which `load_state_dict` goes on exactly.
+        """Return tensors and plain numbers from which `load_state_dict` resumes exactly.
 
-        It holds sketch, consensus, recent scores and the place after the last example yielded, and
-        the state of the stream where that has `state_dict` and is read without workers.
-        `torch.load(..., weights_only=True)` reads it, if it reads the stream's.
+        It holds sketch, consensus, recent scores and the place after the last example yielded. If
+        the stream has `state_dict` and is read without workers, it holds the stream's state too.
+        `torch.load(..., weights_only=True)` reads it if it can read the stream's state.
         """
         return {
             "settings": dict(self._settings),
@@ -295,13 +295,13 @@ class SageStream(IterableDataset[Any]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the stream that gave `state` was: the next reading yields the rest.
+        """Resume where the stream that gave `state` was: the next reading yields the rest.
 
-        A stream without a state of its own is read from its start, and what was read before is
-        dropped without a gradient: it must give the same examples again.
+        A stream without a state of its own is read from its start, and earlier examples are dropped
+        without a gradient. So it must give the same examples again.
 
         Raises:
-            ValueError: It is no state of a SageStream, or one with other options. Nothing has
+            ValueError: It is no state of a SageStream, or its options differ. Nothing has
                 changed then.
         """
         _check_state(state, self._settings)

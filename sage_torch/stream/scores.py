@@ -1,4 +1,4 @@
-"""Scores of examples that come once: an online sketch, its consensus, and where each one stands."""
+"""Scores examples that come once, by an online sketch and its consensus."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from sage_torch.passes.scoring import unit_rows
 from sage_torch.reading.classes import Classes
 from sage_torch.reading.reader import naming_the_example
 
-# The first of a class stand for nothing but themselves, and would all agree with their consensus.
+# The first examples of a class are their own consensus, and would all agree with it.
 _FIRST_OF_CLASS = 16
-# Sketch and consensus stay fresh, and a class that comes seldom keeps enough to have a consensus.
+# Sketch and consensus stay fresh, and a rare class keeps enough examples for a consensus.
 _SHORTEST_HALF_LIFE, _HALF_LIFE_OF_CLASS = 5_000, 500
 
 HalfLife: TypeAlias = Literal["auto"] | int | None
 
 
 class OnlineScores:
-    """Agreement and margin of each example under a sketch that takes it in and slowly forgets.
+    """Agreement and margin of each example, under a sketch that includes it and slowly forgets.
 
     Args:
-        model: The unwrapped model, read as it is at each call.
+        model: The unwrapped model; each call uses it as it is then.
         options: `sketch_size`, `gradients`, `params`, `compress`, `loss`, `memory_budget`,
             `class_balanced`, `seed`.
-        half_life: Examples after which a row counts half; `"auto"`: 500 for each class so far, at
-            least 5,000; None: it always counts in full.
+        half_life: Examples after which a row counts half; `"auto"`: 500 per class so far, at least
+            5,000; None: it always counts in full.
         warm_up: Examples before the first score.
 
     Cost:
-        Memory 4 (l + b + C) d bytes, l sketch rows, b about 1.5 l, C classes so far.
+        Memory 4 (l + b + C) d bytes for l sketch rows, b about 1.5 l, and C classes so far.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class OnlineScores:
         Args:
             batch: n examples on the model's device.
             labels: Integer (n,) on the CPU, or None.
-            first: Place of the first of them in the stream, for errors.
+            first: Place of the first example in the stream, for errors.
 
         Returns:
             Agreement and margins (n,), NaN during warm-up; class ids (n,).
@@ -75,7 +75,7 @@ class OnlineScores:
             if sketch is None:
                 sketch = self._new_sketch(rows.shape[1])
             rows = rows.to(sketch.device)
-            _refuse_if_not_finite(rows)  # before anything is forgotten for them
+            _refuse_if_not_finite(rows)  # before they make the sketch forget
             if sketch.rows_seen:
                 sketch.forget(self._weight_after(len(rows)))
             sketch.update(rows, class_ids)
@@ -94,7 +94,7 @@ class OnlineScores:
         return agreement, margins, class_ids
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers from which `load_state_dict` goes on exactly."""
+        """Return tensors and plain numbers from which `load_state_dict` resumes exactly."""
         return {
             "dim": None if self._sketch is None else self._sketch.dim,
             "sketch": None if self._sketch is None else self._sketch.state_dict(),
@@ -104,7 +104,7 @@ class OnlineScores:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the one that gave `state` was.
+        """Resume where the object that gave `state` was.
 
         Raises:
             ValueError: It has another form. Nothing has changed then.
@@ -134,14 +134,14 @@ class OnlineScores:
         self.load_state_dict(saved)
 
     def _known_dim(self) -> int | None:
-        """Return the length of the sketch's rows, where it is known before the first batch."""
+        """Return the length of the sketch's rows, if it is known before the first batch."""
         try:
             return self._computer.dim
         except (AttributeError, RuntimeError):
             return None
 
     def _weight_after(self, examples: int) -> float:
-        """Return what a row's weight is multiplied by while some more examples come."""
+        """Return the factor of a row's weight after some more examples."""
         half_life = self._half_life
         if half_life is None:
             return 1.0

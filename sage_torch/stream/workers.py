@@ -1,4 +1,4 @@
-"""Examples as a stream gives them, one by one, batch by batch; with workers or without."""
+"""Reads a stream's examples batch by batch, with workers or without."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-_ALIGNMENT = 16  # bytes: where any dtype may begin
+_ALIGNMENT = 16  # bytes: a tensor of any dtype may begin at a multiple
 
-Example = Any  # whatever the stream yields
+Example = Any  # anything that the stream yields
 
 
 def read(
@@ -26,7 +26,7 @@ def read(
             DataLoader.
         batch_size: Examples in a list.
         num_workers: Worker processes.
-        seed: Of the workers' own generators; no global random number is drawn.
+        seed: Seed of the workers' own generators; no global random number is drawn.
     """
     loader: DataLoader[Any] = DataLoader(
         stream,
@@ -35,7 +35,7 @@ def read(
         collate_fn=pack if num_workers else _as_list,
         generator=torch.Generator().manual_seed(seed),
     )
-    with torch.device("cpu"):  # a default device of the user's is not the generator's
+    with torch.device("cpu"):  # the generator is there, whatever torch's default device
         reading = iter(loader)
     for examples in reading:
         yield unpack(*examples) if num_workers else examples
@@ -44,8 +44,8 @@ def read(
 def pack(examples: list[Example]) -> tuple[bytes, Tensor]:
     """Return examples as bytes and one uint8 tensor that holds the content of all their tensors.
 
-    A worker sends every tensor through a file handle of its own, of which a process has a thousand
-    or so: a few batches of unstacked examples. Packed, a batch takes one.
+    A worker sends every tensor through its own file handle. A process has about a thousand handles,
+    which a few batches of unstacked examples use up. A packed batch takes one handle.
     """
     file = io.BytesIO()
     pickler = _Packer(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -69,7 +69,7 @@ class _Packer(pickle.Pickler):
     def persistent_id(self, obj: Any) -> tuple[int, torch.dtype, torch.Size] | None:
         is_plain = type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad
         if not is_plain or obj.layout is not torch.strided or obj.is_quantized:
-            return None  # as pickle knows it
+            return None  # pickled as usual
         start = self.size
         self.size = -(-(start + obj.nbytes) // _ALIGNMENT) * _ALIGNMENT
         self.tensors.append((start, obj.resolve_conj().resolve_neg()))

@@ -1,6 +1,6 @@
 """For your own test suite: a subset must not train a worse model than a baseline does.
 
-Needs scipy (`pip install 'sage-torch[demo]'`), imported when a comparison is judged.
+Needs scipy (`pip install 'sage-torch[demo]'`), which is imported when a comparison is judged.
 """
 
 from __future__ import annotations
@@ -45,54 +45,54 @@ def assert_subset_accuracy(
 ) -> Comparison:
     """Fail when models trained on SAGE's subsets are less accurate than those of a baseline.
 
-    With each seed s a model is warmed up, `select_subset(model, dataset, keep, seed=s, **options)`
+    For each seed s, a model is warmed up, `select_subset(model, dataset, keep, seed=s, **options)`
     chooses with it, and two fresh models are trained with seed s: on the subset and on the
-    baseline's. The differences `d_s` of their accuracies decide, by Student's paired t: it fails
+    baseline's. The differences `d_s` of their accuracies decide, by Student's paired t. It fails
     when `mean(d) + t * deviation(d) / sqrt(n) < gain`, t the quantile of `confidence`, one-sided.
 
-    What a pass says: these seeds show no significant loss, and a true mean loss of
-    `loss_of_interest` would have failed with a probability of at least `power`.
-    What it does not say: that SAGE is better (read `low` of the result), or that there is no
-    smaller loss. The power is an estimate: it takes the observed deviation for the true one, and
-    both rest on differences that are roughly normal. Seeds vary initialisation, order and subset,
-    not the data: another training or test set may decide otherwise. With nothing lost at all it
-    still fails with a probability of 1 - `confidence` when seeds or versions change; with the same
-    seeds it repeats itself as exactly as `train` does. Adding seeds because the power was short
-    is sound; adding or changing them until a significant loss goes away is not.
+    A pass means: these seeds show no significant loss, and a true mean loss of `loss_of_interest`
+    would have failed with a probability of at least `power`.
+    It does not mean that SAGE is better (read `low` of the result), or that there is no smaller
+    loss. The power is an estimate: it takes the observed deviation for the true one, and both
+    assume that differences are roughly normal. Seeds vary initialisation, order and subset, not the
+    data: another training or test set may decide otherwise. Even with no loss at all, it fails with
+    a probability of 1 - `confidence` when seeds or versions change. With the same seeds, it repeats
+    itself as exactly as `train` does. You may add seeds because the power was too low. You may not
+    add or change seeds until a significant loss goes away.
 
     Args:
-        train: `train(dataset, seed)` returns a fresh model trained on the data set, a `Subset` of
-            yours or all of it. Give each the same number of steps, unless epochs are the question.
+        train: `train(dataset, seed)` returns a fresh model trained on `dataset`, a `Subset` of
+            yours or all of it. Train each for as many steps, unless you compare equal epochs.
             The global generators of torch, NumPy and Python are seeded with `seed` before every
-            call, CUDA's once CUDA is initialised.
+            call; CUDA's generator too, once CUDA is initialised.
         evaluate: `evaluate(model)` returns the accuracy on held-out examples, in percent.
-        dataset: Whatever `select_subset` takes.
+        dataset: A data set as `select_subset` takes it.
         keep: A share below 1, or a count below N.
         seeds: At least 2 different ones; each costs one warm-up, a selection and two trainings.
         against: `"random"` (class-balanced where targets are integer classes, as many examples,
             the same `quotas`), `"full"` (all data), or `(dataset, keep, seed) -> indices (m,)`.
-        gain: Points over the baseline that SAGE must keep. 0 asks for "not worse"; a gain that you
+        gain: Points over the baseline that SAGE must keep. 0 means "not worse"; a gain that you
             have measured with other seeds makes this a regression test of that gain.
         loss_of_interest: Points below `gain` that must not go unnoticed, above 0.
-        confidence: Of the test, in (0.5, 1).
+        confidence: Confidence of the test, in (0.5, 1).
         power: Least acceptable power, in (0, 1).
         warm_up: `warm_up(dataset, seed)` returns the model to select with, for example after one
-            epoch; None for `train` on all of the data set.
-        **options: Options of `select_subset` but `seed`; no progress is shown unless asked for.
+            epoch; None to use `train` on the whole data set.
+        **options: Options of `select_subset` except `seed`; `progress` is False by default.
 
     Returns:
         The comparison, for further assertions or a report.
 
     Raises:
-        AssertionError: SAGE is significantly below the baseline + `gain`, the power is short (the
-            message says how many seeds would do), or all accuracies agree exactly. The message
+        AssertionError: SAGE is significantly below the baseline + `gain`, the power is too low (the
+            message says how many seeds suffice), or all accuracies agree exactly. The message
             ends in a table of all runs.
         ImportError: scipy is missing.
         TypeError, ValueError: An argument is of a wrong kind or out of range, `keep` leaves nothing
             out, or `evaluate` returned no percentage. All but the last before any training.
 
     Cost:
-        n (warm-up + selection + 2 trainings). Nothing of this is parallel.
+        n (warm-up + selection + 2 trainings), one after the other.
 
     Reference:
         Power of the t test: the noncentral t distribution, Johnson and Welch, Biometrika 1940.
@@ -134,7 +134,7 @@ def assert_subset_accuracy(
             f"expected keep to leave examples out, got keep={keep}, which keeps all {total}"
         )
     _check_callables(train=train, evaluate=evaluate, warm_up=warm_up, against=against)
-    t_quantile(confidence, 1)  # scipy is here, or an error before hours of training
+    t_quantile(confidence, 1)  # raise now, not after hours of training, without scipy
     runs = []
     with preserved(nn.Module()):  # the caller's random states and grad mode
         for seed in seeds:
@@ -143,7 +143,7 @@ def assert_subset_accuracy(
             sage = _seeded(train, Subset(dataset, selection.indices.tolist()), seed)
             if against == "full":
                 others = total
-                # Without a warm-up of its own, the model to select with is the one of all data.
+                # Without a warm-up, the model trained on all data is also the one to select with.
                 rival = selector if warm_up is None else _seeded(train, dataset, seed)
             else:
                 indices = _rival_indices(against, selector, dataset, keep, seed, options)
@@ -206,7 +206,7 @@ def _accuracy(evaluate: Evaluate, model: nn.Module) -> float:
 
 
 def _refuse_fractions(runs: list[tuple[float, float]]) -> None:
-    # Taken for percents, shares would make every loss look a hundred times smaller, and pass.
+    # Shares taken for percents would make each loss look a hundred times smaller, and pass.
     if len(runs) == 2 and 0 < max(max(run) for run in runs) <= 1:
         raise ValueError(
             f"expected evaluate() to return percent, got nothing above 1 in {runs}: multiply by 100"

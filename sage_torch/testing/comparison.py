@@ -1,4 +1,4 @@
-"""Paired accuracies of two ways to choose a subset, and what they can tell by Student's t."""
+"""Paired accuracies of two ways to choose a subset, compared by Student's t."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_SEEDS = 100_000  # where the search for "how many would do" gives up
+_MOST_SEEDS = 100_000  # the search for a sufficient number of seeds stops here
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Accuracies of models trained on SAGE's subsets and on a baseline's, paired by seed.
 
-    `str(comparison)` is an aligned table of all of it.
+    `str(comparison)` is an aligned table of everything here.
 
     Attributes:
         seeds: The n seeds.
         sage: float64 (n,), accuracy on SAGE's subset, in percent.
         baseline: float64 (n,), accuracy on the baseline's.
         against: The baseline's name.
-        examples: How many examples SAGE kept, the baseline kept, and there are.
+        examples: How many examples SAGE kept, how many the baseline kept, and how many there are.
         gain: Points over the baseline that SAGE must not be significantly below.
         loss_of_interest: Points below `gain` that must not go unnoticed.
-        confidence: Of the one-sided test and of either bound.
+        confidence: Confidence of the one-sided test and of each bound.
         wanted_power: Least power against `loss_of_interest`.
     """
 
@@ -41,7 +41,7 @@ class Comparison:
 
     @property
     def differences(self) -> NDArray[np.float64]:
-        """SAGE less the baseline by seed, float64 (n,), in points."""
+        """SAGE minus the baseline for each seed, float64 (n,), in points."""
         return self.sage - self.baseline
 
     @property
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def power(self) -> float:
-        """Chance to notice a loss of `loss_of_interest`, were `deviation` the true one."""
+        """Chance to notice a loss of `loss_of_interest`, if `deviation` is the true one."""
         return self._power_with(len(self.seeds))
 
     @property
@@ -92,7 +92,7 @@ class Comparison:
         return enough
 
     def problem(self) -> str | None:
-        """Return why this is no evidence of a good subset, in a sentence, or None."""
+        """Return in one sentence why this is no evidence of a good subset, or None."""
         count, rival = len(self.seeds), self.against
         if np.array_equal(self.sage, self.baseline):
             return (

@@ -4,7 +4,7 @@
 const LINE: usize = 64;
 
 /// `count` numbers of `memory` from the start of a cache line on, so that no register is read from two
-/// lines. `memory` is lengthened where it is too short; new numbers are 0.
+/// lines. If `memory` is too short, it is lengthened with zeros.
 pub fn aligned<T: Clone + Default>(memory: &mut Vec<T>, count: usize) -> &mut [T] {
     let of_line = LINE / size_of::<T>();
     memory.resize(count + of_line, T::default());

@@ -21,16 +21,16 @@ use crate::products::{columns_of, Products};
 
 /// Columns in one float32 sum: a chunk of 160 rows, and a panel of it, stay in a core's second cache.
 const DEPTH: usize = 1024;
-/// Numbers from one gathered row to the next: no power of two, whose rows would share cache lines.
+/// Numbers from one gathered row to the next: with a power of two, rows would share cache lines.
 const STRIDE: usize = DEPTH + 16;
-/// Partial sums are held for at most so many segments of columns, of at least `LEAST_CHUNKS` chunks
-/// each; fixed, so that their order is too.
+/// The most segments of columns whose partial sums are held; each has at least `LEAST_CHUNKS`
+/// chunks. Their number is fixed, so that the order of the sums is too.
 const SEGMENTS: usize = 16;
 const LEAST_CHUNKS: usize = 4;
-/// Numbers that are read to be rewritten at once: they stay in a core's second cache.
+/// Numbers read and rewritten at once: they stay in a core's second cache.
 const TOGETHER: usize = 1 << 17;
-/// Columns of them come in such units. A line more from row to row makes an odd number of cache
-/// lines: else rows share the same few places of the first cache.
+/// Their columns come in such units. One more line from row to row makes the number of cache lines
+/// odd: else rows share the same few places of the first cache.
 const UNIT: usize = 96;
 /// Numbers in a cache line.
 const LINE: usize = 16;
@@ -59,7 +59,7 @@ impl Host {
         Ok(Self { pool: pool(threads)? })
     }
 
-    /// Runs `work` where rayon's parallel iterators use this pool.
+    /// Runs `work` so that rayon's parallel iterators use this pool.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.pool.install(work)
     }
@@ -92,9 +92,9 @@ impl Host {
     }
 
     /// Calls `write(pieces, start, row, values)` for every row of `left · stacked`, a panel of columns
-    /// at a time: `pieces` are the rows of `out` within some columns, of which `values` are those from
-    /// `start` on (or more than are left). Rows of `out` may be stacked themselves: they are read
-    /// before they are written.
+    /// at a time: `pieces` are the rows of `out` within some columns, and `values` belong to those
+    /// columns from `start` on (there may be more values than columns left). Rows of `out` may be in
+    /// `stacked` too: they are read before they are written.
     fn rewrite<'a>(
         &self,
         left: Left<'_>,
@@ -255,7 +255,7 @@ impl Products for Host {
         column_scale: &[f64],
         out: &mut HostBuffer<'_>,
     ) -> Result<()> {
-        // The smaller side is turned into panels; an entry's sum is the same either way.
+        // The smaller side becomes panels; an entry's sum is the same either way.
         let turns_rows = rows.len() < basis.len();
         let (tall, flat) = if turns_rows { (basis, rows) } else { (rows, basis) };
         let sums =
@@ -282,14 +282,14 @@ impl Products for Host {
     }
 }
 
-/// Memory that one thread works in, kept from chunk to chunk.
+/// Working memory of one thread, kept from chunk to chunk.
 #[derive(Default)]
 struct Work {
     gathered: [Vec<f32>; 2], // rows of a chunk that cannot be read in place, STRIDE apart
     panels: Vec<f32>,
 }
 
-/// Adds rows of a product to `totals` (rows, stride), from `column` on as far as they are wide.
+/// Adds rows of a product to `totals` (rows, stride), from `column` on.
 fn adding_to(totals: &mut [f64], stride: usize, column: usize) -> impl FnMut(usize, &[f32]) + '_ {
     #[inline(always)]
     move |row, values| {
@@ -300,7 +300,7 @@ fn adding_to(totals: &mut [f64], stride: usize, column: usize) -> impl FnMut(usi
     }
 }
 
-/// Some columns of all rows: where they lie, or gathered.
+/// Some columns of all rows, in place or gathered.
 fn left_of<'a>(
     rows: &HostRows<'a>,
     columns: &Range<usize>,

@@ -29,7 +29,7 @@ pub trait Products: Send + Sync {
     fn read<'a>(&self, buffer: &'a Self::Buffer<'_>, rows: Range<usize>) -> Result<Self::Rows<'a>>;
     /// Some of the rows.
     fn slice<'a>(&self, rows: &'a Self::Rows<'_>, range: Range<usize>) -> Result<Self::Rows<'a>>;
-    /// The rows that these factors make, without forming them. Without factors, the same rows.
+    /// The rows with these factors, not formed. Without factors, the same rows.
     fn multiplied<'a>(
         &self,
         rows: Self::Rows<'a>,
@@ -75,7 +75,7 @@ pub struct Buffers<'a, P: Products> {
     pub sketch: P::Buffer<'a>,
     /// Rows that wait for the next shrink (b, d), or their factors.
     pub pending: P::Buffer<'a>,
-    /// Sums of rows by class (C, d), where a consensus is carried along.
+    /// Sums of rows by class (C, d), if a consensus is carried along.
     pub sums: Option<P::Buffer<'a>>,
 }
 

@@ -58,12 +58,12 @@ pub struct Panel<'a> {
     pub stride: usize,
     /// How many rows.
     pub depth: usize,
-    /// How many columns are asked for, of `width`.
+    /// How many of the `width` columns are needed.
     pub columns: usize,
 }
 
-/// `left panel`, some rows at a time: `keep(i, values)` is given the first `values.len()` numbers of row
-/// i, in order: at least those that are asked for. Where `lower` is, those after the i-th are not.
+/// `left panel`, some rows at a time: `keep(i, values)` gets the first `values.len()` numbers of row
+/// i, in order, at least all that are needed. With `lower`, those after the i-th are not needed.
 pub fn multiply(left: Left<'_>, panel: Panel<'_>, lower: bool, keep: impl FnMut(usize, &[f32])) {
     Arch::new().dispatch(Multiply { left, panel, lower, keep });
 }
@@ -110,7 +110,7 @@ fn tile<S: Simd, const HEIGHT: usize, const ACROSS: usize>(
     at: usize,
     keep: &mut impl FnMut(usize, &[f32]),
 ) -> usize {
-    // A loop and no closure: where it is not inlined, every number is checked against its row's length.
+    // A loop, since a closure that is not inlined checks every number against its row's length.
     let mut rows: [&[f32]; HEIGHT] = [&[]; HEIGHT];
     for (i, row) in rows.iter_mut().enumerate() {
         *row = &left[i * apart..][..depth];

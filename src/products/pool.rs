@@ -11,8 +11,8 @@ thread_local! {
     static OWN: OnceCell<Option<Arc<ThreadPool>>> = const { OnceCell::new() };
 }
 
-/// The calling thread as a pool: nothing is woken, and rows lie in the caches of the core that made
-/// them. None where it belongs to another pool.
+/// The calling thread as a pool: no thread is woken, and rows are in the caches of the core that
+/// made them. None if it belongs to another pool.
 fn own() -> Option<Arc<ThreadPool>> {
     let build = || ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().ok();
     OWN.with(|own| own.get_or_init(|| build().map(Arc::new)).clone())

@@ -1,4 +1,4 @@
-//! Rows of gradients in host memory, as they were given: read in place, widened piece by piece.
+//! Rows of gradients in host memory, read in place and widened piece by piece.
 
 use std::ops::Range;
 
@@ -43,7 +43,7 @@ impl<'a> Values<'a> {
     }
 }
 
-/// How a row is made of factors: `g = [δ ⊗ h, δ]`, stored as `[δ, h]`; without the last part where
+/// How a row is made of factors: `g = [δ ⊗ h, δ]`, stored as `[δ, h]`. The last part is missing if
 /// a layer has no bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Factors {
@@ -54,7 +54,7 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// Length of the row whose factors are `stored` numbers.
+    /// Length of a row whose factors take `stored` numbers.
     pub fn row_width(&self, stored: usize) -> usize {
         self.outputs * (stored - self.outputs + usize::from(self.has_bias))
     }
@@ -64,7 +64,7 @@ impl Factors {
 #[derive(Clone, Copy, Debug)]
 pub struct HostRows<'a> {
     values: Values<'a>,
-    stored: usize, // numbers kept of a row
+    stored: usize, // numbers kept per row
     factors: Option<Factors>,
 }
 
@@ -75,12 +75,12 @@ impl<'a> HostRows<'a> {
         Self { values, stored: width, factors: None }
     }
 
-    /// The rows whose factors these are.
+    /// The rows that have these rows as factors.
     pub fn multiplied(self, factors: Option<Factors>) -> Self {
         Self { factors, ..self }
     }
 
-    /// How rows are made, where they are given by their factors.
+    /// How rows are made, if they are given by their factors.
     pub fn factors(&self) -> Option<Factors> {
         self.factors
     }
@@ -106,7 +106,7 @@ impl<'a> HostRows<'a> {
         Self { values, ..*self }
     }
 
-    /// What is kept of all rows, as float32.
+    /// The stored numbers of all rows, as float32.
     pub fn write_stored(&self, out: &mut [f32]) {
         self.values.widen_into(out);
     }
@@ -126,8 +126,8 @@ impl<'a> HostRows<'a> {
         }
     }
 
-    /// All rows as they lie in memory, where they are float32: the first number, and the numbers from
-    /// one row to the next.
+    /// All rows as they lie in memory, if they are float32: the numbers from the first on, and the
+    /// distance from one row to the next.
     pub fn in_place(&self) -> Option<(&'a [f32], usize)> {
         match (self.values, self.factors) {
             (Values::Single(values), None) => Some((values, self.stored)),
@@ -136,7 +136,7 @@ impl<'a> HostRows<'a> {
     }
 
     /// `<g_i, g_j>` of two rows given by their factors, `<δ_i, δ_j> (<h_i, h_j> + 1)` in float64; None
-    /// where rows are whole.
+    /// if rows are whole.
     pub fn dot_of_factors(&self, i: usize, j: usize) -> Option<f64> {
         let (Some(factors), Values::Single(values)) = (self.factors, self.values) else {
             return None;
@@ -250,8 +250,8 @@ impl<const ROWS: usize> WithSimd for Squares<'_, ROWS> {
     }
 }
 
-/// The inner product in float64, on this processor's widest registers. A struct and no closure: what a
-/// closure does is compiled without them.
+/// The inner product in float64, on this processor's widest registers. It is a struct, since a
+/// closure is compiled without them.
 struct Dot<'a>(&'a [f32], &'a [f32]);
 
 impl WithSimd for Dot<'_> {

@@ -19,7 +19,7 @@ use crate::products::rows::{HostRows, Values};
 use crate::products::torch::{Torch, TorchRows};
 use crate::products::Products;
 
-/// A contiguous matrix of torch's, on the CPU or a CUDA device: float32 unless `of_rows` made it.
+/// A contiguous torch matrix on the CPU or a CUDA device: float32 unless `of_rows` made it.
 #[derive(Debug)]
 pub struct Borrowed<'a> {
     pointer: *mut u8,
@@ -114,7 +114,7 @@ impl<'a> Borrowed<'a> {
     /// The numbers, to be written.
     fn write(self) -> &'a mut [f32] {
         assert!(self.kind == Kind::Float, "another dtype than was borrowed");
-        // SAFETY: as above; `self` is taken whole, and a sketch borrows each of its private buffers
+        // SAFETY: as above; `self` is consumed, and a sketch borrows each of its private buffers
         // once a call.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.numbers()) }
     }
@@ -136,11 +136,11 @@ pub trait OnTensors: Products + Sized {
     /// # Errors
     /// `Numerics` when the threads cannot be started.
     fn with_threads(threads: usize) -> Result<Self>;
-    /// Runs `work` where the products are at home: the host's in their pool, so that one call wakes
-    /// its threads once and not for every product.
+    /// Runs `work` where the products run: the host's in their pool, so that one call wakes the
+    /// threads once and not for every product.
     ///
     /// # Errors
-    /// What `work` says.
+    /// As `work`.
     fn run<T: Send>(&self, work: impl FnOnce(&Self) -> Result<T> + Send) -> Result<T> {
         work(self)
     }

@@ -1,4 +1,4 @@
-//! Long products on torch tensors, through tch. CUDA uses them; the CPU can, so that the same code is
+//! Long products on torch tensors, through tch. CUDA uses them; the CPU can, so that this code is
 //! tested everywhere. Only the small Gram matrix leaves the device.
 //!
 //! All calls are `f_` calls, which return errors. Products are in their `out` forms, which ignore the
@@ -30,7 +30,7 @@ pub struct Torch;
 pub struct TorchRows {
     /// (n, d), or (n, C + H) factors.
     pub stored: Tensor,
-    /// How rows are made of them.
+    /// How rows are made of factors, if `stored` holds factors.
     pub factors: Option<Factors>,
 }
 
@@ -47,7 +47,7 @@ impl TorchRows {
         Ok((count, self.factors.map_or(width, of_factors)))
     }
 
-    /// Some columns of all rows, those of factors multiplied: never more than these.
+    /// Some columns of all rows; of factors, only these columns are multiplied out.
     fn columns(&self, start: i64, count: i64) -> Result<Tensor> {
         let Some(factors) = self.factors else {
             return Ok(self.stored.f_narrow(1, start, count)?);

@@ -6,8 +6,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::products::panels::{width, Left};
 
-/// Columns turned at a time, a cache line of each row: what is written stays in the first cache until it
-/// is whole.
+/// Columns turned at a time, a cache line of each row: each written line stays in the first cache
+/// until it is complete.
 const TURNED: usize = 16;
 
 /// `panel[k][j] ← rows[j][k]` for at most `width` rows; missing columns are 0.
@@ -25,7 +25,7 @@ pub fn transpose(rows: Left<'_>, depth: usize, panel: &mut [f32]) {
 
 /// Some columns of some rows, number by number.
 ///
-/// A struct and no closure: what a closure does is compiled without the processor's wide registers.
+/// It is a struct, since a closure is compiled without the processor's wide registers.
 struct Copies<'a> {
     rows: Left<'a>,
     part: Range<usize>,
@@ -63,7 +63,7 @@ impl WithSimd for Copies<'_> {
     }
 }
 
-/// Turns what it can within registers; returns how many rows, of how many columns.
+/// Turns as much as fits into registers; returns how many rows, of how many columns.
 #[cfg(target_arch = "x86_64")]
 fn turn_squares(rows: Left<'_>, depth: usize, panel: &mut [f32]) -> (usize, usize) {
     let Arch::V4(simd) = Arch::new() else { return (0, 0) };

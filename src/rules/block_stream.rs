@@ -12,14 +12,14 @@ use crate::rules::quotas::{class_quotas, Division};
 use crate::rules::trim::{untrimmed, Trim};
 use crate::rules::weights::weights;
 
-/// What becomes of a full block.
+/// How a full block is handled.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
-    /// What is dropped first, block by block.
+    /// The trim before picking, block by block.
     pub trim: Trim,
     /// Whether all that the trim leaves is put in order, or only the quota picked.
     pub is_whole_order: bool,
-    /// Whether to count what each pick stands for.
+    /// Whether to count how many examples each pick represents.
     pub has_weights: bool,
 }
 
@@ -56,7 +56,7 @@ struct FullBlock {
 struct Done {
     class: usize,
     picks: Vec<i64>,
-    weights: Vec<u64>, // beside `picks`, where asked for
+    weights: Vec<u64>, // in the order of `picks`, if wanted
     trimmed: u64,
     left: u64,
 }
@@ -95,7 +95,7 @@ impl BlockStream {
     /// Adds a batch: `indices[i]` is the example of row i, of class `class_ids[i]`.
     ///
     /// # Errors
-    /// `Shape` when sizes disagree or a class gets more members than were announced.
+    /// `Shape` when sizes disagree or a class gets more members than announced.
     pub fn add(
         &mut self,
         examples: Examples<'_>,
@@ -163,13 +163,13 @@ impl BlockStream {
         }
     }
 
-    /// The examples kept, ascending, and their weights beside them where asked for.
+    /// The examples kept, ascending, and their weights if wanted.
     ///
     /// # Errors
-    /// `Shape` when members that were announced never came.
+    /// `Shape` when announced members have not come.
     pub fn finish(&mut self) -> Result<(Vec<i64>, Option<Vec<f32>>)> {
         let done = self.take_done()?;
-        // A block that kept none stands nowhere: the other blocks of its class share its examples.
+        // A block that kept none shares its examples among the other blocks of its class.
         let mut of_class = vec![(0u64, 0u64); self.classes.len()]; // (untrimmed, of them counted)
         for block in &done {
             of_class[block.class].0 += block.left;
@@ -187,13 +187,13 @@ impl BlockStream {
         Ok((chosen, self.work.has_weights.then_some(weights)))
     }
 
-    /// What a stream with `is_whole_order` has put in order.
+    /// The order of a stream with `is_whole_order`.
     ///
     /// # Errors
     /// As `finish`.
     pub fn finish_order(&mut self) -> Result<Order> {
         let mut done = self.take_done()?;
-        done.sort_by_key(|block| block.class); // stable: blocks of a class as they came
+        done.sort_by_key(|block| block.class); // stable: blocks of a class in order of arrival
         Ok(Order::joined(done.into_iter().map(|block| (block.class, block.picks))))
     }
 

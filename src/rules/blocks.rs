@@ -15,11 +15,11 @@ use crate::seeded::draw::Permutation;
 /// How classes are cut into blocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Cut {
-    /// What is dropped first.
+    /// The trim before picking.
     pub trim: Trim,
     /// Most examples in a block.
     pub block_size: usize,
-    /// Names which examples share a block.
+    /// Determines which examples share a block.
     pub seed: u64,
 }
 

@@ -13,7 +13,7 @@ pub const BANDWIDTH_ROWS: usize = 512;
 /// Rows of the kernel computed at once.
 const PANEL: usize = 256;
 
-/// Sketched gradients in orthonormal coordinates with what the rules need to know of them.
+/// Sketched gradients in orthonormal coordinates, with their margins.
 #[derive(Debug, Clone, Copy)]
 pub struct Examples<'a> {
     /// (n, width), row-major.
@@ -37,8 +37,8 @@ pub fn unit_rows(examples: Examples<'_>, members: &[u32]) -> Mat<f64> {
     units
 }
 
-/// τ: of the m pairwise distances in ascending order the one at `floor(0.1 (m − 1))`; where that is 0
-/// (duplicates) their mean; where that is 0 too, 1.
+/// τ: place `floor(0.1 (m − 1))` of the m pairwise distances in ascending order. If it is 0
+/// (duplicates), τ is their mean. If that is 0 too, τ is 1.
 pub fn bandwidth(units: &Mat<f64>) -> f64 {
     let n = units.nrows();
     if n < 2 {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 pub enum Division {
     /// In proportion to the classes' sizes.
     Proportional,
-    /// The same for each class; what a short class cannot give goes to the others.
+    /// The same for each class; the others give what a small class lacks.
     Equal,
 }
 

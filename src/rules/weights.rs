@@ -1,4 +1,4 @@
-//! How many examples each kept one stands for: itself, and those that are nearest to it.
+//! How many examples each kept one represents: itself, and those nearest to it.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
@@ -16,8 +16,8 @@ const PANEL: usize = 256;
 const KEPT: u64 = 1 << 61;
 const DROPPED: u64 = 1 << 62;
 
-/// For each of `kept`, itself and how many of `dropped` have no more similar direction among them;
-/// ties to the lower place. O(kept · dropped · width).
+/// For each of `kept`, 1 plus the number of `dropped` to which its direction is the most similar of
+/// `kept`; ties to the lower place. O(kept · dropped · width).
 pub fn weights(examples: Examples<'_>, kept: &[u32], dropped: &[u32]) -> Vec<u64> {
     let mut counts = vec![1; kept.len()];
     let directions = unit_rows(examples, kept);
@@ -41,7 +41,7 @@ pub fn weights(examples: Examples<'_>, kept: &[u32], dropped: &[u32]) -> Vec<u64
 
 /// The weights of `chosen` among the untrimmed examples `left`, both ascending; by class, and in
 /// blocks of about `block_size` to which kept and dropped are dealt in proportion. Those of a class
-/// of which none is kept count nowhere. Runs on the current pool; O(N · block_size · width).
+/// of which none is kept are not counted. Runs on the current pool; O(N · block_size · width).
 ///
 /// # Errors
 /// `Shape` when sizes disagree, an id is out of range, or `chosen` is not ascending within `left`.

@@ -100,9 +100,9 @@ pub fn agreement(
 /// How much the opposition to another class counts against the agreement with the own one.
 pub const OPPOSITION: f64 = 0.5;
 
-/// `m_i = <ẑ_i, u_c> − ½ o_i` (n): the agreement with the own class c against the opposition
+/// `m_i = <ẑ_i, u_c> − ½ o_i` (n): the agreement with the own class c minus half the opposition
 /// `o_i = max(0, −min <ẑ_i, u_b>)` to the other class b that the example opposes most. Below 0, an
-/// example opposes another class more than twice as much as it agrees with its own: as those do
+/// example opposes another class more than twice as much as it agrees with its own, like those
 /// whose label should be b. Runs on the current pool; O(n · C · width).
 ///
 /// # Errors

@@ -35,7 +35,7 @@ impl Scorer {
         self.width
     }
 
-    /// `Σ ẑ_i` of each class (C, l) over all that was scored.
+    /// `Σ ẑ_i` of each class (C, l) over all rows scored.
     pub fn exact(&self) -> &Consensus {
         &self.exact
     }

@@ -1,7 +1,7 @@
 //! Every row's own sketch coordinates, carried along with the sketch: one pass instead of two.
 //!
 //! A row g is taken in with the coordinates `z = S g` that the shrink knows anyway. A later shrink
-//! `S' = R [S; G]` knows of g what lies in the rows of S, and turns z into `T z`,
+//! `S' = R [S; G]` knows the part of g in the span of the rows of S, and turns z into `T z`,
 //! `T = R K[:, S] Σ⁻²` with `K` the Gram matrix of `[S; G]` and Σ the lengths of S's rows (a missing
 //! row has none, and no coordinate): S' times the part of g that S holds. T is a contraction.
 //!
@@ -13,8 +13,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use crate::error::{Error, Result};
 
-/// Moves kept apart before they become one. Memory: `8 l² (GROUP + N / (GROUP b))` bytes, b rows a
-/// shrink.
+/// Moves kept apart before they become one. Memory: `8 l² (GROUP + N / (GROUP b))` bytes, b rows
+/// per shrink.
 const GROUP: usize = 32;
 /// Rows moved at once.
 const PANEL: usize = 256;
@@ -22,7 +22,7 @@ const PANEL: usize = 256;
 /// What happens to the rows before `start`: z becomes `change` z (l, l).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Move {
-    /// Rows there were when it was made.
+    /// Number of rows when the move was made.
     pub start: usize,
     /// `T` (l, l).
     pub change: Mat<f64>,
@@ -38,12 +38,12 @@ pub struct Coordinates {
 }
 
 impl Coordinates {
-    /// Of no rows yet; `width` coordinates each.
+    /// No rows yet; each will have `width` coordinates.
     pub fn new(width: usize) -> Self {
         Self { width, rows: Vec::new(), moves: Vec::new(), open: 0 }
     }
 
-    /// Those that gave `rows`, `moves` and `open`.
+    /// Restores coordinates from their `rows`, `moves` and `open`.
     ///
     /// # Errors
     /// `Shape` when they do not fit together or are not finite.
@@ -80,12 +80,12 @@ impl Coordinates {
         &self.moves
     }
 
-    /// How many of them, the last ones, are of a group that is not complete.
+    /// How many of the last moves belong to a group that is not complete.
     pub fn open(&self) -> usize {
         self.open
     }
 
-    /// Rows there are.
+    /// Number of rows.
     pub fn count(&self) -> usize {
         self.rows.len() / self.width
     }

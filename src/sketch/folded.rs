@@ -1,4 +1,4 @@
-//! What a shrink knows of the rows it takes in, and how consensus sums and coordinates follow it.
+//! How consensus sums and coordinates follow a shrink and the rows that it takes in.
 
 use std::ops::Range;
 
@@ -8,14 +8,14 @@ use crate::error::Result;
 use crate::products::Products;
 use crate::sketch::coordinates::Coordinates;
 
-/// What a shrink knows of the rows it has just taken in.
+/// A shrink, seen from the rows that it has just taken in.
 #[derive(Debug)]
 pub struct Folded {
     /// `[S; G][S; G]ᵀ` (m, m) of the rows before.
     pub gram: Mat<f64>,
     /// `Rᵀ` (m, l): the new sketch is `R [S; G]`.
     pub rotation: Mat<f64>,
-    /// Of the new sketch (l).
+    /// Singular values of the new sketch (l).
     pub singular_values: Vec<f64>,
     /// Singular values of the old sketch (l).
     pub before: Vec<f64>,
@@ -51,7 +51,7 @@ impl Folded {
     /// Adds the rows, weighted, to the sums of their classes, where there are any.
     ///
     /// The exact consensus adds `S g_i / ‖S g_i‖` under the final S. It is linear but for the
-    /// length. The length under the sketch of the moment, times the root of the rows it has seen, is
+    /// length. The length under the current sketch, times the root of the rows it has seen, is
     /// nearly proportional to the final one. Measured, the consensus built so has a cosine of 0.9999
     /// with the exact one; dividing by `‖g_i‖` gives 0.994 (benchmarks/consensus.py).
     pub fn carry<P: Products>(

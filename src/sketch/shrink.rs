@@ -15,14 +15,14 @@ const NULL_SHARE: f64 = 1e-12;
 /// cache.
 const SIDE_BY_SIDE: usize = 16;
 
-/// What one shrink does to the rows `[S; G]`.
+/// The effect of one shrink on the rows `[S; G]`.
 #[derive(Debug)]
 pub struct ShrinkMap {
     /// `Rᵀ` (m, l): the new sketch is `R [S; G]`.
     pub rotation: Mat<f64>,
     /// Lengths of the new sketch's rows, descending; 0 for a missing row.
     pub singular_values: Vec<f64>,
-    /// What the certificate's Δ grows by.
+    /// The increase of the certificate's Δ.
     pub shrinkage: f64,
 }
 

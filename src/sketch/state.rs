@@ -1,4 +1,4 @@
-//! Frequent Directions over a stream of rows, whatever memory the rows live in.
+//! Frequent Directions over a stream of rows, for any kind of memory.
 //!
 //! Rows G wait in a buffer until it holds `b` of them; a batch that is long enough is read in place.
 //! Then `[S; G]` is shrunk to `l` rows again. Shrinks happen at fixed places in the stream, so that the
@@ -24,26 +24,26 @@ pub struct Spectrum {
     pub shrinkage: f64,
 }
 
-/// Everything of a sketch but its long buffers.
+/// A sketch without its long buffers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// Of the rows already shrunk.
+    /// Spectrum of the rows already shrunk.
     pub spectrum: Spectrum,
     /// Rows b between two shrinks: `block_rows(l)`.
     pub block: usize,
-    /// How rows are made, where the caller gives their factors. Such rows are never formed.
+    /// How rows are made, if the caller gives their factors. Such rows are never formed.
     pub factors: Option<Factors>,
     /// Rows waiting in the buffer.
     pub pending: usize,
     /// Their classes; empty when no consensus is carried along.
     pub pending_ids: Vec<i32>,
-    /// Coordinates of every shrunk row, where they are carried along.
+    /// Coordinates of every shrunk row, if they are carried along.
     pub coordinates: Option<Coordinates>,
     /// `‖A‖_F²` of all rows.
     pub squared_norm: f64,
     /// Rows given so far, those of merged sketches included.
     pub rows_seen: u64,
-    /// The same, less what has been forgotten of each.
+    /// The total weight of these rows, after forgetting.
     pub weight: f64,
 }
 
@@ -76,7 +76,7 @@ impl State {
     }
 
     /// Adds `count` rows to the stream. Every row is checked before the first one is added.
-    /// `class_ids` (count) are asked for when a consensus is carried along.
+    /// `class_ids` (count) are needed when a consensus is carried along.
     ///
     /// # Errors
     /// `Row` when a row is not finite; `Numerics` when products overflow float32.
@@ -206,12 +206,12 @@ impl State {
         self.weight *= factor;
     }
 
-    /// Goes on with a sketch of `sketch_size` rows, the new ones 0: the caller lengthens the buffers.
-    /// Rows that wait go on waiting. `‖Ax‖² − ‖Sx‖² ≤ Δ` holds as before; each shrink from now on
+    /// Enlarges the sketch to `sketch_size` rows, the new ones 0; the caller lengthens the buffers.
+    /// Waiting rows still wait. `‖Ax‖² − ‖Sx‖² ≤ Δ` holds as before; each shrink from now on
     /// adds `λ_{l+1}` of the larger l.
     ///
     /// # Errors
-    /// `Shape` when the sketch has more rows than that already.
+    /// `Shape` when the sketch already has more rows.
     pub fn grow(&mut self, sketch_size: usize) -> Result<()> {
         if sketch_size < self.sketch_size() {
             return Err(Error::Shape(format!(
