@@ -1,7 +1,7 @@
 """For the API page: documentation that is written when the package is imported.
 
-`select_subset` gets its options from the fields of `Options`. A tool that only reads the source does
-not see them.
+`select_subset` gets its options from the fields of `Options`. A tool that only
+reads the source does not see them.
 """
 
 from __future__ import annotations
