@@ -215,7 +215,7 @@ def main(
             found.append({"data": data, "case": case, **compared(**answers)})
             typer.echo(found[-1])
     timings: list[Run] = []
-    for model, examples in (("LeNet", 2_000), ("ResNet-18", 48)):
+    for model, examples in (("LeNet", 2_000), ("ResNet-18", 16)):
         seconds: dict[str, list[float]] = {"before": [], "after": []}
         for turn in range(-1, rounds):  # the first warms up
             for name in list(trees)[:: 1 if turn % 2 else -1]:
