@@ -166,6 +166,7 @@ def test_a_copy_in_the_midst_of_an_epoch(
     assert epoch != whole  # the generator has gone on
 
 
+@pytest.mark.slow
 def test_memory_of_an_epoch(make: Callable[..., SageSampler]) -> None:
     many = TensorDataset(torch.zeros(3_000_000, 1))
     sampler = make(many, warmup_epochs=1)

@@ -149,6 +149,7 @@ def small_gpt() -> tuple[nn.Module, Any, Any]:
     return GPT("(T,)", features=8, blocks=1).eval(), (torch.randint(11, (4, N)),), next_token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("build", [small_conv_net, small_gpt])
 def test_inner_products_are_unbiased_over_seeds(build: Callable[[], Any], width: int) -> None:

@@ -67,7 +67,15 @@ def test_the_share_is_met_within_a_percent(batches: Batches, keep: float) -> Non
 
 
 @pytest.mark.parametrize(
-    "batches", [equal, two_values, jump, sorted_by_class, thousand_classes, without_scores]
+    "batches",
+    [
+        equal,
+        two_values,
+        jump,
+        sorted_by_class,
+        pytest.param(thousand_classes, marks=pytest.mark.slow),
+        without_scores,
+    ],
 )
 def test_the_share_is_met_whatever_the_scores_are(batches: Batches) -> None:
     kept = np.concatenate(run(RateKeeper(0.25, seed=0), batches))
