@@ -26,7 +26,7 @@ TEXT = """\
 ## Sketch: where the time goes
 
 `python -m benchmarks.speed.rates`; {cpu}, one thread. Everything is timed in turns; figures are
-medians of 5 to 61 turns and of the ratios of the turns (in brackets least - most; above 100 % is
+medians of 3 to 12 turns and of the ratios of the turns (in brackets least - most; above 100 % is
 noise). *GFLOP/s* counts `(4l + b + 2l²/b) d` operations per row; the time includes all else, such
 as norms and the eigenproblem. *GEMM* is faer's float32 matrix product of 1,024 x 1,024, and
 *shaped* its product of (b, d) with (d, l). *Eigenproblem* is its share of the time of an update.
@@ -57,7 +57,7 @@ def main(
     where = environment()
     cells = []
     for sketch_size, dim in SIZES:
-        turns = max(rounds, 500_000 // dim)
+        turns = max(rounds, 100_000 // dim)
         measured = rates(sketch_size, dim, turns)
         block = FrequentDirections(sketch_size, 1).block_rows
         operations = (4 * sketch_size + block + 2 * sketch_size**2 / block) * dim
