@@ -2,21 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch-sys runs the python that PATH gives.
-export VIRTUAL_ENV := $(CURDIR)/$(VENV)
-export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := $(shell find src build.rs Cargo.toml Cargo.lock pyproject.toml build_support -type f -not -name '*.pyc')
+SOURCES := $(shell find src Cargo.toml Cargo.lock pyproject.toml -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench notebooks clean
+.PHONY: help demo test check docs wheel bench notebooks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/built: $(SOURCES) # an editable install: the tree itself imports
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.11.0' numpy 'maturin>=1.9.4,<2'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/built ## Select a quarter of real data and train on it (ARGS="--data fashion-mnist --data-root DIR")
@@ -39,6 +35,9 @@ check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI r
 
 docs: $(VENV)/built ## Build the documentation into site/; any warning is an error
 	$(BIN)/zensical build --clean --strict
+
+wheel: $(VENV)/built ## Build the wheel for Python 3.10 and later, any torch from 2.6 on, glibc 2.17
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --quiet --release --zig --compatibility manylinux_2_17 --out dist
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'opacus>=1.5'

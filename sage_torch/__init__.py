@@ -13,18 +13,18 @@ class, and a rule keeps a fraction. Memory grows neither with N x N nor with N x
             ...
 """
 
+import re as _re
+
 import torch as _torch
 
-from sage_torch.version import BUILT_FOR as _BUILT_FOR
+from sage_torch.version import LEAST_TORCH as _LEAST_TORCH
 
-# The loader would not notice another torch than the compiled part was built for: it would crash
-# later. So the versions are compared before it is loaded.
-_found = tuple(int(part) for part in _torch.__version__.split("+")[0].split(".")[:2])
-if _found != _BUILT_FOR:
+# Whatever follows the first two numbers: "2.16.0.dev20261101+cu132" is 2.16.
+_found = _re.match(r"(\d+)\.(\d+)", str(_torch.__version__))
+if _found and tuple(map(int, _found.groups())) < _LEAST_TORCH:
     raise ImportError(
-        f"sage_torch was built for PyTorch {_BUILT_FOR[0]}.{_BUILT_FOR[1]}, but PyTorch "
-        f"{_torch.__version__} is installed. Install torch 2.11 (pip install 'torch==2.11.*'), or "
-        "build sage_torch against your version."
+        f"sage_torch needs PyTorch {_LEAST_TORCH[0]}.{_LEAST_TORCH[1]} or later, but PyTorch "
+        f"{_torch.__version__} is installed. Run: pip install -U torch"
     )
 
 try:

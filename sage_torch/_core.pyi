@@ -16,6 +16,8 @@ __all__ = [
     "SageError",
     "Scorer",
     "class_quotas",
+    "device_functions",
+    "device_path",
     "herding",
     "herding_order",
     "random_subset",
@@ -23,6 +25,16 @@ __all__ = [
     "untrimmed",
     "weights",
 ]
+
+def device_path() -> str | None:
+    """Return why the device path cannot work beside the torch that is imported, or None.
+
+    The device path is what sketches on CUDA use, and `backend="torch"` on the CPU. It calls
+    libtorch's stable C functions (`device_functions`).
+    """
+
+def device_functions() -> dict[str, bool]:
+    """Return the functions of libtorch that the device path calls, and whether each is there."""
 
 class SageError(RuntimeError):
     """Numerics or torch failed.
@@ -48,11 +60,14 @@ class FrequentDirections:
         dim: Columns d, at least 1.
         device: Where rows and sketch live: CPU (default) or a CUDA device.
         backend: `"host"` (faer on the CPU's own memory, on `torch.get_num_threads()` threads),
-            `"torch"` (torch's products, on either device), or `"auto"`: host on the CPU.
+            `"torch"` (torch's products, on either device), or `"auto"`: host on the CPU. Beside a
+            torch that lacks a function (`device_path`), `"auto"` sketches on the CPU, copies rows
+            there, and warns once; `device` then says `cpu`.
 
     Raises:
         ValueError: A size is below 1, or the backend does not fit the device.
         TypeError: The device is neither CPU nor CUDA.
+        SageError: `backend="torch"` beside a torch that lacks a function.
 
     Cost:
         Memory 4 (l + b) d bytes, b = `block_rows`, about 1.5 l; 4 l d more while a sketch with

@@ -1,6 +1,5 @@
-"""The version of this package and the torch that it was built for: every file may import them."""
+"""The version of this package and the least version of torch: every file may import them."""
 
 __version__ = "0.1.0"
 
-# The compiled part is built against the layouts of one minor version of torch.
-BUILT_FOR = (2, 11)
+LEAST_TORCH = (2, 6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from on_device import Sketches
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +24,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the sketch's tests run on a GPU."""
+    parser.addoption("--device", help='where sketches of backend="torch" live: cuda')
+
+
+@pytest.fixture(autouse=True)
+def _sketches_live_there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = request.config.getoption("--device")
+    module = getattr(request, "module", None)
+    if device is not None and hasattr(module, "FrequentDirections"):
+        monkeypatch.setattr(module, "FrequentDirections", Sketches(device))
 
 
 # The longest files, longest first.

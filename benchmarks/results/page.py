@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, pictures, subset, tables
+from benchmarks.quality import compression, pictures, subset, tables, torches
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
+    calls,
     determinism,
     gradients,
     indices,
@@ -56,6 +57,8 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     selection.section,
     determinism.section,
     before_after.section,
+    calls.section,
+    torches.section,
     sketch_size.section,
     consensus.section,
     finished.section,

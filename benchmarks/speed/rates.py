@@ -26,17 +26,12 @@ TEXT = """\
 ## Sketch: where the time goes
 
 `python -m benchmarks.speed.rates`; {cpu}, one thread. Everything is timed in turns; figures are
-medians of 5 to 61 turns and of the ratios of the turns (in brackets least - most; above 100 % is
+medians of 3 to 61 turns and of the ratios of the turns (in brackets least - most; above 100 % is
 noise). *GFLOP/s* counts `(4l + b + 2l²/b) d` operations per row; the time includes all else, such
 as norms and the eigenproblem. *GEMM* is faer's float32 matrix product of 1,024 x 1,024, and
 *shaped* its product of (b, d) with (d, l). *Eigenproblem* is its share of the time of an update.
 *Project* is the time of `project` over that of one such product of 256 rows. *b* is the number of
 rows between two shrinks; 1.5 l ships.
-"""
-OLD = "faer_eigenproblem_over_ours"  # in files from before faer's solver was taken back
-OLD_SOLVER = """\
-All figures of this section and of the one before were measured with an eigensolver of our own,
-which faer's has replaced since. In these runs faer's took {least:.1f} to {most:.1f} times as long.
 """
 
 
@@ -99,13 +94,9 @@ def section() -> str:
     """Return what RESULTS.md says of where the time of the sketch goes."""
     record = read("rates_cpu.json")
     cells = record["results"]
-    parts = [TEXT.format(**record)]
-    of_faer = [one[OLD]["median"] for one in cells if OLD in one]
-    if of_faer:
-        parts.append(OLD_SOLVER.format(least=min(of_faer), most=max(of_faer)))
     heads = ["l", "d", "GFLOP/s", "GEMM", "shaped", "host / GEMM", "eigenproblem"]
     heads += ["project / GEMM", *(f"b = {ratio} l" for ratio in cells[0]["seconds_a_row_by_block"])]
-    return "\n".join([*parts, table(heads, map(_row, cells))])
+    return "\n".join([TEXT.format(**record), table(heads, map(_row, cells))])
 
 
 def _row(cell: Run) -> list[str]:

@@ -13,8 +13,6 @@ Side by side in one run, rounds interleaved, medians of the rounds:
 Where our time goes is another script: `rates.py`.
 
     python -m benchmarks.speed.sketch
-    MKL_ENABLE_INSTRUCTIONS=AVX2 python -m benchmarks.speed.sketch --only host --only gram \
-        --out benchmarks/results/sketch_mkl_avx2.json
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import typer
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.record import RESULTS, Run, environment, read, spread, table, write
+from benchmarks.record import RESULTS, environment, read, spread, table, write
 from benchmarks.speed.sketches import makers
 from sage_torch import FrequentDirections
 
@@ -48,13 +46,6 @@ plain torch. `scipy` is the same algorithm in SciPy: it computes half of the Gra
 the eigenpairs that are needed. `svd` and `numpy` decompose the 2l buffer in float32. `public` does
 what the public NumPy code does: float64, row by row. A ratio below 1 means that the other is
 faster.
-"""
-HELD = """\
-The same with `MKL_ENABLE_INSTRUCTIONS=AVX2`. The matrix products of torch are those of MKL, which
-holds back on processors of other makers (pytorch/builder#504 and #1245). Our products and faer's
-use all that the processor has. So these figures are what another maker's AVX-512 processor may
-show, as far as an Intel one can tell; no other processor was measured. {cpu}, threads: {threads},
-{rounds} rounds (3 at d = 500,000).
 """
 
 
@@ -157,7 +148,7 @@ def main(
 
 def section() -> str:
     """Return what RESULTS.md says of the speed of the sketch."""
-    record, held = read("sketch_cpu.json"), read("sketch_mkl_avx2.json")
+    record = read("sketch_cpu.json")
     names = list(TIMED)
     rows = []
     for cell in record["results"]:
@@ -172,19 +163,8 @@ def section() -> str:
         ]
         rows.append([str(cell["sketch_size"]), f"{cell['dim']:,}", *shown, *ratios])
     heads = ["l", "d", *names, "host / gram", "host / scipy", "host / svd"]
-    parts = [
-        TEXT.format(rounds=record["settings"]["rounds"], **record),
-        table(heads, rows),
-        HELD.format(rounds=held["settings"]["rounds"], **held),
-        table(["l", "d", "host", "gram", "host / gram"], map(_held, held["results"])),
-    ]
-    return "\n".join(parts)
-
-
-def _held(cell: Run) -> list[str]:
-    ours, theirs = (cell["rows_a_second"][name] for name in ("host", "gram"))
-    shape = [str(cell["sketch_size"]), f"{cell['dim']:,}"]
-    return [*shape, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
+    text = TEXT.format(rounds=record["settings"]["rounds"], **record)
+    return text + "\n" + table(heads, rows)
 
 
 def block() -> str:

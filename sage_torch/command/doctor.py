@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 import sage_torch._core as _core
 from sage_torch._core import FrequentDirections
 from sage_torch.select import select_subset
-from sage_torch.version import BUILT_FOR, __version__
+from sage_torch.version import LEAST_TORCH, __version__
 
 _OPTIONAL = (
     *("accelerate", "jinja2", "lightning", "matplotlib", "psutil", "pyyaml", "safetensors"),
@@ -83,21 +83,32 @@ def installed() -> list[Finding]:
         "threads of torch": str(torch.get_num_threads()),
         "accelerator": _accelerator(),
     }
-    built_for = ".".join(map(str, BUILT_FOR))
-    fits = str(torch.__version__).startswith(f"{built_for}.")
     return [
         *(Finding("versions", name, found) for name, found in versions.items()),
         *(Finding("machine", name, found) for name, found in machine.items()),
-        Finding("build", "for torch", built_for, "ok" if fits else "failed"),
+        # `import sage_torch` has refused an older one.
+        Finding("build", "torch, at least", ".".join(map(str, LEAST_TORCH)), "ok"),
         Finding("build", "compiled part", str(_core.__file__)),
+        device_path(),
         *(Finding("optional", name, _version(name)) for name in _OPTIONAL),
     ]
+
+
+def device_path() -> Finding:
+    """Return how many of libtorch's functions are there that sketches on CUDA call."""
+    is_there = _core.device_functions()
+    found = f"{sum(is_there.values())} of {len(is_there)} functions"
+    fault = _core.device_path()
+    if fault is None:
+        return Finding("build", "device path", found, "ok")
+    return Finding("build", "device path", f"{found}: {fault}; sketches run on the CPU", "failed")
 
 
 def self_tests() -> list[Finding]:
     """Run tests that must pass on any machine, in about a second, and return the findings."""
     tests: dict[str, Callable[[], str]] = {
         "sketch": lambda: sketch_agrees(torch.device("cpu")),
+        "device path": paths_agree,
         "selection": selects,
         "threads": threads_are_left_alone,
     }
@@ -129,6 +140,24 @@ def sketch_agrees(device: torch.device) -> str:
         f"lost {lost[0]:.3g} to {lost[-1]:.3g}, promised 0 to {sketch.shrinkage:.3g}",
     )
     return f"as NumPy within {error:.0e}; lost {lost[-1]:.3g} of at most {sketch.shrinkage:.3g}"
+
+
+def paths_agree() -> str:
+    """Shrink the same rows on the host path and, on the CPU too, on the device path.
+
+    Raises:
+        ArithmeticError: The sketches differ by more than rounding.
+        SageError: The device path cannot work beside this torch.
+    """
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(_ROWS, _DIM))).float()
+    host, device = (FrequentDirections(_SIZE, _DIM, backend=path) for path in ("host", "torch"))
+    host.update(rows)
+    device.update(rows)
+    # Squares of the rows: a whole row may change its sign, and nearly equal ones mix.
+    grams = [sketch.matrix().double().T @ sketch.matrix().double() for sketch in (host, device)]
+    error = float((grams[0] - grams[1]).abs().max() / grams[0].abs().max())
+    _require(error < _ROUNDING, f"the two paths differ by {error:.1e}")
+    return f"as the host path within {error:.0e}"
 
 
 def selects() -> str:

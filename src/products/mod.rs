@@ -2,6 +2,9 @@
 
 pub mod aligned;
 pub mod host;
+pub mod layout;
+#[cfg(feature = "python")]
+pub mod libtorch;
 pub mod panels;
 pub mod pool;
 pub mod rows;

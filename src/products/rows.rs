@@ -58,6 +58,13 @@ impl Factors {
     pub fn row_width(&self, stored: usize) -> usize {
         self.outputs * (stored - self.outputs + usize::from(self.has_bias))
     }
+
+    /// Products of whole rows, from those of their δ and those of their h.
+    #[cfg(feature = "python")]
+    pub fn products(&self, of_outputs: &[f64], of_inputs: &[f64]) -> Vec<f64> {
+        let bias = f64::from(u8::from(self.has_bias));
+        of_outputs.iter().zip(of_inputs).map(|(left, right)| left * (right + bias)).collect()
+    }
 }
 
 /// A row-major matrix in host memory, read only: gradients, or the factors of gradients.

@@ -1,4 +1,5 @@
-//! A `torch.Tensor`'s memory, borrowed for one call. The only file with `unsafe`.
+//! A `torch.Tensor`'s memory, borrowed for one call. Besides `libtorch.rs` the only file with
+//! `unsafe`.
 //!
 //! Python owns every tensor. A view lives no longer than the Python handle it came from: the borrow
 //! of the `Bound` is in its type and follows it into the closure that runs without the GIL. What the
@@ -137,13 +138,11 @@ pub trait OnTensors: Products + Sized {
     /// `Numerics` when the threads cannot be started.
     fn with_threads(threads: usize) -> Result<Self>;
     /// Runs `work` where the products run: the host's in their pool, so that one call wakes the
-    /// threads once and not for every product.
+    /// threads once and not for every product; torch's on this thread, without autograd.
     ///
     /// # Errors
     /// As `work`.
-    fn run<T: Send>(&self, work: impl FnOnce(&Self) -> Result<T> + Send) -> Result<T> {
-        work(self)
-    }
+    fn run<T: Send>(&self, work: impl FnOnce(&Self) -> Result<T> + Send) -> Result<T>;
     /// Reads the tensor.
     ///
     /// # Errors
@@ -182,6 +181,11 @@ impl OnTensors for Host {
 impl OnTensors for Torch {
     fn with_threads(_threads: usize) -> Result<Self> {
         Ok(Self)
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce(&Self) -> Result<T> + Send) -> Result<T> {
+        let _no_grad = tch::no_grad_guard();
+        work(self)
     }
 
     fn as_rows<'a>(tensor: &Borrowed<'a>) -> Result<TorchRows> {

@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use faer::Mat;
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::products::rows::Factors;
 use crate::products::{columns_of, Products};
 
@@ -62,14 +63,17 @@ impl TorchRows {
             let last = (until + inputs - 1) / inputs;
             let given = self.stored.f_narrow(1, outputs, inputs)?.f_unsqueeze(1)?;
             let of_outputs = delta.f_narrow(1, first, last - first)?.f_unsqueeze(2)?;
-            let products = of_outputs.f_mul(&given)?.f_flatten(1, 2)?; // (n, outputs * inputs)
+            let (n, rows) = (given.size()[0], last - first);
+            let products = floats([n, rows, inputs], given.device())?;
+            let _ = of_outputs.f_bmm_out(&products, &given)?;
+            let products = products.f_view([n, rows * inputs])?;
             parts.push(products.f_narrow(1, start - first * inputs, until - start)?);
         }
         if end > outputs * inputs {
             let from = start.max(outputs * inputs) - outputs * inputs;
             parts.push(delta.f_narrow(1, from, end - outputs * inputs - from)?);
         }
-        Ok(Tensor::f_cat(&parts, 1)?)
+        side_by_side(&parts)
     }
 }
 
@@ -99,17 +103,18 @@ impl Products for Torch {
     }
 
     fn squared_norms(&self, rows: &TorchRows) -> Result<Vec<f64>> {
-        let Some(factors) = rows.factors else { return to_host(&squares(&rows.stored)?) };
+        let Some(factors) = rows.factors else { return squares(&rows.stored) };
         let outputs = factors.outputs as i64;
         let inputs = rows.stored.size()[1] - outputs;
         let of_delta = squares(&rows.stored.f_narrow(1, 0, outputs)?)?;
         let of_inputs = squares(&rows.stored.f_narrow(1, outputs, inputs)?)?;
-        let bias = if factors.has_bias { 1.0 } else { 0.0 };
-        to_host(&of_delta.f_mul(&of_inputs.f_add_scalar(bias)?)?)
+        Ok(factors.products(&of_delta, &of_inputs))
     }
 
     fn gram(&self, rows: &TorchRows, sketch: &TorchRows) -> Result<Vec<f64>> {
-        to_host(&Tensor::f_cat(&[product(sketch, rows)?, square(rows)?], 0)?)
+        let mut gram = to_host(&product(sketch, rows)?)?;
+        gram.extend(square(rows)?);
+        Ok(gram)
     }
 
     fn rotate(&self, rotation: &Mat<f64>, rows: &TorchRows, sketch: &mut Tensor) -> Result<()> {
@@ -119,7 +124,7 @@ impl Products for Torch {
         let of_rows = rotation.f_narrow(1, size, rows.size()?.0)?;
         for (start, columns) in steps(0, sketch.size()[1], ROTATED) {
             let mut old = sketch.f_narrow(1, start, columns)?;
-            let new = Tensor::f_empty([size, columns], (Kind::Float, sketch.device()))?;
+            let new = floats([size, columns], sketch.device())?;
             let _ = of_sketch.f_mm_out(&new, &old)?;
             let _ = new.f_addmm_out(&new, &of_rows, &rows.columns(start, columns)?)?;
             old.f_copy_(&new)?;
@@ -134,10 +139,14 @@ impl Products for Torch {
         column_scale: &[f64],
         out: &mut Tensor,
     ) -> Result<()> {
-        let mut coordinates = product(rows, basis)?;
-        let scale = Tensor::f_from_slice(column_scale)?.f_to_device(rows.stored.device())?;
-        let _ = coordinates.f_mul_(&scale)?;
-        out.f_copy_(&coordinates)?;
+        let coordinates = product(rows, basis)?;
+        let size = column_scale.len();
+        let mut diagonal = vec![0.0; size * size];
+        column_scale.iter().enumerate().for_each(|(i, scale)| diagonal[i * (size + 1)] = *scale);
+        let diagonal = on_device(&diagonal, size as i64, coordinates.device())?;
+        let scaled = doubles([coordinates.size()[0], size as i64], coordinates.device())?;
+        let _ = coordinates.f_mm_out(&scaled, &diagonal)?;
+        out.f_copy_(&scaled)?;
         Ok(())
     }
 
@@ -153,44 +162,50 @@ impl Products for Torch {
         let classes: Vec<i64> = classes.iter().map(|class| *class as i64).collect();
         let classes = Tensor::f_from_slice(&classes)?.f_to_device(device)?;
         for (start, columns) in steps(0, rows.size()?.1, ROTATED) {
-            let part = Tensor::f_empty([weights.size()[0], columns], (Kind::Float, device))?;
+            let part = floats([weights.size()[0], columns], device)?;
             let _ = weights.f_mm_out(&part, &rows.columns(start, columns)?)?;
             // No class is named twice, so the order of the additions cannot matter.
-            let _ = sums.f_narrow(1, start, columns)?.f_index_add_(0, &classes, &part)?;
+            let mut sums = sums.f_narrow(1, start, columns)?;
+            let _ = sums.f_index_put_(&[Some(&classes)], &part, true)?;
         }
         Ok(())
     }
 }
 
 /// `‖g_i‖²` of each row, in float64.
-fn squares(rows: &Tensor) -> Result<Tensor> {
-    let (count, width) = rows.size2()?;
-    let mut sums = Tensor::f_zeros([count], (Kind::Double, rows.device()))?;
+fn squares(rows: &Tensor) -> Result<Vec<f64>> {
+    let ((count, width), device) = (rows.size2()?, rows.device());
+    let sums = Tensor::f_zeros([1, count], (Kind::Double, device))?;
+    let one = ones(1, device)?;
     for (start, columns) in steps(0, width, CHUNK) {
-        let part = rows.f_narrow(1, start, columns)?.f_to_kind(Kind::Double)?;
-        let _ = sums.f_add_(&part.f_square()?.f_sum_dim_intlist(1, false, Kind::Double)?)?;
+        let mut part = doubles([count, columns], device)?;
+        part.f_copy_(&rows.f_narrow(1, start, columns)?)?;
+        let dots = doubles([count, 1, 1], device)?;
+        let of_rows = part.f_view([count, 1, columns])?;
+        let _ = of_rows.f_bmm_out(&dots, &part.f_view([count, columns, 1])?)?;
+        let _ = sums.f_addmm_out(&sums, &one, &dots.f_view([1, count])?)?;
     }
-    Ok(sums)
+    to_host(&sums)
 }
 
 /// `rows rowsᵀ` in float64: of factors, the product of their two Gram matrices, entry by entry.
-fn square(rows: &TorchRows) -> Result<Tensor> {
-    let Some(factors) = rows.factors else { return product(rows, rows) };
+fn square(rows: &TorchRows) -> Result<Vec<f64>> {
+    let Some(factors) = rows.factors else { return to_host(&product(rows, rows)?) };
     let outputs = factors.outputs as i64;
-    let of = |start: i64, columns: i64| -> Result<Tensor> {
+    let of = |start: i64, columns: i64| -> Result<Vec<f64>> {
         let part = TorchRows::new(rows.stored.f_narrow(1, start, columns)?);
-        product(&part, &part)
+        to_host(&product(&part, &part)?)
     };
-    let bias = if factors.has_bias { 1.0 } else { 0.0 };
-    let of_inputs = of(outputs, rows.stored.size()[1] - outputs)?.f_add_scalar(bias)?;
-    Ok(of(0, outputs)?.f_mul(&of_inputs)?)
+    let of_inputs = of(outputs, rows.stored.size()[1] - outputs)?;
+    Ok(factors.products(&of(0, outputs)?, &of_inputs))
 }
 
 /// `left rightᵀ` in float64: float32 products of column chunks, summed in a fixed order.
 fn product(left: &TorchRows, right: &TorchRows) -> Result<Tensor> {
     let ((n, width), (m, _)) = (left.size()?, right.size()?);
     let device = left.stored.device();
-    let mut total = Tensor::f_zeros([n, m], (Kind::Double, device))?;
+    let total = Tensor::f_zeros([1, n * m], (Kind::Double, device))?;
+    let ones = ones(BATCH, device)?;
     let whole = width - width % CHUNK;
     let full = steps(0, whole, BATCH * CHUNK).map(|(start, columns)| (start, columns, CHUNK));
     let rest = (whole < width).then_some((whole, width - whole, width - whole));
@@ -198,26 +213,59 @@ fn product(left: &TorchRows, right: &TorchRows) -> Result<Tensor> {
         let chunks = columns / chunk;
         let of = |rows: &TorchRows| {
             let part = rows.columns(start, columns)?;
-            Ok::<_, crate::error::Error>(part.f_reshape([-1, chunks, chunk])?.f_transpose(0, 1)?)
+            Ok::<_, Error>(part.f_unflatten(1, [chunks, chunk])?.f_transpose(0, 1)?)
         };
-        let parts = Tensor::f_empty([chunks, n, m], (Kind::Float, device))?;
+        let parts = floats([chunks, n, m], device)?;
         let _ = of(left)?.f_bmm_out(&parts, &of(right)?.f_transpose(1, 2)?)?;
-        let _ = total.f_add_(&parts.f_sum_dim_intlist(0, false, Kind::Double)?)?;
+        let mut wide = doubles([chunks, n * m], device)?;
+        wide.f_copy_(&parts.f_view([chunks, n * m])?)?;
+        let _ = total.f_addmm_out(&total, &ones.f_narrow(1, 0, chunks)?, &wide)?;
     }
-    Ok(total)
+    Ok(total.f_view([n, m])?)
 }
 
 fn steps(from: i64, to: i64, step: i64) -> impl Iterator<Item = (i64, i64)> {
     (from..to).step_by(step as usize).map(move |start| (start, step.min(to - start)))
 }
 
+fn floats<const AXES: usize>(sizes: [i64; AXES], device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_empty(sizes, (Kind::Float, device))?)
+}
+
+fn doubles<const AXES: usize>(sizes: [i64; AXES], device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_empty(sizes, (Kind::Double, device))?)
+}
+
+/// A row of ones: a product with it sums rows.
+fn ones(count: i64, device: Device) -> Result<Tensor> {
+    on_device(&vec![1.0; count as usize], count, device)
+}
+
+/// A row-major matrix of this width.
+fn on_device<T: Element>(numbers: &[T], width: i64, device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(numbers)?.f_view([-1, width])?.f_to_device(device)?)
+}
+
+/// Columns of the first, then those of the second.
+fn side_by_side(parts: &[Tensor]) -> Result<Tensor> {
+    let width = parts.iter().map(|part| part.size()[1]).sum();
+    let both = floats([parts[0].size()[0], width], parts[0].device())?;
+    let mut at = 0;
+    for part in parts {
+        let columns = part.size()[1];
+        both.f_narrow(1, at, columns)?.f_copy_(part)?;
+        at += columns;
+    }
+    Ok(both)
+}
+
+/// A dense matrix, number by number.
 fn to_host(tensor: &Tensor) -> Result<Vec<f64>> {
-    let flat = tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
+    let flat = tensor.f_to_device(Device::Cpu)?.f_view([-1])?;
     Ok(Vec::try_from(&flat)?)
 }
 
 /// The columns of a matrix, as rows on a device.
 fn turned(matrix: &Mat<f64>, device: Device) -> Result<Tensor> {
-    let flat = Tensor::f_from_slice(&columns_of(matrix))?;
-    Ok(flat.f_view([matrix.ncols() as i64, matrix.nrows() as i64])?.f_to_device(device)?)
+    on_device(&columns_of(matrix), matrix.nrows() as i64, device)
 }

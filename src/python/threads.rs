@@ -6,16 +6,12 @@ use pyo3::prelude::*;
 use crate::error::Result;
 use crate::products::host::Host;
 
-/// Runs `work` without the GIL and without autograd, on this thread and its CUDA stream.
+/// Runs `work` without the GIL, on this thread and its CUDA stream.
 pub(super) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<T> + Send,
 ) -> PyResult<T> {
-    let result = py.detach(move || {
-        let _no_grad = tch::no_grad_guard();
-        work()
-    });
-    Ok(result?)
+    Ok(py.detach(work)?)
 }
 
 /// `torch.get_num_threads()`: the user's own setting for work on the CPU.

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sage_torch import CountSketch, FrequentDirections, SageSampler, select_subset
+from sage_torch import (
+    CountSketch,
+    FrequentDirections,
+    SageError,
+    SageSampler,
+    select_subset,
+)
 from sage_torch.gradients import ProjectedGradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -102,6 +108,44 @@ def test_memory_is_the_sketch_its_waiting_rows_and_a_chunk() -> None:
     grown = torch.cuda.max_memory_allocated() - before
     buffers = 4 * (size + sketch.block_rows) * dim
     assert grown < buffers + 2**27
+
+
+def test_rows_are_read_where_they_are() -> None:
+    sketch, rows = FrequentDirections(16, 500_000, device="cuda"), torch.randn(8, 500_000).cuda()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sketch.update(rows[:1])  # 2 MB: its float64 pieces are the largest that is made of it
+    assert torch.cuda.max_memory_allocated() - before < 2**20
+    # What waits was copied into the sketch's own memory.
+    rows.zero_()
+    assert float(sketch.matrix().norm()) > 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_sketch_on_the_second_device_is_the_same() -> None:
+    rows = stream()
+    first, second = sketched(rows.to("cuda:0")), sketched(rows.to("cuda:1"))
+    assert second.matrix().device == torch.device("cuda:1")
+    assert torch.equal(first.matrix().cpu(), second.matrix().cpu())
+    assert torch.cuda.current_device() == 0
+
+
+def test_a_full_device_is_told_as_torch_does_and_the_sketch_goes_on() -> None:
+    rows = stream(count=100).cuda()
+    sketch, other = sketched(rows), sketched(rows)
+    wide = torch.randn(4_000, rows.shape[1], device="cuda")
+    torch.cuda.empty_cache()
+    used, whole = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((used + 2**20) / whole)
+    keeps_text = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+    try:
+        with pytest.raises(torch.OutOfMemoryError if keeps_text else SageError):
+            sketch.update(wide)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    sketch.update(rows)
+    other.update(rows)
+    assert torch.equal(sketch.matrix(), other.matrix())
 
 
 def test_count_sketch_is_the_same_map() -> None:

@@ -16,6 +16,7 @@ import sage_torch
 from sage_torch import FrequentDirections, SageError, select_subset
 from sage_torch.command import application
 
+TESTS = ("sketch", "device path", "selection", "threads")
 module: Any = import_module("sage_torch.command.doctor")
 
 
@@ -38,9 +39,13 @@ def test_all_is_well_here() -> None:
     assert found["versions: torch"]["found"] == torch.__version__
     assert found["versions: numpy"]["found"] == np.__version__
     assert found["optional: scikit-learn"]["found"] == metadata.version("scikit-learn")
-    assert found["build: for torch"]["state"] == "ok"
+    assert found["build: torch, at least"] == {
+        "part": "build", "name": "torch, at least", "found": "2.6", "state": "ok"
+    }  # fmt: skip
+    assert found["build: device path"]["found"] == "19 of 19 functions"
+    assert found["build: device path"]["state"] == "ok"
     tests = {name: one["state"] for name, one in found.items() if name.startswith("self-test")}
-    assert {"self-test: sketch", "self-test: selection", "self-test: threads"} <= set(tests)
+    assert set(tests) >= {f"self-test: {name}" for name in TESTS}
     assert set(tests.values()) == {"ok"}
     assert torch.equal(before[0], torch.get_rng_state())
     assert torch.get_num_threads() == before[1]
@@ -83,6 +88,11 @@ class Grabbing(Wrong):
         torch.set_num_threads(1)
 
 
+class Astray(Wrong):
+    def matrix(self) -> Any:
+        return self.inner.matrix() * (1.001 if self.inner.backend == "torch" else 1.0)
+
+
 class Failing(Wrong):
     def update(self, rows: Any) -> None:
         raise SageError("no memory at all")
@@ -107,7 +117,9 @@ def drawing(*arguments: Any, **options: Any) -> Any:
         ("FrequentDirections", Overestimating, "sketch", "promised 0 to"),
         ("FrequentDirections", Promising, "sketch", "promised 0 to 0.001"),
         ("FrequentDirections", Grabbing, "threads", "2 threads became 1"),
+        ("FrequentDirections", Astray, "device path", "the two paths differ by 2.0e-03"),
         ("FrequentDirections", Failing, "sketch", "SageError: no memory at all"),
+        ("FrequentDirections", Failing, "device path", "SageError: no memory at all"),
         ("select_subset", other_seeds(), "selection", "the second subset is another"),
         ("select_subset", drawing, "selection", "the random state has moved"),
     ],
@@ -133,7 +145,7 @@ def test_the_table_names_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FrequentDirections", Failing)
     done = run()
     assert done.exit_code == 1
-    assert done.output.strip().endswith("failed: sketch, threads")
+    assert done.output.strip().endswith("failed: sketch, device path, threads")
 
 
 def test_what_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

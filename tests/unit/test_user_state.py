@@ -179,8 +179,8 @@ def process_state() -> dict[str, object]:
         ),
         "precision": (
             legacy_precision(),
-            torch.backends.cuda.matmul.fp32_precision,
-            torch.backends.mkldnn.matmul.fp32_precision,
+            getattr(torch.backends.cuda.matmul, "fp32_precision", None),  # since torch 2.9
+            getattr(mkldnn_matmul(), "fp32_precision", None),
         ),
         "defaults": (torch.get_default_dtype(), torch.get_default_device()),
         "threads": torch.get_num_threads(),
@@ -188,6 +188,10 @@ def process_state() -> dict[str, object]:
         "warnings": list(warnings.filters),
         "interrupt": signal.getsignal(signal.SIGINT),
     }
+
+
+def mkldnn_matmul() -> Any:
+    return getattr(torch.backends.mkldnn, "matmul", None)
 
 
 def legacy_precision() -> str:

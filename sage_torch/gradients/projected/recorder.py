@@ -144,7 +144,7 @@ class Recorder(ParameterFunctions):
             else:  # the base may be a parameter
                 base = output = output.clone()
         if not base.requires_grad:
-            base = output = _Start.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+            base = output = _Start.apply(output, self._anchor)
         shape = output.shape
 
         def receive(gradient: Tensor | None) -> None:

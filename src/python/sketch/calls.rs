@@ -123,9 +123,11 @@ impl FrequentDirections {
         let (rows, sketch, out) =
             (Borrowed::of_rows(rows)?, Borrowed::new(sketch)?, Borrowed::new(out)?);
         detached(py, move || {
-            let (products, mut out) = (P::with_threads(threads)?, P::as_buffer(out)?);
-            let rows = products.multiplied(P::as_rows(&rows)?, factors)?;
-            products.project(&rows, &P::as_rows(&sketch)?, column_scale, &mut out)
+            P::with_threads(threads)?.run(move |products| {
+                let mut out = P::as_buffer(out)?;
+                let rows = products.multiplied(P::as_rows(&rows)?, factors)?;
+                products.project(&rows, &P::as_rows(&sketch)?, column_scale, &mut out)
+            })
         })
     }
 

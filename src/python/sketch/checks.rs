@@ -33,6 +33,10 @@ impl FrequentDirections {
         if rows.len()? == 0 {
             return Err(PyValueError::new_err("expected at least one row, got an empty batch"));
         }
+        let rows = &match self.copies_rows {
+            true => rows.call_method1(intern!(py, "to"), (self.device.bind(py),))?,
+            false => rows.clone(),
+        };
         let device = rows.getattr(intern!(py, "device"))?;
         if !device.eq(self.device.bind(py))? {
             return Err(PyValueError::new_err(format!(

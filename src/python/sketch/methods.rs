@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::{on_path, FrequentDirections, Path};
+use crate::python::device_path;
 use crate::python::tensors::{at_least_one, empty, zeros};
 use crate::sketch::coordinates::Coordinates;
 use crate::sketch::state::{block_rows, State};
@@ -24,12 +25,17 @@ impl FrequentDirections {
     ) -> PyResult<Self> {
         let (size, width) = (at_least_one("sketch_size", sketch_size)?, at_least_one("dim", dim)?);
         let torch = py.import(intern!(py, "torch"))?;
-        let device = match device {
+        let cpu = torch.call_method1(intern!(py, "device"), ("cpu",))?;
+        let mut device = match device {
             Some(device) => torch.call_method1(intern!(py, "device"), (device,))?,
-            None => torch.call_method1(intern!(py, "device"), ("cpu",))?,
+            None => cpu.clone(),
         };
         let kind: String = device.getattr(intern!(py, "type"))?.extract()?;
-        let path = Path::of(backend, &kind)?;
+        let mut path = Path::of(backend, &kind)?;
+        let copies_rows = path == Path::Torch && !device_path::works(py, backend == "torch")?;
+        if copies_rows {
+            (path, device) = (Path::Host, cpu);
+        }
         let sketch = zeros(py, size, width, &device)?;
         let pending = empty(py, block_rows(size), width, &device)?;
         Ok(Self {
@@ -37,6 +43,7 @@ impl FrequentDirections {
             dim: width,
             path,
             device: sketch.getattr(intern!(py, "device"))?.unbind(), // with its index
+            copies_rows,
             sketch: sketch.unbind(),
             pending: pending.unbind(),
             sums: None,

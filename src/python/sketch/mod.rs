@@ -51,6 +51,7 @@ pub struct FrequentDirections {
     dim: usize,
     path: Path,
     device: Py<PyAny>,
+    copies_rows: bool,                   // from a device where products cannot run
     sketch: Py<PyAny>,                   // (l, d)
     pending: Py<PyAny>,                  // (b, d)
     sums: Option<Py<PyAny>>,             // (C, d), where a consensus is carried along
