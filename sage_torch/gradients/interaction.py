@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import is_out_of_memory
-from sage_torch.gradients.exchange import exchanged
+from sage_torch.gradients.exchange import exchanged, is_plain
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 
 __all__ = ["FirstBatch", "refuse_if_examples_interact", "refuse_zeros", "tolerance_of"]
@@ -27,8 +27,14 @@ _TOGETHER, _ALONE = 8, 4  # examples of the first batch that are compared
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
 
 
-def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
-    """Return the relative distance allowed for a model that computes in these dtypes."""
+def tolerance_of(model: nn.Module, dtypes: Iterable[torch.dtype]) -> float:
+    """Return the relative distance allowed for a model that computes in these dtypes.
+
+    Quantised weights are as low precision: their kernels round by the number of examples.
+    """
+    parameters = list(model.parameters())
+    if any(not is_plain(p) or not (p.is_floating_point() or p.is_complex()) for p in parameters):
+        return _TOLERANCE_LOW
     return max((_TOLERANCE.get(dtype, _TOLERANCE_LOW) for dtype in dtypes), default=_TOLERANCE_LOW)
 
 
@@ -105,10 +111,11 @@ class FirstBatch:
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         # Looser than for gradients: activations that are quantised by the batch differ a little.
-        dtypes = {dtype, *(parameter.dtype for parameter in self._losses.model.parameters())}
+        model = self._losses.model
+        dtypes = {dtype, *(parameter.dtype for parameter in model.parameters())}
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             dtypes.add(torch.bfloat16)
-        return min(_TOLERANCE_LOW, 5 * tolerance_of(dtypes))
+        return min(_TOLERANCE_LOW, 5 * tolerance_of(model, dtypes))
 
 
 def refuse_zeros(rows: Tensor) -> None:

@@ -184,9 +184,9 @@ class Untouchable(Tensor):
 
 
 class Adapted(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        packed = torch.randint(-8, 8, (6, 6), dtype=torch.int8).as_subclass(Untouchable)
+        packed = torch.randint(-8, 8, (6, 6)).to(dtype).as_subclass(Untouchable)
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
         self.head = nn.Linear(6, CLASSES)
@@ -196,13 +196,19 @@ class Adapted(nn.Module):
         return self.head(torch.tanh(base + self.up(self.down(x))))
 
 
+# Some kinds of quantised weights show the dtype that they are unpacked to.
 @kinds
-def test_packed_base_with_trained_adapters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+@pytest.mark.parametrize("params", [None, "*"])
+def test_packed_base_with_trained_adapters(
+    kind: str, dtype: torch.dtype, params: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    model, data = Adapted(), vectors()
+    model, data = Adapted(dtype), vectors()
     monkeypatch.setattr(Untouchable, "is_packed", True)
     before, expected = registered(model), model(data.tensors[0])
-    selection = select_subset(model, data, 0.5, gradients=kind, progress=False)
-    assert len(selection) == N // 2
+    params = None if kind == "last_layer" else params
+    selection = select_subset(model, data, 0.5, gradients=kind, params=params, progress=False)
+    assert selection.settings["parameters"]["packed"] == "frozen, left out"
     assert registered(model) == before
     assert torch.equal(model(data.tensors[0]), expected)

@@ -255,7 +255,7 @@ class ProjectedGradients:
             self._plan(batch)
             checked = sorted({0, n // 3, 2 * n // 3, n - 1})
             exact: Tensor | None = None
-            tolerance = tolerance_of(self._watched.dtypes)
+            tolerance = tolerance_of(self._losses.model, self._watched.dtypes)
             while True:
                 rows = self._in_chunks(batch)
                 wrong = self._missing(rows[checked])
