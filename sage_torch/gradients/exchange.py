@@ -100,21 +100,22 @@ class Exchangeable:
         unknown: list[Tensor] = []
         for parameter in module.parameters():
             key = id(parameter)
-            is_limited = key in limited and is_plain(parameter)
+            can_be_copied = is_plain(parameter) and parameter.layout is torch.strided
+            is_limited = key in limited and can_be_copied
             if not (parameter.requires_grad or key in wanted or is_limited):
                 continue
             detached: Tensor = parameter.detach()
             reference, is_written = self._written.get(key, (None, True))
             is_known = reference is not None and reference() is parameter
-            if not is_known and is_plain(parameter):
+            if not is_known and can_be_copied:
                 unknown.append(parameter)
-            if is_limited or (is_plain(parameter) and (is_written or not is_known)):
+            if is_limited or (can_be_copied and (is_written or not is_known)):
                 detached = detached.clone()
             found[key] = detached
         yield found
-        for parameter in unknown:
-            is_written = not same_bits(parameter, found[id(parameter)])
-            self._written[id(parameter)] = (ref(parameter), is_written)
+        for original in unknown:
+            is_written = not same_bits(original, found[id(original)])
+            self._written[id(original)] = (ref(original), is_written)
 
 
 def is_plain(tensor: Tensor) -> bool:
