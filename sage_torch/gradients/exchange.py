@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 __all__ = ["Exchangeable", "Replacements", "exchanged", "is_plain", "same_bits"]
 
+# The method of Lightning Fabric's wrapper that adds a hook to its outputs.
+_FABRIC_CHECK = "_register_backward_hook"
 # New tensors by the `id` of the originals.
 Replacements = Mapping[int, Tensor]
 
@@ -27,7 +29,7 @@ def exchanged(module: nn.Module, replacements: Replacements) -> Iterator[None]:
     """Exchange parameters and buffers of a module and its children, and put them back on exit.
 
     A `DistributedDataParallel` or `DataParallel` inside is left out meanwhile: it would wait for
-    gradients that never come.
+    gradients that never come. Fabric's check that training calls `fabric.backward` is off.
 
     Args:
         module: The module.
@@ -38,6 +40,7 @@ def exchanged(module: nn.Module, replacements: Replacements) -> Iterator[None]:
     """
     changed: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = []
     recurrent: list[tuple[nn.RNNBase, list[Any], list[Any]]] = []
+    of_fabric: list[dict[str, Any]] = []
     try:
         for part in list(module.modules()):
             registries: list[MutableMapping[str, Any]] = [part._parameters, part._buffers]
@@ -53,6 +56,9 @@ def exchanged(module: nn.Module, replacements: Replacements) -> Iterator[None]:
                         entries[name] = tensor
             if isinstance(part, nn.RNNBase):  # a list of its parameters, which it makes anew
                 recurrent.append((part, part._flat_weights, part._flat_weight_refs))
+            if any(cls.__name__ == "_FabricModule" for cls in type(part).__mro__):
+                of_fabric.append(vars(part))
+                vars(part)[_FABRIC_CHECK] = _unchanged
             wrapped = {name: child for name, child in part._modules.items() if _is_wrapper(child)}
             if wrapped:
                 changed.append((part._modules, dict(part._modules.items())))
@@ -61,9 +67,9 @@ def exchanged(module: nn.Module, replacements: Replacements) -> Iterator[None]:
         yield
     finally:
         try:
-            _put_back(changed, recurrent)
+            _put_back(changed, recurrent, of_fabric)
         except BaseException:  # Ctrl-C in the middle of it
-            _put_back(changed, recurrent)
+            _put_back(changed, recurrent, of_fabric)
             raise
 
 
@@ -131,6 +137,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 def _put_back(
     changed: list[tuple[MutableMapping[str, Any], dict[str, Any]]],
     recurrent: list[tuple[nn.RNNBase, list[Any], list[Any]]],
+    of_fabric: list[dict[str, Any]],
 ) -> None:
     for entries, before in changed:
         if type(entries) is dict and list(entries) != list(before):
@@ -141,6 +148,12 @@ def _put_back(
                 entries[name] = value
     for layer, weights, references in recurrent:
         layer._flat_weights, layer._flat_weight_refs = weights, references
+    for attributes in of_fabric:
+        attributes.pop(_FABRIC_CHECK, None)
+
+
+def _unchanged(output: Tensor) -> Tensor:
+    return output
 
 
 def _is_wrapper(module: nn.Module | None) -> bool:

@@ -154,3 +154,23 @@ def test_ddp_inside_a_wrapper(kind: str, tmp_path: Any) -> None:
             assert step(model, data) != values
     finally:
         dist.destroy_process_group()
+
+
+@kinds
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.filterwarnings("ignore")
+def test_model_of_fabric_trains_between_selections(kind: str, precision: Any) -> None:
+    lightning = pytest.importorskip("lightning.fabric")
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
+    torch.manual_seed(0)
+    network, data = Repeated(), vectors()
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), 0.1))
+    before = registered(network)
+    for _ in range(2):
+        select_subset(model, data, 0.5, gradients=kind, progress=False)
+        assert registered(network) == before
+        values = bits(network)
+        optimizer.zero_grad()
+        fabric.backward(F.cross_entropy(model(data.tensors[0]), data.tensors[1]))
+        optimizer.step()
+        assert all(now != then for now, then in zip(bits(network), values, strict=True))
