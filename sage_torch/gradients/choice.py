@@ -14,6 +14,8 @@ from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
 from sage_torch.gradients.projected.projected_gradients import ProjectedGradients
+from sage_torch.gradients.small import SmallGradients
+from sage_torch.gradients.supported import check_model
 
 # Exact gradients up to this length enter the sketch as they are. Above it, projecting them layer by
 # layer costs less than computing them (benchmarks/speed/gradients.py).
@@ -39,8 +41,9 @@ def choose_gradients(
             custom computer has its own loss.
         kind: `"functional"` (exact, one gradient of length D per example), `"projected"` (the whole
             network, cheaper than a training step), `"last_layer"` (the classifier only), `"auto"`
-            (functional up to D = 8,192 chosen parameters, else projected), or a custom computer,
-            which is returned unchanged, even if it lacks attributes.
+            (functional up to D = 8,192 chosen parameters, or its rows by the projected way where
+            vmap refuses the model; else projected), or a custom computer, which is returned
+            unchanged, even if it lacks attributes, and for which the model may be sharded.
         params: The parameters: None for all that require grad, names or fnmatch patterns
             (`"blocks.11.*"`, `"*lora*"`), or a predicate `(name, parameter) -> bool`.
         seed: Seed of the projections.
@@ -48,7 +51,7 @@ def choose_gradients(
 
     Raises:
         ValueError: `kind` is an unknown name, `params` matches nothing or cannot be combined with
-            `kind`, or the model has no parameter that requires grad.
+            `kind`, the model has no parameter that requires grad, or as `check_model`.
         TypeError: `kind` is neither a name nor callable.
 
     Example:
@@ -64,14 +67,14 @@ def choose_gradients(
         name = getattr(computer, "__name__", type(computer).__name__)
         _log_choice(inner, f"{name}, {reason_of(inner, kind)}")
         return computer
+    check_model(inner)
     reason = reason_of(inner, kind, params)
-    if kind == "auto":
-        kind = "functional" if _length(inner, params) <= LONGEST_EXACT else "projected"
-    if kind == "functional":
-        chosen: GradientComputer = FunctionalGradients(
-            inner, loss, params, memory_budget=memory_budget
-        )
-    elif kind == "projected":
+    chosen: GradientComputer
+    if kind == "auto" and _length(inner, params) <= LONGEST_EXACT:
+        chosen = SmallGradients(inner, loss, params, memory_budget=memory_budget)
+    elif kind == "functional":
+        chosen = FunctionalGradients(inner, loss, params, memory_budget=memory_budget)
+    elif kind in ("auto", "projected"):
         chosen = ProjectedGradients(
             inner, loss=loss, params=params, seed=seed, memory_budget=memory_budget
         )

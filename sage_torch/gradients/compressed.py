@@ -9,6 +9,7 @@ import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.count_sketch import DEFAULT_WIDTH, CountSketch
+from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.loss import rows_counted_from
 
 __all__ = ["CompressedGradients", "CountSketch", "compressed"]
@@ -48,6 +49,8 @@ class CompressedGradients:
     def settled(self, batch: Batch) -> GradientComputer:
         """Return the computer that a batch needs: this one, or the inner one of short rows."""
         if self._sketch is None:
+            if isinstance(self.gradients, LastLayerGradients):
+                self.gradients.find(batch)
             try:
                 dim = self.gradients.dim
             except (AttributeError, RuntimeError):

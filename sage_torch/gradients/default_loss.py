@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.exchange import exchanged, is_plain
 
 __all__ = ["PASS_LOSS", "DefaultLoss"]
 
@@ -54,7 +54,7 @@ class DefaultLoss:
     def __init__(self) -> None:
         self._classes = 0  # C, as last seen
         self._classes_last: bool | None = None  # the layout, known once a batch has shown it
-        self._compared = False
+        self.is_compared = False  # by `compare`, or there is nothing to compare with
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the losses of a batch.
@@ -132,9 +132,11 @@ class DefaultLoss:
         """
         said = _said_by(model)
         targets = _targets(batch)
-        if self._compared or said is None or targets.ndim == 1:
+        if self.is_compared or said is None or targets.ndim == 1:
+            self.is_compared |= said is None
             return
         if said.kind in _CLASSIFIERS:  # their rule is certain, and their own call sets problem_type
+            self.is_compared = True
             return
         counted = (targets.flatten(1) != _IGNORED).sum(1)
         row = int(counted.argmax())
@@ -142,7 +144,7 @@ class DefaultLoss:
         if not counted[row] or any(module.training for module in model.modules()):
             return
         own = _own_loss(model, batches.take(batch, row, row + 1), said)
-        self._compared = own is None
+        self.is_compared = own is None
         if own is None:
             return
         ours, theirs = float(losses[row]), float(own)
@@ -156,7 +158,7 @@ class DefaultLoss:
                 f"the default loss (cross-entropy of {rule}) is {ours:.6g} for row {row} of the "
                 f"batch, but {type(said.model).__name__} itself computes {theirs:.6g}; {PASS_LOSS}"
             )
-        self._compared = True
+        self.is_compared = True
 
     def _of_classes(self, logits: Tensor, targets: Tensor) -> Tensor:
         if logits.ndim != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
@@ -269,10 +271,11 @@ def _arguments(batch: Batch, said: _Said | None) -> tuple[tuple[Any, ...], dict[
 def _own_loss(model: nn.Module, example: Batch, said: _Said) -> Tensor | None:
     args, inputs = _arguments(example, said)
     inputs["labels"] = _targets(example)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {id(b): b.clone() for b in model.buffers() if is_plain(b)}
+    eager = torch.compiler.set_stance("force_eager")
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            loss = getattr(functional_call(model, buffers, args, inputs), "loss", None)
+        with torch.no_grad(), eager, exchanged(model, buffers):
+            loss = getattr(model(*args, **inputs), "loss", None)
     except TypeError:  # the model takes no labels
         return None
     known = isinstance(loss, Tensor) and loss.numel() == 1 and bool(torch.isfinite(loss))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 import sage_torch.gradients.batches as batches
 from sage_torch._core import SageError
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import Chunks, is_out_of_memory
+from sage_torch.gradients.exchange import exchanged
+from sage_torch.gradients.interaction import FirstBatch
 from sage_torch.gradients.loop import LoopGradients
 from sage_torch.gradients.loss import (
     ExampleLoss,
@@ -86,9 +88,10 @@ class FunctionalGradients:
             raise ValueError(f"expected memory_budget in bytes, above 0, got {memory_budget}")
         self._losses = ExampleLoss(model, loss)
         chosen = choose_parameters(self._losses.model, params)
-        self._names = [f"model.{name}" for name in chosen]
+        self._names = list(chosen)
         self._loop = LoopGradients(self._losses, self._names)
-        self._use_loop = False
+        self._first: FirstBatch | None = FirstBatch(self._losses)
+        self._instead: Callable[[Batch], Tensor] | None = None  # of vmap, once it has refused
         self._dim = sum(parameter.numel() for parameter in chosen.values())
         self._chunks = Chunks(max(1, memory_budget // (4 * _COPIES_PER_CHUNK * self._dim)))
         self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
@@ -109,14 +112,14 @@ class FunctionalGradients:
         Returns:
             For example "functional: vmap(grad) over 10 parameters, D = 106,000".
         """
-        how = "one backward pass per example" if self._use_loop else "vmap(grad)"
+        how = "one backward pass per example" if self._instead else "vmap(grad)"
         return f"functional: {how} over {len(self._names)} parameters, D = {self._dim:,}"
 
     @property
     def handling(self) -> dict[str, str]:
         """How each chosen parameter is handled: all of them exactly."""
-        how = "one backward pass per example" if self._use_loop else "vmap(grad)"
-        return {name.removeprefix("model."): f"{how}: exact" for name in self._names}
+        how = "one backward pass per example" if self._instead else "vmap(grad)"
+        return dict.fromkeys(self._names, f"{how}: exact")
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the gradients of a batch.
@@ -129,67 +132,86 @@ class FunctionalGradients:
 
         Raises:
             ValueError: The shape of the losses is not (n,), they do not depend on the parameters,
-                or the batch does not fit.
+                the batch does not fit, examples of the first batch interact, or all their gradients
+                are zero.
             SageError: A loss is not finite; `row` is its position in the batch.
 
         Warns:
             UserWarning: vmap cannot differentiate the model, or memory ran out and the chunk size
                 was halved.
         """
-        if not self._use_loop:
-            try:
-                rows, losses = self._by_vmap(batch)
-            except Exception as error:
-                if not _may_be_refusal(error):
-                    raise
-                # Only the text is kept: the traceback holds every tensor of the attempt.
-                cause = shorten(str(error), 200) or type(error).__name__
-            else:
-                self._losses.check(losses, batch)
-                return rows
-            rows = self._loop(batch)  # if this fails too, its error is easier to read
-            self._use_loop = True
-            warnings.warn(
-                "vmap cannot differentiate this model; its gradients are computed by one backward "
-                f"pass per example from now on, which is slower. Cause: {cause}",
-                UserWarning,
-                stacklevel=2,
-            )
+        if self._first is None:
+            return self._rows(batch)
+        self._first.check(batch)
+        rows = self._rows(batch)
+        self._first.refuse_zeros(rows)
+        return rows
+
+    def unchecked(self) -> FunctionalGradients:
+        """Return this computer, which from now on does not check the first batch."""
+        self._first = None
+        return self
+
+    def _rows(self, batch: Batch) -> Tensor:
+        if self._instead is not None:
+            return self._instead(batch)
+        try:
+            rows, losses = self._by_vmap(batch)
+        except Exception as error:
+            if not _may_be_refusal(error):
+                raise
+            # Only the text is kept: the traceback holds every tensor of the attempt.
+            cause = shorten(str(error), 200) or type(error).__name__
+        else:
+            self._losses.check(losses, batch)
             return rows
-        return self._loop(batch)
+        return self._without_vmap(batch, cause)
+
+    def _without_vmap(self, batch: Batch, cause: str) -> Tensor:
+        """Return the rows of the first batch that vmap refuses, and find a way for all others."""
+        rows = self._loop(batch)  # if this fails too, its error is easier to read
+        self._instead = self._loop
+        warnings.warn(
+            "vmap cannot differentiate this model; its gradients are computed by one backward "
+            f"pass per example from now on, which is slower. Cause: {cause}",
+            UserWarning,
+            stacklevel=4,
+        )
+        return rows
 
     def _by_vmap(self, batch: Batch) -> tuple[Tensor, Tensor]:
         n = batches.length(batch)
-        with differentiable():
+        with differentiable(), self._losses.exchangeable(self._names) as parameters:
             batch = ordinary(batch)
-            fixed = {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
-            chosen = {name: fixed.pop(name) for name in self._names}
-            device = chosen[self._names[0]].device
+            fixed = {**parameters, **self._losses.copied_buffers()}
+            chosen = {id(p): fixed.pop(id(p)) for p in self._losses.named(self._names)}
+            device = next(iter(chosen.values())).device
             rows = torch.empty((n, self._dim), dtype=torch.float32, device=device)
             losses: list[Tensor] = []
 
             def fill(start: int, part: Batch) -> None:
                 gradients, part_losses = self._differentiate(chosen, fixed, part)
                 part_rows = rows[start : start + len(part_losses)]
-                _write(part_rows, [gradients[k] for k in self._names])
+                _write(part_rows, [gradients[key] for key in chosen])
                 losses.append(part_losses)  # last, because a part is repeated if memory runs out
 
             self._chunks.run(batch, fill)
         return rows, torch.cat(losses)
 
     def _differentiate(
-        self, chosen: dict[str, Tensor], fixed: dict[str, Tensor], part: Batch
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        def loss_of_one(chosen: dict[str, Tensor], leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
+        self, chosen: dict[int, Tensor], fixed: dict[int, Tensor], part: Batch
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        def loss_of_one(chosen: dict[int, Tensor], leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
             example = batches.replace_leaves(part, [leaf.unsqueeze(0) for leaf in leaves])
-            losses = functional_call(self._losses, {**fixed, **chosen}, (example,))
+            with exchanged(self._losses, {**fixed, **chosen}):
+                losses = self._losses(example)
             loss = check_recorded(losses).squeeze(0)
             return loss, loss.detach()
 
         gradient_and_loss = grad(loss_of_one, has_aux=True)
         # In train mode, dropout is drawn anew for each example, as in a loop.
         over_examples = vmap(gradient_and_loss, in_dims=(None, 0), randomness="different")
-        result: tuple[dict[str, Tensor], Tensor] = over_examples(
+        result: tuple[dict[int, Tensor], Tensor] = over_examples(
             chosen, batches.tensor_leaves(part)
         )
         return result

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.exchange import exchanged
+from sage_torch.gradients.interaction import FirstBatch
 from sage_torch.gradients.loss import (
     ExampleLoss,
     LossFunction,
@@ -67,6 +68,7 @@ class LastLayerGradients:
         layer: nn.Linear | str | None = None,
     ) -> None:
         self._losses = ExampleLoss(model, loss)
+        self._first = FirstBatch(self._losses)
         linears = _linear_layers(self._losses.model)
         if layer is None and not linears:
             raise ValueError(
@@ -134,7 +136,7 @@ class LastLayerGradients:
 
         Raises:
             ValueError: No classifier was found, it was not called exactly once, its input is not
-                (n, ..., H), or as `ExampleLoss`.
+                (n, ..., H), examples of the first batch interact, or as `ExampleLoss`.
             SageError: A loss is not finite; `row` is its position in the batch.
         """
         delta, inputs, has_bias = self._factors(batch)
@@ -159,16 +161,30 @@ class LastLayerGradients:
             return _outer_products(delta, inputs, bias=has_bias)
         return delta.float(), inputs.float(), has_bias
 
+    def find(self, batch: Batch) -> str:
+        """Check the first batch, find the classifier on it, and return its name.
+
+        Afterwards `dim` is known.
+
+        Raises:
+            ValueError: No classifier was found, or examples interact.
+        """
+        self._first.check(batch)
+        if self._name is None:
+            with differentiable():
+                example = ordinary(batches.take(batch, 0, 1))
+                self._name = _find_classifier(self._losses, example)
+        return self._name
+
     def _factors(self, batch: Batch) -> tuple[Tensor, Tensor, bool]:
         n = batches.length(batch)
+        name = self.find(batch)
         with differentiable():
             batch = ordinary(batch)
-            if self._name is None:
-                self._name = _find_classifier(self._losses, batches.take(batch, 0, 1))
-            inputs, logits, losses = self._forward(self._name, batch)
+            inputs, logits, losses = self._forward(name, batch)
             self._losses.check(losses, batch)
             (delta,) = torch.autograd.grad(losses.sum(), logits, allow_unused=True)
-        where = f"the classifier {_shown(self._name)}"
+        where = f"the classifier {_shown(name)}"
         if delta is None:
             raise ValueError(f"the loss does not depend on {where}; pass another layer with layer=")
         if len(inputs) != n or inputs.ndim < 2:
@@ -176,7 +192,8 @@ class LastLayerGradients:
                 f"expected {where} to receive inputs of shape (n, ..., H) with n = {n}, got "
                 f"{tuple(inputs.shape)}; use FunctionalGradients(params=...) for this layer"
             )
-        return delta.detach(), inputs, self._layer(self._name).bias is not None
+        self._first.refuse_zeros(delta)
+        return delta.detach(), inputs, self._layer(name).bias is not None
 
     def _known_name(self) -> str | None:
         return self._expected if self._name is None else self._name
@@ -199,8 +216,11 @@ class LastLayerGradients:
         handle = self._layer(name).register_forward_hook(cut, prepend=True, with_kwargs=True)
         try:
             # All parameters are detached, so that nothing before the cut is recorded.
-            state = {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
-            losses = functional_call(self._losses, state, (batch,))
+            with (
+                self._losses.exchangeable() as parameters,
+                exchanged(self._losses, {**parameters, **self._losses.copied_buffers()}),
+            ):
+                losses = self._losses(batch)
         finally:
             handle.remove()
         if len(calls) != 1:
@@ -240,17 +260,19 @@ def _find_classifier(losses: ExampleLoss, example: Batch) -> str:
     ]
     handles.append(losses.model.register_forward_hook(keep_output))
     try:
-        parameters = {
-            name: p.requires_grad_() if p.is_floating_point() else p
-            for name, p in losses.detached_parameters().items()
-        }
-        value = functional_call(losses, {**parameters, **losses.copied_buffers()}, (example,))
+        with losses.exchangeable() as parameters:
+            learned = {
+                name: parameters[id(p)].requires_grad_()
+                for name, p in losses.named_parameters()
+                if p.requires_grad
+            }
+            with exchanged(losses, {**parameters, **losses.copied_buffers()}):
+                value = losses(example)
     finally:
         for handle in handles:
             handle.remove()
     check_recorded(value)
     leaves = [leaf for _, leaf, _ in calls]
-    learned = {name: p for name, p in parameters.items() if p.requires_grad}
     found = torch.autograd.grad(value.sum(), [*leaves, *learned.values()], allow_unused=True)
     reaching = [call for call, gradient in zip(calls, found, strict=False) if gradient is not None]
     memory = {output.untyped_storage().data_ptr() for output in outputs}

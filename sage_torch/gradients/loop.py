@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
-from torch.func import functional_call
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.exchange import exchanged
 from sage_torch.gradients.loss import ExampleLoss, check_recorded, differentiable, ordinary
 
 __all__ = ["LoopGradients", "grads_kept", "other_leaves", "own_leaf"]
@@ -24,7 +24,7 @@ class LoopGradients:
 
     Args:
         losses: Model and loss.
-        names: Names of the parameters w among `losses.named_parameters()`, in column order.
+        names: Names of the parameters w of the model, in column order.
 
     Cost:
         n forward and backward passes of batch size one; one wait for the device per batch.
@@ -33,7 +33,6 @@ class LoopGradients:
     def __init__(self, losses: ExampleLoss, names: Sequence[str]) -> None:
         self._losses = losses
         self._names = list(names)
-        self._differentiation = _Differentiation(losses)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the gradients of a batch.
@@ -48,50 +47,46 @@ class LoopGradients:
             ValueError, SageError: As `ExampleLoss` says.
         """
         n = batches.length(batch)
-        with differentiable():
+        with differentiable(), self._losses.exchangeable(self._names) as parameters:
             batch = ordinary(batch)
-            parameters = self._losses.detached_parameters()
             # All trained parameters are recorded, even those that are not chosen: reentrant
             # checkpointing skips a block if its input does not require grad.
-            for name, parameter in self._losses.named_parameters():
-                parameters[name].requires_grad_(parameter.requires_grad)
-            leaves = [parameters[name].requires_grad_() for name in self._names]
+            for parameter in self._losses.parameters():
+                if parameter.requires_grad:
+                    parameters[id(parameter)].requires_grad_()
+            leaves = [
+                parameters[id(parameter)].requires_grad_()
+                for parameter in self._losses.named(self._names)
+            ]
             dim = sum(leaf.numel() for leaf in leaves)
             rows = torch.zeros((n, dim), dtype=torch.float32, device=leaves[0].device)
             losses = []
             for row in range(n):
-                # Each example gets fresh buffers, so that it cannot write to those of the next.
-                state = {**parameters, **self._losses.copied_buffers()}
-                state = {f"losses.{name}": tensor for name, tensor in state.items()}
                 example = batches.map_tensors(batches.take(batch, row, row + 1), own_leaf)
-                loss, gradients = functional_call(self._differentiation, state, (example, leaves))
+                # Each example gets fresh buffers, so that it cannot write to those of the next.
+                with exchanged(self._losses, {**parameters, **self._losses.copied_buffers()}):
+                    loss, gradients = _differentiate(self._losses, example, leaves)
                 losses.append(loss)
                 _write(rows[row], leaves, gradients)
             self._losses.check(torch.cat(losses), batch)
         return rows
 
 
-class _Differentiation(nn.Module):
-    """One forward and one backward pass while functional_call has the parameters exchanged.
+def _differentiate(
+    losses: ExampleLoss, example: Batch, leaves: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the loss of an example and its gradients, while the parameters are exchanged.
 
-    The backward pass is inside `forward` because activation checkpointing runs the model again
-    during it and must then find the exchanged parameters. It is `.backward()` because under
-    reentrant checkpointing `autograd.grad` raises an error or silently returns nothing.
+    The backward pass must come before they are put back, because activation checkpointing runs the
+    model again during it. It is `.backward()` because under reentrant checkpointing `autograd.grad`
+    raises an error or silently returns nothing.
     """
-
-    def __init__(self, losses: ExampleLoss) -> None:
-        super().__init__()
-        self.losses = losses
-
-    def forward(
-        self, example: Batch, leaves: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        loss = check_recorded(self.losses(example)).sum()
-        for leaf in leaves:
-            leaf.grad = None
-        with grads_kept(other_leaves(loss, leaves)):
-            torch.autograd.backward(loss)
-        return loss.detach().reshape(1), [leaf.grad for leaf in leaves]
+    loss = check_recorded(losses(example)).sum()
+    for leaf in leaves:
+        leaf.grad = None
+    with grads_kept(other_leaves(loss, leaves)):
+        torch.autograd.backward(loss)
+    return loss.detach().reshape(1), [leaf.grad for leaf in leaves]
 
 
 def other_leaves(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

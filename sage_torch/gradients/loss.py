@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import TypeAlias
 
 import torch
@@ -15,6 +16,8 @@ import sage_torch.gradients.batches as batches
 from sage_torch._core import SageError
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.default_loss import DefaultLoss
+from sage_torch.gradients.exchange import Exchangeable, exchanged, is_plain
+from sage_torch.gradients.supported import check_model
 
 # loss(model, batch) -> (n,) losses, one per example.
 LossFunction: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -37,17 +40,28 @@ _OF_INTEGERS = re.compile(
 )
 
 
-class ExampleLoss(nn.Module):
-    """Per-example losses `L_i = loss(model, batch)[i]` as a module, for use with functional_call.
+_CALLED = (
+    "loss is called as loss(model, batch) and returns one loss per example, shape (n,). Wrap a "
+    "criterion of outputs and targets: loss=lambda model, batch: "
+    'F.cross_entropy(model(batch[0]), batch[1], reduction="none").'
+)
 
-    As a module that contains the model, it lets `torch.func.functional_call` exchange the model's
-    parameters, and still passes the original model object to the loss function.
+
+class ExampleLoss(nn.Module):
+    """Per-example losses `L_i = loss(model, batch)[i]` as a module that holds the model.
+
+    As one module, it lets `exchanged` exchange the parameters of the model and of the loss, and
+    still passes the original model object to the loss function.
 
     Args:
         model: The model; wrappers (see `unwrap`) are removed.
         loss: `loss(model, batch) -> (n,)`. None for `DefaultLoss`: the cross-entropy of classes,
             tokens or positions, as the labels and logits show, or the own loss of a Hugging Face
             model.
+
+    Raises:
+        TypeError: `model` is no module, or `loss` is not callable or takes outputs and targets.
+        ValueError: As `check_model`.
     """
 
     def __init__(self, model: nn.Module, loss: LossFunction | None = None) -> None:
@@ -56,11 +70,15 @@ class ExampleLoss(nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
         if loss is not None and not callable(loss):
             raise TypeError(f"expected loss to be callable or None, got {type(loss).__name__}")
+        if isinstance(loss, nn.modules.loss._Loss):
+            raise TypeError(f"loss={type(loss).__name__}() takes outputs and targets: {_CALLED}")
         self.model = unwrap(model)
+        check_model(self.model)
         # A loss that is a module is registered beside the model. Its parameters are then exchanged
         # for detached ones like all others, and never receive a gradient.
         self.loss = loss
         self._default = DefaultLoss()
+        self._exchangeable = Exchangeable()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the losses of a batch, checked for their shape.
@@ -72,7 +90,7 @@ class ExampleLoss(nn.Module):
             Tensor (n,) of a floating dtype. A label out of range gives NaN, and `check` names it.
 
         Raises:
-            TypeError: The loss returned no tensor.
+            TypeError: The loss returned no tensor, or failed before it called the model.
             ValueError: The loss has another shape, the default loss does not fit the batch and the
                 model, or a layer received integers that it cannot compute with.
         """
@@ -85,11 +103,17 @@ class ExampleLoss(nn.Module):
             if message is None:
                 raise
             raise ValueError(message) from error
+        except (TypeError, AttributeError) as error:
+            if self.loss is None or not _is_of_arguments(self.model, batch, error):
+                raise
+            raise TypeError(f"{_CALLED} It failed with: {shorten(str(error), 150)}") from error
         if not isinstance(losses, Tensor):
             raise TypeError(
                 "loss must return one value per example: expected a tensor of shape (n,), "
                 f"got {type(losses).__name__}"
             )
+        if n == 1 and losses.ndim == 0:  # after squeeze(): that of the only example
+            losses = losses.reshape(1)
         if losses.shape != (n,):
             raise ValueError(_wrong_shape(losses, n))
         return losses
@@ -114,8 +138,9 @@ class ExampleLoss(nn.Module):
         """
         finite = torch.isfinite(losses.detach())
         if bool(finite.all()):
-            if self.loss is None:
-                self._default.compare(self.model, losses.detach(), batch)
+            if self.loss is None and not self._default.is_compared:
+                with self.exchangeable() as parameters, exchanged(self, parameters):
+                    self._default.compare(self.model, losses.detach(), batch)
             return
         row = int(finite.logical_not().nonzero()[0])
         if self.loss is None:
@@ -132,18 +157,31 @@ class ExampleLoss(nn.Module):
         error.row = row
         raise error
 
-    def detached_parameters(self) -> dict[str, Tensor]:
-        """Return every parameter detached: its memory is shared, its graph is not.
+    def named(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """Return parameters of the model by name."""
+        parameters = dict(self.model.named_parameters())
+        return [parameters[name] for name in names]
 
-        Returns:
-            Tensors by name, with the prefix `"model."` for those of the model. Tied parameters
-            appear once, under their first name; `functional_call` puts them in all their places.
+    @contextmanager
+    def exchangeable(self, names: Iterable[str] = ()) -> Iterator[dict[int, Tensor]]:
+        """Yield detached parameters to exchange for those that are trained or named.
+
+        All others, such as frozen and quantised ones, stay where they are. A detached parameter
+        shares the memory of the original, unless the forward pass writes to it (see
+        `Exchangeable`).
+
+        Args:
+            names: Names of parameters of the model that need not be trained.
+
+        Yields:
+            Tensors by the `id` of the originals, for `exchanged`.
         """
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        with self._exchangeable.detached(self, {id(p) for p in self.named(names)}) as found:
+            yield found
 
-    def copied_buffers(self) -> dict[str, Tensor]:
-        """Return a copy of every buffer by name, which the forward pass may write to."""
-        return {name: buffer.detach().clone() for name, buffer in self.named_buffers()}
+    def copied_buffers(self) -> dict[int, Tensor]:
+        """Return a copy of every buffer, by its `id`, which the forward pass may write to."""
+        return {id(b): b.detach().clone() for b in self.buffers() if is_plain(b)}
 
 
 class UnrecordedError(ValueError):
@@ -251,6 +289,23 @@ def _of_integer_inputs(model: nn.Module, error: RuntimeError) -> str | None:
         f"{where} was given inputs of dtype {tensors[0].dtype}; convert them to floating point in "
         "the data set or its transform, for instance inputs.float() / 255 for images"
     )
+
+
+def _is_of_arguments(model: nn.Module, batch: Batch, error: Exception) -> bool:
+    """Return whether a loss has taken the model for outputs, or the batch for targets.
+
+    The error then names the class of one of them, and comes from no module of the model.
+    """
+    if not any(type(given).__name__ in str(error) for given in (model, batch)):
+        return False
+    modules = {id(module) for module in model.modules()}
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if id(frame.f_locals.get("self")) in modules and frame.f_code.co_name != "__getattr__":
+            return False
+        trace = trace.tb_next
+    return True
 
 
 def _wrong_shape(losses: Tensor, n: int) -> str:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from torch import nn
 
+from sage_torch.gradients.exchange import is_plain
+
 # Names or fnmatch patterns of parameters, or a predicate on name and parameter.
 ParameterChoice: TypeAlias = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
@@ -22,7 +24,7 @@ def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[
         model: The model.
         params: None for all parameters that require grad. Otherwise a name, names or fnmatch
             patterns, or a predicate `(name, parameter) -> bool`; these may also choose frozen
-            parameters. Any name of a tied parameter chooses it.
+            parameters, but not quantised ones. Any name of a tied parameter chooses it.
 
     Returns:
         Parameters by name; a tied parameter appears once.
@@ -43,7 +45,7 @@ def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[
         chosen = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if id(parameter) in wanted and (parameter.is_floating_point() or parameter.is_complex())
+            if id(parameter) in wanted and _can_be_chosen(parameter)
         }
         if not chosen:
             known = ", ".join(name for name, _ in model.named_parameters())
@@ -77,6 +79,12 @@ def check_params(params: object) -> None:
 def covers_whole_network(model: nn.Module, chosen: dict[str, nn.Parameter]) -> bool:
     """Return whether every parameter that requires grad is among the chosen ones."""
     return all(name in chosen for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _can_be_chosen(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter has a gradient: frozen ones of a subclass are quantised."""
+    is_number = parameter.is_floating_point() or parameter.is_complex()
+    return is_number and (parameter.requires_grad or is_plain(parameter))
 
 
 def _matching(parameters: dict[str, nn.Parameter], params: ParameterChoice) -> set[int]:

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sage_torch.gradients.exchange import is_plain, same_bits
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # of a parameter
+
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Set the model to evaluation mode, and restore its state on exit, even after an error.
 
-    It restores the training flag of each module, buffers (object and content), `requires_grad` and
-    `.grad` of parameters, the random states of torch (CPU, and CUDA once it is initialised), NumPy
-    and Python, and the grad and inference modes. It does not change autocast and TF32.
+    It restores the attributes of each module (parameters, children and buffers as objects, hooks,
+    the training flag), the content of buffers, `requires_grad`, `.grad` and hooks of parameters,
+    the random states of torch (CPU, and CUDA once it is initialised), NumPy and Python, and the
+    grad and inference modes. It does not change autocast and TF32. It does not copy parameters:
+    gradient computers leave their content alone.
 
     Cost:
         A copy of the buffers.
     """
-    with ExitStack() as stack:
-        # The stack calls each of these on exit, even if another one fails.
-        stack.callback(_restore_randomness, _random_states())
-        for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
-            stack.callback(
-                _restore_registry, module, dict(module._buffers), module._non_persistent_buffers_set
-            )
-            module._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
-        for buffer in model.buffers():
-            stack.callback(_restore_content, buffer, buffer.detach().clone())
-        for parameter in model.parameters():
-            stack.callback(_restore_parameter, parameter, parameter.requires_grad, parameter.grad)
+    steps = _steps(model)
+    try:
         model.eval()
         with torch.inference_mode(False), torch.enable_grad():
             yield
+    finally:
+        try:
+            _take(steps)
+        except BaseException:  # Ctrl-C in the middle of it
+            _take(steps)
+            raise
 
 
 def seed_everything(seed: int) -> None:
@@ -53,6 +56,37 @@ def seed_everything(seed: int) -> None:
             generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (transforms draw from the global generator)
     random.seed(seed)
+
+
+def _steps(model: nn.Module) -> list[Callable[[], object]]:
+    """Return functions that restore everything; each may be called more than once."""
+    steps: list[Callable[[], object]] = [partial(_restore_randomness, _random_states())]
+    for module in model.modules():
+        steps.append(partial(_restore_attributes, module, dict(vars(module))))
+        for name, value in vars(module).items():  # of modules that are not TorchScript
+            if isinstance(value, dict) and (name in _REGISTRIES or "_hooks" in name):
+                steps.append(partial(_restore_entries, value, dict(value)))
+        hidden = module._non_persistent_buffers_set
+        steps.append(partial(_restore_members, hidden, set(hidden)))
+        steps.append(partial(setattr, module, "training", module.training))
+    for buffer in model.buffers():
+        if is_plain(buffer) and not buffer.is_meta:
+            steps.append(partial(_restore_content, buffer, buffer.detach().clone()))
+    for parameter in model.parameters():
+        steps.append(partial(_restore_parameter, parameter, _state_of(parameter)))
+    return steps
+
+
+def _take(steps: list[Callable[[], object]]) -> None:
+    """Take every step, even if another one fails."""
+    errors: list[Exception] = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _random_states() -> tuple[Tensor, list[Tensor], Any, Any]:
@@ -70,28 +104,47 @@ def _restore_randomness(states: tuple[Tensor, list[Tensor], Any, Any]) -> None:
     random.setstate(python)
 
 
-def _restore_registry(
-    module: nn.Module, buffers: dict[str, Tensor | None], not_persistent: set[str]
-) -> None:
-    module._buffers.clear()
-    module._buffers.update(buffers)  # without those that forward has added
-    module._non_persistent_buffers_set = not_persistent
+def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
+    attributes = vars(module)
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    for name, value in before.items():
+        if name not in attributes or attributes[name] is not value:
+            attributes[name] = value
+
+
+def _restore_entries(entries: dict[Any, Any], before: dict[Any, Any]) -> None:
+    if list(entries) != list(before) or any(entries[key] is not before[key] for key in before):
+        entries.clear()
+        entries.update(before)
+
+
+def _restore_members(members: set[str], before: set[str]) -> None:
+    members.clear()
+    members.update(before)
 
 
 def _restore_content(buffer: Tensor, content: Tensor) -> None:
     with torch.no_grad():
         if buffer.layout is not torch.strided or buffer.shape != content.shape:
             buffer.data = content
-        elif not torch.equal(_bytes(buffer), _bytes(content)):
+        elif not same_bits(buffer, content):
             buffer.copy_(content)
 
 
-def _restore_parameter(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
+def _state_of(parameter: nn.Parameter) -> tuple[bool, Tensor | None, list[dict[Any, Any]]]:
+    hooks = [dict(getattr(parameter, name) or {}) for name in _HOOKS]
+    return parameter.requires_grad, parameter.grad, hooks
+
+
+def _restore_parameter(
+    parameter: nn.Parameter, before: tuple[bool, Tensor | None, list[dict[Any, Any]]]
+) -> None:
+    requires_grad, grad, hooks = before
     if parameter.requires_grad != requires_grad:
         parameter.requires_grad_(requires_grad)
     if parameter.grad is not grad:
         parameter.grad = grad
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+    for name, entries in zip(_HOOKS, hooks, strict=True):
+        if getattr(parameter, name) is not None:
+            _restore_entries(getattr(parameter, name), entries)

@@ -42,7 +42,7 @@ def test_memory_that_runs_out_twice_is_not_tried_by_the_loop(error: Exception) -
         pytest.warns(UserWarning, match="out of memory with 4 examples at once: going on with 2"),
         pytest.raises(type(error)),
     ):
-        FunctionalGradients(network(), loss)(BATCH)
+        FunctionalGradients(network(), loss).unchecked()(BATCH)
     assert loss.calls == 2
 
 
@@ -55,8 +55,22 @@ def test_memory_that_runs_out_once_halves_the_chunk() -> None:
 
     loss = OnceFull(torch.OutOfMemoryError("the device is full"))
     model = network()
-    gradients = FunctionalGradients(model, loss)
+    gradients = FunctionalGradients(model, loss).unchecked()
     with pytest.warns(UserWarning, match="smaller memory_budget"):
         rows = gradients(BATCH)
     assert torch.allclose(rows, FunctionalGradients(model)(BATCH), atol=1e-6)
     assert "vmap(grad)" in gradients.describe()
+
+
+def test_memory_that_runs_out_while_the_first_batch_is_checked_ends_nothing() -> None:
+    class FullAtFirst(Failing):
+        def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+            self.calls += 1
+            if self.calls == 1:
+                raise self.error
+            return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    loss = FullAtFirst(torch.OutOfMemoryError("the device is full"))
+    model = network()
+    rows = FunctionalGradients(model, loss)(BATCH)
+    assert torch.allclose(rows, FunctionalGradients(model)(BATCH), atol=1e-6)

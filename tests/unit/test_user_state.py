@@ -81,7 +81,7 @@ class Branching(nn.Module):
     """Makes vmap refuse the model: its gradients come from a loop of backward passes."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs * (1.0 if inputs.sum() > 0 else 2.0)
+        return inputs * (1.0 if inputs.isfinite().all() else 2.0)
 
 
 class User:

@@ -13,6 +13,12 @@ from sage_torch.checks import whole_number
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import Chunks
 from sage_torch.gradients.functional import FunctionalGradients
+from sage_torch.gradients.interaction import (
+    FirstBatch,
+    refuse_if_examples_interact,
+    refuse_zeros,
+    tolerance_of,
+)
 from sage_torch.gradients.loop import LoopGradients
 from sage_torch.gradients.loss import ExampleLoss, LossFunction, UnrecordedError
 from sage_torch.gradients.parameters import (
@@ -22,17 +28,14 @@ from sage_torch.gradients.parameters import (
 )
 from sage_torch.gradients.projected.maps import Block
 from sage_torch.gradients.projected.recorder import UnsupportedUseError, Uses
-from sage_torch.gradients.projected.self_check import (
-    refuse_if_examples_interact,
-    tolerance_of,
-    wrong_blocks,
-)
+from sage_torch.gradients.projected.self_check import wrong_blocks
 from sage_torch.gradients.projected.uses import UnstableModelError, name_of
 from sage_torch.gradients.projected.watched_model import WatchedModel
 
 __all__ = ["ProjectedGradients"]
 
 _LOG = logging.getLogger("sage_torch")
+_OR_ELSE = "; or pass ProjectedGradients(..., self_check=False)"
 
 
 class ProjectedGradients:
@@ -59,10 +62,11 @@ class ProjectedGradients:
         seed: A seed gives the same maps on every device and in every process.
         fallback: Whether parameters without a rule (in recurrent layers, custom kernels) get exact
             gradients from `FunctionalGradients`, which are then projected.
-        self_check: Whether four examples of the first batch are compared with one backward pass per
-            example. Without it the rows of a model are wrong if examples interact in it, if it
-            reorders them or computes gradients itself, or if it uses a parameter both in torch
-            functions and outside of them (for example in a custom autograd.Function).
+        self_check: Whether the losses of the first batch are compared with those of single
+            examples, and four of its rows with one backward pass per example. Without it the rows
+            of a model are wrong if examples interact in it, if it reorders them or computes
+            gradients itself, or if it uses a parameter both in torch functions and outside of them
+            (for example in a custom autograd.Function).
         memory_budget: Bytes that one chunk of examples may hold until its backward pass.
 
     Raises:
@@ -73,8 +77,8 @@ class ProjectedGradients:
     Cost:
         A forward pass, a backward pass without weight gradients, and about `2 w I + w O`
         multiply-adds per position and layer of I <= O; 4 n d bytes for the rows; one wait for the
-        device per batch. The first batch also takes three runs of two or three examples, and four
-        of a single example.
+        device per batch. The first batch also takes three runs of two or three examples, a forward
+        pass of eight, and four runs and forward passes of a single example.
 
     Reference:
         Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13954.
@@ -114,7 +118,8 @@ class ProjectedGradients:
         self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
         self._loss = loss
         self._watched = WatchedModel(self._losses)
-        self._with_fallback, self._self_check = fallback, self_check
+        self.fallback, self._self_check = fallback, self_check
+        self._first = FirstBatch(self._losses, _OR_ELSE)
         self._memory_budget = memory_budget
         self._uses: Uses | None = None
         self._left_out: dict[str, str] = {}  # parameters of the fallback, and the reasons
@@ -217,7 +222,7 @@ class ProjectedGradients:
                 self._loss,
                 lambda name, _: name in self._left_out,
                 memory_budget=self._memory_budget,
-            )
+            ).unchecked()
         names = [name for name in self._blocks if name in self._left_out]
         at_once = max(1, self._memory_budget // (8 * self._functional.dim))
         try:
@@ -241,6 +246,8 @@ class ProjectedGradients:
         """Learn from a batch how parameters are used, and return its checked rows."""
         before = (self._uses, dict(self._left_out), self._checked)
         n = batches.length(batch)
+        if self._self_check:
+            self._first.check(batch)
         try:
             if self._was_alone:
                 self._uses = None  # one example shows less than several
@@ -248,7 +255,7 @@ class ProjectedGradients:
             self._plan(batch)
             checked = sorted({0, n // 3, 2 * n // 3, n - 1})
             exact: Tensor | None = None
-            tolerance = tolerance_of(self._watched.dtypes)
+            tolerance = tolerance_of(self._losses.model, self._watched.dtypes)
             while True:
                 rows = self._in_chunks(batch)
                 wrong = self._missing(rows[checked])
@@ -262,10 +269,12 @@ class ProjectedGradients:
                     )
                 if not wrong:
                     break
-                refuse_if_examples_interact(self._losses, batch, tolerance)
+                refuse_if_examples_interact(self._losses, batch, tolerance, _OR_ELSE)
                 self._refuse_if_left_out(wrong)
                 self._leave_out(wrong, "its rows differ from those of single examples")
                 self._plan(batch)
+            if n > 1:
+                refuse_zeros(rows)
             self._checked = min(2, n)
             return rows
         except BaseException:
@@ -306,7 +315,7 @@ class ProjectedGradients:
 
     def _exact_rows(self, some: Batch) -> Tensor:
         """Return projected exact gradients, computed by one backward pass per example."""
-        loop = LoopGradients(self._losses, [f"model.{name}" for name in self._blocks])
+        loop = LoopGradients(self._losses, list(self._blocks))
         rows = self._zeros(batches.length(some))
         for i in range(len(rows)):
             self._add_exact(rows[i : i + 1], loop(batches.take(some, i, i + 1)), list(self._blocks))
@@ -314,7 +323,7 @@ class ProjectedGradients:
 
     def _leave_out(self, names: Sequence[str], reason: str) -> None:
         fresh = [name for name in names if name not in self._left_out]
-        if fresh and not self._with_fallback:
+        if fresh and not self.fallback:
             module, _, _ = fresh[0].rpartition(".")
             kind = type(self._losses.model.get_submodule(module)).__name__
             raise ValueError(

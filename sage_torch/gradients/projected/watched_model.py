@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.exchange import exchanged
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 from sage_torch.gradients.projected.elementwise import by_vmap
@@ -32,7 +32,7 @@ class WatchedModel:
     def __init__(self, losses: ExampleLoss) -> None:
         self._losses = losses
         self.dtypes: set[torch.dtype] = set()  # those of the model's results, once observed
-        self._passes = _ForwardAndBackward(losses)
+        self._saved: _SavedBytes | None = None  # counts bytes in the forward pass, if set
 
     def observe(self, some: Batch, blocks: Sequence[Block]) -> Uses:
         """Return every use of these parameters, as seen in runs with 2 and with 3 examples.
@@ -46,13 +46,17 @@ class WatchedModel:
         """
         observer: Observer | None = None
         for count in (2, 3):
-            with differentiable():
+            with differentiable(), self._losses.exchangeable(_names(blocks)) as parameters:
                 part = batches.places(batches.map_tensors(ordinary(some), own_leaf), range(count))
-                state = self._state()
-                names = {id(state[f"model.{b.name}"].requires_grad_()): b.name for b in blocks}
+                chosen = self._losses.named(_names(blocks))
+                names = {
+                    id(parameters[id(parameter)].requires_grad_()): block.name
+                    for parameter, block in zip(chosen, blocks, strict=True)
+                }
                 observer = Observer(names, observer)
-                with observer:
-                    functional_call(self._losses, state, (part,))
+                state = {**parameters, **self._losses.copied_buffers()}
+                with exchanged(self._losses, state), observer:
+                    self._losses(part)
         assert observer is not None  # there are two rounds
         self.dtypes |= observer.dtypes
         return observer.uses
@@ -77,44 +81,35 @@ class WatchedModel:
 
     def measure(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> int:
         """Call `fill`, and return the bytes held between the forward and the backward pass."""
-        self._passes.saved = saved = _SavedBytes(self._losses)
+        self._saved = saved = _SavedBytes(self._losses)
         try:
             return self._fill(rows, batch, blocks, uses).kept_bytes + saved.bytes
         finally:
-            self._passes.saved = None
+            self._saved = None
 
     def _fill(self, rows: Tensor, batch: Batch, blocks: Sequence[Block], uses: Uses) -> Recorder:
-        with differentiable():
+        with differentiable(), self._losses.exchangeable(_names(blocks)) as parameters:
             # Copies, because a model may write to its inputs and the batch may be run again.
             batch = batches.map_tensors(ordinary(batch), lambda t: own_leaf(t).clone())
-            state = self._state()
-            parameters = [(state[f"model.{block.name}"], block) for block in blocks]
-            recorder = Recorder(parameters, rows, uses, RULES, by_vmap)
-            state = {f"losses.{name}": tensor for name, tensor in state.items()}
-            with recorder:
-                losses = functional_call(self._passes, state, (batch, recorder))
+            chosen = self._losses.named(_names(blocks))
+            followed = [(parameters[id(p)], b) for p, b in zip(chosen, blocks, strict=True)]
+            recorder = Recorder(followed, rows, uses, RULES, by_vmap)
+            if self._saved is not None:
+                self._saved.ignore(parameters.values())
+            state = {**parameters, **self._losses.copied_buffers()}
+            with exchanged(self._losses, state), recorder:
+                losses = self._forward_and_backward(batch, recorder)
         self._losses.check(losses, batch)
         return recorder
 
-    def _state(self) -> dict[str, Tensor]:
-        return {**self._losses.detached_parameters(), **self._losses.copied_buffers()}
+    def _forward_and_backward(self, batch: Batch, recorder: Recorder) -> Tensor:
+        """Return the losses after their backward pass, while the parameters are exchanged.
 
-
-class _ForwardAndBackward(nn.Module):
-    """Losses and their backward pass while functional_call has the parameters exchanged.
-
-    The backward pass is inside because activation checkpointing runs the model again during it, and
-    must then find the exchanged parameters.
-    """
-
-    def __init__(self, losses: ExampleLoss) -> None:
-        super().__init__()
-        self.losses = losses
-        self.saved: _SavedBytes | None = None  # counts bytes in the forward pass, if set
-
-    def forward(self, batch: Batch, recorder: Recorder) -> Tensor:
-        with self.saved or nullcontext():
-            losses: Tensor = self.losses(batch)
+        The backward pass must come before they are put back, because activation checkpointing runs
+        the model again during it.
+        """
+        with self._saved or nullcontext():
+            losses: Tensor = self._losses(batch)
         if losses.requires_grad:
             total = losses.sum()
             recorder.is_backward = True
@@ -123,13 +118,22 @@ class _ForwardAndBackward(nn.Module):
         return losses.detach()
 
 
+def _names(blocks: Sequence[Block]) -> list[str]:
+    return [block.name for block in blocks]
+
+
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     """Counts the memory that a graph holds for its backward pass, without parameters."""
 
     def __init__(self, losses: ExampleLoss) -> None:
         self.bytes = 0
-        self._known = {p.untyped_storage().data_ptr() for p in losses.parameters()}
+        self._known: set[int] = set()
+        self.ignore(losses.parameters())
         super().__init__(self._count, lambda tensor: tensor)
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count the memory of these tensors."""
+        self._known |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
     def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
