@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 _PACKAGE = str(Path(__file__).parent)
@@ -54,6 +59,107 @@ def truth(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"expected {name} to be True or False, got {value!r}")
+
+
+def keep_in_range(keep: object) -> None:
+    """Refuse what is neither a share of the examples nor a count.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range.
+    """
+    wanted = "expected keep to be a share in (0, 1] or a count of at least 1, got "
+    if isinstance(keep, bool) or not isinstance(keep, (Integral, Real)):
+        raise TypeError(f"{wanted}{keep!r}")
+    if isinstance(keep, Integral):
+        if keep < 1:
+            raise ValueError(f"{wanted}{keep!r}")
+    elif not 0 < float(keep) <= 1:  # NaN is in no interval
+        raise ValueError(f"{wanted}{keep!r}")
+
+
+def trim_in_range(trim: object) -> None:
+    """Refuse what is neither `"negative"`, a share of a class, nor None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    is_share = isinstance(trim, Real) and not isinstance(trim, bool) and 0 <= float(trim) < 1
+    if not (is_share or trim is None or trim == "negative"):
+        raise ValueError(
+            'expected trim "negative" (drop negative margins), a share in [0, 1) or None, '
+            f"got {trim!r}"
+        )
+
+
+def labels_given(labels: object) -> Any:
+    """Return what an option `labels` says: a word, a callable or None as it is, else an array.
+
+    Returns:
+        An array as int64 (N,), read-only.
+
+    Raises:
+        TypeError, ValueError: As `whole_labels`.
+    """
+    if labels is None or isinstance(labels, str) or callable(labels):
+        return labels
+    array = whole_labels(labels)
+    array.setflags(write=False)
+    return array
+
+
+def whole_labels(values: object, name: str = "labels") -> NDArray[np.int64]:
+    """Return one label per example as int64 (n,).
+
+    Args:
+        values: An array, tensor or sequence of shape (n,) or (n, 1).
+        name: What they are, for the error.
+
+    Raises:
+        TypeError: They are no numbers.
+        ValueError: They are of another shape, or not whole.
+    """
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"expected {name} as numbers, one per example, got {type(values).__name__} of "
+            f"{array.dtype}; number them, for instance np.unique(names, return_inverse=True)[1]"
+        )
+    if array.ndim != 1:
+        raise ValueError(
+            f"expected {name} of shape (n,), one per example, got {array.shape}; give one class "
+            "per example, or labels=None if there is none"
+        )
+    whole: NDArray[np.int64] = array.astype(np.int64)
+    if array.dtype.kind == "f" and not np.array_equal(whole, array):
+        raise ValueError(
+            f"expected {name} as whole numbers, got {array[whole != array][0]}; pass labels=None "
+            "if there are no classes"
+        )
+    return whole
+
+
+def auto_or_truth(name: str, value: object) -> None:
+    """Refuse what is neither `"auto"`, True nor False.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not (isinstance(value, bool) or value == "auto"):
+        raise ValueError(f'expected {name} "auto", True or False, got {value!r}')
+
+
+def folder_given(name: str, value: object) -> str | None:
+    """Return a folder as a text, None as it is.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"expected {name} to be a folder or None, got {value!r}")
+    return None if value is None else os.fspath(value)
 
 
 def count_examples(dataset: object, name: str = "dataset") -> int:

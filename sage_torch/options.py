@@ -7,14 +7,27 @@ selection are read off the fields of `Options`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from sage_torch.checks import count_examples, one_of, truth, whole_number
+from sage_torch.checks import (
+    auto_or_truth,
+    count_examples,
+    folder_given,
+    keep_in_range,
+    labels_given,
+    one_of,
+    trim_in_range,
+    truth,
+    whole_number,
+)
 from sage_torch.gradients.choice import check_choice
 from sage_torch.gradients.computer import GradientChoice
 from sage_torch.gradients.loss import LossFunction
@@ -25,6 +38,7 @@ Quotas = Literal["proportional", "equal"]
 ConsensusMode = Literal["auto", "exact", "streaming", "one_pass"]
 Draw = Literal["fixed", "rotate", "random"]
 Collate = Callable[[list[Any]], Any]
+LabelChoice = str | Sequence[int] | NDArray[Any] | Tensor | Callable[[Any], Any] | None
 GivenAs = Literal["value", "switch", "object", "dataset", "folder", "names"]
 
 
@@ -35,6 +49,7 @@ class SelectionOptions(TypedDict, total=False):
     draw: Draw
     weights: bool
     trim: Literal["negative"] | float | None
+    labels: LabelChoice
     class_balanced: Literal["auto"] | bool
     quotas: Quotas
     sketch_size: int | Literal["auto"]
@@ -109,14 +124,23 @@ class Options:
         "negative",
         """What is dropped before the rule chooses: negative, a share of each class, or none.
         `"negative"` drops examples with a negative margin: they oppose another class more than
-        twice as much as they agree with their own. A share drops the lowest margins of each class.
-        The trim never leaves fewer than the quota. The rules "agreement" and "random" do not
-        trim.""",
+        twice as much as they agree with their own. Without at least two classes it drops nothing. A
+        share drops the lowest margins of each class. The trim never leaves fewer than the quota.
+        The rules "agreement" and "random" do not trim.""",
+    )
+    labels: LabelChoice = _option(
+        "auto",
+        """The class of each example: auto, none, a field of the batch or MODULE:NAME. An array of
+        N whole numbers, the name of a batch's key or attribute, or a callable `batch -> (n,)`. None
+        says that there are no classes. `"auto"` takes `"labels"` of a mapping or object, or a
+        tuple's first element after the inputs with one value per example: whole numbers, or
+        floats that are all 0 or 1. With a loss of your own it then looks whether they
+        are classes; `settings["classes_because"]` says what it found.""",
     )
     class_balanced: Literal["auto"] | bool = _option(
         "auto",
-        """Whether consensus and quotas go by class: auto, true or false. `"auto"`: where targets
-        are integer classes.""",
+        """Whether quotas go by class: auto, true or false. `"auto"`: where there are classes.
+        Consensus and margins go by class in any case.""",
     )
     quotas: Quotas = _option(
         "proportional",
@@ -233,7 +257,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        _check_keep(self.keep)
+        keep_in_range(self.keep)
         one_of("rule", self.rule, get_args(Rule))
         one_of("draw", self.draw, get_args(Draw))
         self._check_draw_and_weights()
@@ -241,15 +265,13 @@ class Options:
         check_choice(self.gradients, self.params)
         check_params(self.params)
         one_of("consensus", self.consensus, get_args(ConsensusMode))
-        if self.class_balanced != "auto" and not isinstance(self.class_balanced, bool):
+        auto_or_truth("class_balanced", self.class_balanced)
+        trim_in_range(self.trim)
+        object.__setattr__(self, "labels", labels_given(self.labels))
+        if self.labels is None and self.class_balanced is True:
             raise ValueError(
-                f'expected class_balanced "auto", True or False, got {self.class_balanced!r}'
-            )
-        is_share = isinstance(self.trim, Real) and not isinstance(self.trim, bool)
-        if self.trim not in ("negative", None) and not (is_share and 0 <= float(self.trim) < 1):
-            raise ValueError(
-                'expected trim "negative" (drop negative margins), a share in [0, 1) or None, '
-                f"got {self.trim!r}"
+                "expected labels with class_balanced=True, got labels=None, which says that there "
+                'are no classes; pass class_balanced="auto", or say which labels'
             )
         if self.compress not in ("auto", None):
             self._whole("compress", 1, '"auto", None or a number of coordinates')
@@ -267,12 +289,7 @@ class Options:
         if self.shards is not None:
             self._whole("shards", 1, "a whole number or None")
         truth("distributed", self.distributed)
-        if self.checkpoint is not None:
-            if not isinstance(self.checkpoint, (str, os.PathLike)):
-                raise TypeError(
-                    f"expected checkpoint to be a folder or None, got {self.checkpoint!r}"
-                )
-            object.__setattr__(self, "checkpoint", os.fspath(self.checkpoint))
+        object.__setattr__(self, "checkpoint", folder_given("checkpoint", self.checkpoint))
 
     @classmethod
     def given(cls, **options: Any) -> Options:
@@ -336,8 +353,14 @@ class Options:
             k, with Python's rounding (half to even).
 
         Raises:
-            ValueError: The count exceeds `total`, or the share rounds to 0.
+            ValueError: The count exceeds `total`, the share rounds to 0, or `labels` are of other
+                examples.
         """
+        if isinstance(self.labels, np.ndarray) and len(self.labels) != total:
+            raise ValueError(
+                f"expected labels of all {total} examples, got {len(self.labels)}; give one per "
+                "example, in the order of the data set"
+            )
         if isinstance(self.keep, Integral):
             if self.keep > total:
                 raise ValueError(
@@ -361,17 +384,6 @@ class Options:
         """Return, as `as_json`, those options that must be equal for the subset to be the same."""
         named = [each.name for each in fields(self) if each.metadata.get("names_subset", True)]
         return {name: value for name, value in self.as_json().items() if name in named}
-
-
-def _check_keep(keep: object) -> None:
-    wanted = "expected keep to be a share in (0, 1] or a count of at least 1, got "
-    if isinstance(keep, bool) or not isinstance(keep, (Integral, Real)):
-        raise TypeError(f"{wanted}{keep!r}")
-    if isinstance(keep, Integral):
-        if keep < 1:
-            raise ValueError(f"{wanted}{keep!r}")
-    elif not 0 < float(keep) <= 1:  # NaN is in no interval
-        raise ValueError(f"{wanted}{keep!r}")
 
 
 def _plain(value: object) -> str | int | float | bool | list[str] | None:

@@ -6,7 +6,7 @@ chooses when all scores are known (`finish`). It gives every rank the same subse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -54,11 +54,13 @@ def rule_for(job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int
 
     Args:
         job: `options.rule`, `draw`, `trim`, `weights`, `seed`; the mode; the shards.
-        classes: The class of every example.
-        quotas: int64 (C,), how many of each class to keep.
+        classes: The class and the group of every example.
+        quotas: int64 (C,), how many of each group to keep.
         width: Rows l of the sketch.
     """
-    options, class_ids = job.options, classes.of(slice(None))
+    if trims_nothing(job.options, classes):
+        job = replace(job, options=replace(job.options, trim=None))
+    options, class_ids = job.options, classes.groups()
     if options.rule == "agreement":
         return Agreement(class_ids, quotas, options)
     if options.draw == "random":
@@ -68,11 +70,20 @@ def rule_for(job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int
     return Herding(class_ids, quotas, options)
 
 
+def trims_nothing(options: Options, classes: ClassBook) -> bool:
+    """Return whether a trim of negative margins has nothing to go by.
+
+    With one consensus for all, the trim would drop whatever opposes the majority: the rarer of two
+    classes, one sign of a regression's residuals, the smaller of two domains.
+    """
+    return options.trim == "negative" and classes.count < 2
+
+
 @dataclass(frozen=True)
 class _OnScores:
     """A rule that needs no batch before all scores are known."""
 
-    class_ids: NDArray[np.int32]  # (N,)
+    class_ids: NDArray[np.int32]  # (N,) of groups
     quotas: NDArray[np.int64]  # (C,)
     options: Options
 
@@ -166,7 +177,7 @@ class HerdingInBlocks:
 
     def __init__(self, job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int) -> None:
         self._job, self._quotas = job, quotas
-        self._class_ids = classes.of(slice(None))
+        self._class_ids = classes.groups()
         self._is_order = job.options.draw == "rotate"
         self._of_shards = self._quotas_of_shards()
         self._streams = {
@@ -185,7 +196,8 @@ class HerdingInBlocks:
     def take(self, batch: ScoredBatch) -> None:
         """Put a batch's examples into their blocks; herd full blocks."""
         stream = self._streams[batch.shard.number]
-        stream.add(batch.coordinates, batch.margins, batch.class_ids, batch.indices)
+        groups = self._class_ids[batch.indices]
+        stream.add(batch.coordinates, batch.margins, groups, batch.indices)
 
     def finish(self, scored: Scored) -> Chosen:
         """Choose the subset."""
@@ -255,7 +267,7 @@ class HerdingInBlocks:
 
 def choose_at_random(classes: ClassBook, quotas: NDArray[np.int64], options: Options) -> Chosen:
     """Apply `rule="random"`, which uses no scores and trims nothing."""
-    class_ids = classes.of(slice(None))
+    class_ids = classes.groups()
     if options.draw == "fixed":
         return Chosen(_core.random_subset(class_ids, quotas, options.seed), 0)
     everything = np.arange(len(class_ids))

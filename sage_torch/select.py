@@ -30,7 +30,7 @@ from sage_torch.passes.sketching import label_pass, sketch_pass
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.ranks import ranks
 from sage_torch.reading.user_state import preserved
-from sage_torch.rules import Chosen, choose_at_random, rule_for
+from sage_torch.rules import Chosen, choose_at_random, rule_for, trims_nothing
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.result import Selection
 from sage_torch.version import __version__
@@ -171,7 +171,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         draws=chosen.draws,
         margins=scored.margins,
         singular_values=sketch.singular_values(),
-        settings=_settings(model, job, chosen)
+        settings=_settings(model, job, classes, chosen)
         | {
             "gradients": getattr(job.computer, "describe", lambda: repr(job.computer))(),
             "gradients_because": reason_of(model, options.gradients, options.params),
@@ -202,11 +202,12 @@ def _at_random(model: nn.Module, job: Job) -> Selection:
             "total": end - begin,
         },
         draws=chosen.draws,
-        settings=_settings(model, job, chosen),
+        settings=_settings(model, job, classes, chosen),
     )
 
 
 def _quotas(classes: ClassBook, job: Job) -> NDArray[np.int64]:
+    _LOG.info("classes: %s", _because(classes, job))
     quotas = _core.class_quotas(classes.sizes(), job.plan.k, job.options.quotas)
     empty = np.flatnonzero(quotas == 0)
     if len(empty) and classes.is_balanced:
@@ -219,11 +220,24 @@ def _quotas(classes: ClassBook, job: Job) -> NDArray[np.int64]:
     return quotas
 
 
-def _settings(model: nn.Module, job: Job, chosen: Chosen) -> dict[str, Any]:
+def _because(classes: ClassBook, job: Job) -> str:
+    """Return how many classes there are, and how that is known."""
+    if job.options.labels is None:
+        return "none: labels=None"
+    return classes.why + (f", by {job.reader.labels.source}" if classes.are_classes else "")
+
+
+def _settings(model: nn.Module, job: Job, classes: ClassBook, chosen: Chosen) -> dict[str, Any]:
+    reason = {}
+    if job.options.rule == "herding" and trims_nothing(job.options, classes):
+        reason["trimmed_because"] = 'trim="negative" needs at least two classes'
     return job.options.as_json() | {
         "k": job.plan.k,
         "shards": len(job.shards),
+        "classes": classes.count if classes.are_classes else 0,
+        "classes_because": _because(classes, job),
         "trimmed": chosen.trimmed,
+        **reason,
         "versions": {
             "sage_torch": __version__,
             "torch": torch.__version__,

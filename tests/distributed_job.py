@@ -21,13 +21,26 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from sage_torch import SageSampler, select_subset
 from sage_torch.checkpoint import snapshots
 from sage_torch.passes import growth
 
 SHARDS, KEEP = 8, 0.2
+
+
+def with_record(items: list[Any]) -> Any:
+    """Batches (inputs, record, labels), in which nearly every record is another one."""
+    inputs, labels = default_collate(items)
+    record = (inputs.double() @ torch.arange(inputs.shape[1]).double()).mul(100).round().long()
+    return inputs, record, labels
+
+
+def of_labels(model: nn.Module, batch: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[2], reduction="none")
+
+
 CASES: dict[str, dict[str, Any]] = {
     "herding": {},
     "streaming": {"consensus": "streaming", "weights": True},
@@ -38,6 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "agreement": {"rule": "agreement", "weights": True},
     "random": {"rule": "random", "draw": "random"},
     "global": {"class_balanced": False},
+    "no classes": {"consensus": "streaming", "collate_fn": with_record, "loss": of_labels},
     "auto size": {"sketch_size": "auto"},
 }
 
@@ -104,6 +118,7 @@ def selections(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
         with patch.multiple(growth, EXAMPLES_A_ROW=2, TARGET=0.01):
             chosen = {"sketch_size": 32} | options
             selection = select_subset(model, data, KEEP, shards=SHARDS, progress=False, **chosen)
+        assert (selection.labels is None) == (name == "no classes")
         rows = selection.settings.get("sketch_rows", 32)
         assert rows == (32 if chosen["sketch_size"] == 32 else 128), rows
         found[name] = (

@@ -162,7 +162,7 @@ def _names(name: str, value: Any) -> bool:
     """Whether an option's value is `module:name`, for an object to be found."""
     if name == "params":
         return value is not None and len(value) == 1 and ":" in value[0]
-    if name == "gradients":
+    if name in ("gradients", "labels"):
         return isinstance(value, str) and ":" in value
     return _GIVEN_AS.get(name) in ("object", "dataset") and value is not None
 

@@ -72,26 +72,31 @@ def length(batch: Batch) -> int:
 
 
 def labels(batch: Batch) -> Tensor | None:
-    """Return the integer class targets of a batch, or None if it has none.
+    """Return the targets of a batch that may be classes: one value per example, or None.
 
-    The targets are the second of two elements of a tuple or list, the entry `"labels"` of a mapping
-    or the attribute `labels` of a dataclass or named tuple. Only a 1-D tensor of an integer dtype
-    counts: token labels, soft targets and regression targets are not classes.
+    The targets are the entry `"labels"` of a mapping, the attribute `labels` of a dataclass or
+    named tuple, or the first element of a tuple or list after the inputs that has one value per
+    example. So `(x, y, index)` gives y, and `(ids, mask, y)` gives y. Token labels, soft targets,
+    several targets and flags are not classes. Whether the values are classes, their sight decides
+    (`sage_torch.reading.classes`).
 
     Args:
         batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
 
     Returns:
-        Tensor (n,) of an integer dtype, without a copy, or None.
+        Tensor (n,) of an integer or floating dtype, without a copy, or None.
     """
-    found: object = None
+    candidates: list[object] = []
     if isinstance(batch, Mapping):
-        found = batch.get("labels")
+        candidates = [batch.get("labels")]
     elif hasattr(batch, "labels") and (_is_named_tuple(batch) or _is_dataclass(batch)):
-        found = batch.labels
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        found = batch[1]
-    return found if _is_class_targets(found) and isinstance(found, Tensor) else None
+        candidates = [batch.labels]
+    elif isinstance(batch, (tuple, list)):
+        candidates = list(batch[1:])
+    found = next((each for each in candidates if _is_one_value_each(each)), None)
+    if not isinstance(found, Tensor):
+        return None
+    return found if found.ndim == 1 else found[:, 0]
 
 
 def take(batch: Batch, start: int, stop: int) -> Batch:
@@ -273,12 +278,11 @@ def _same_value(first: object, second: object) -> bool:
         return True
 
 
-def _is_class_targets(value: object) -> bool:
+def _is_one_value_each(value: object) -> bool:
     return (
         isinstance(value, Tensor)
-        and value.ndim == 1
+        and (value.ndim == 1 or tuple(value.shape[1:]) == (1,))
         and value.dtype is not torch.bool
-        and not value.is_floating_point()
         and not value.is_complex()
     )
 

@@ -32,7 +32,6 @@ class CompressedGradients:
         self, gradients: GradientComputer, width: int, *, seed: int, memory_budget: int
     ) -> None:
         self.gradients = gradients
-        self.covers_whole_network = bool(getattr(gradients, "covers_whole_network", False))
         self._width, self._seed, self._memory_budget = width, seed, memory_budget
         self._sketch: CountSketch | None = None
 

@@ -22,7 +22,7 @@ class GradientComputer(Protocol):
 
     An attribute `handling`, a dict from the name of each parameter to a description, is shown in
     the selection. A plain function `batch -> (n, D)` also works: selection then takes D from the
-    first rows, assumes that `covers_whole_network` is False, and shows the name of the function.
+    first rows, and shows the name of the function.
 
     Both passes of a selection must use the same computer. A row must not depend on the other
     examples of the batch. A call must leave the parameters, gradients, buffers and mode of the
@@ -31,7 +31,7 @@ class GradientComputer(Protocol):
     Example:
         >>> import torch
         >>> class InputGradients:
-        ...     dim, covers_whole_network = 4, False
+        ...     dim = 4
         ...     def __call__(self, batch):
         ...         return batch[0].flatten(1).float()
         ...     def describe(self):
@@ -47,14 +47,6 @@ class GradientComputer(Protocol):
 
         Raises:
             RuntimeError: The computer learns D in its first call, which has not happened yet.
-        """
-        ...
-
-    @property
-    def covers_whole_network(self) -> bool:
-        """Whether the columns cover every parameter that requires grad.
-
-        Only then does the trim remove examples with a negative margin.
         """
         ...
 

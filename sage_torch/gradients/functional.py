@@ -24,11 +24,7 @@ from sage_torch.gradients.loss import (
     differentiable,
     ordinary,
 )
-from sage_torch.gradients.parameters import (
-    ParameterChoice,
-    choose_parameters,
-    covers_whole_network,
-)
+from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
 
 __all__ = ["FunctionalGradients"]
 
@@ -94,17 +90,11 @@ class FunctionalGradients:
         self._instead: Callable[[Batch], Tensor] | None = None  # of vmap, once it has refused
         self._dim = sum(parameter.numel() for parameter in chosen.values())
         self._chunks = Chunks(max(1, memory_budget // (4 * _COPIES_PER_CHUNK * self._dim)))
-        self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
 
     @property
     def dim(self) -> int:
         """Number of columns D: the elements of the chosen parameters, tied parameters once."""
         return self._dim
-
-    @property
-    def covers_whole_network(self) -> bool:
-        """Whether every parameter that requires grad is chosen."""
-        return self._covers_whole_network
 
     def describe(self) -> str:
         """Return one line that describes the computation.

@@ -95,15 +95,6 @@ class LastLayerGradients:
             )
         return sum(p.numel() for p in _own_parameters(self._layer(name)))
 
-    @property
-    def covers_whole_network(self) -> bool:
-        """Whether the classifier holds every parameter that requires grad."""
-        name = self._known_name()
-        if name is None:
-            return False
-        own = {id(p) for p in _own_parameters(self._layer(name))}
-        return all(id(p) in own for p in self._losses.model.parameters() if p.requires_grad)
-
     def describe(self) -> str:
         """Return one line that describes the computation.
 

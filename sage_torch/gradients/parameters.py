@@ -14,7 +14,7 @@ from sage_torch.gradients.exchange import is_plain
 # Names or fnmatch patterns of parameters, or a predicate on name and parameter.
 ParameterChoice: TypeAlias = str | Iterable[str] | Callable[[str, nn.Parameter], bool]
 
-__all__ = ["ParameterChoice", "check_params", "choose_parameters", "covers_whole_network"]
+__all__ = ["ParameterChoice", "check_params", "choose_parameters"]
 
 
 def choose_parameters(model: nn.Module, params: ParameterChoice | None) -> dict[str, nn.Parameter]:
@@ -74,11 +74,6 @@ def check_params(params: object) -> None:
             "expected params to be a name, names or patterns, a predicate (name, parameter) -> "
             f"bool, or None, got {params!r}"
         )
-
-
-def covers_whole_network(model: nn.Module, chosen: dict[str, nn.Parameter]) -> bool:
-    """Return whether every parameter that requires grad is among the chosen ones."""
-    return all(name in chosen for name, p in model.named_parameters() if p.requires_grad)
 
 
 def _can_be_chosen(parameter: nn.Parameter) -> bool:

@@ -83,6 +83,27 @@ def new_sketch(job: Job, dim: int, device: torch.device, rows: int) -> _core.Fre
     return sketch
 
 
+def of_one_class(sketch: _core.FrequentDirections) -> _core.FrequentDirections:
+    """Return a sketch that carries one consensus of all examples, where it carried several.
+
+    Sums are carried, one per class: the sum of all examples is their sum.
+    """
+    state = sketch.state_dict()
+    if len(state["consensus"]) <= 1 and not any(state["pending_ids"]):
+        return sketch
+    whole = _core.FrequentDirections(sketch.sketch_size, sketch.dim, device=sketch.device)
+    whole.carry_consensus()
+    whole.load_state_dict(_one_class(state))
+    return whole
+
+
+def _one_class(state: dict[str, Any]) -> dict[str, Any]:
+    sums = state["consensus"]
+    if sums is not None:
+        sums = sums.sum(0, keepdim=True)
+    return state | {"consensus": sums, "pending_ids": [0] * len(state["pending_ids"])}
+
+
 def sketch_of(
     job: Job, state: dict[str, Any], positions: NDArray[np.int32]
 ) -> _core.FrequentDirections:
@@ -91,11 +112,13 @@ def sketch_of(
     Args:
         job: Source of the rows, and the mode.
         state: A `state_dict`.
-        positions: int32 (C,): for each class id in the state, the id here.
+        positions: int32 (C,): for each class id in the state, the id here. With one, all examples
+            are of one class, whatever the state says.
 
     Raises:
         ValueError: The state does not fit.
     """
+    state = _one_class(state) if len(positions) == 1 else state
     sums = state["consensus"]
     if sums is not None:
         ours = sums.new_zeros((int(positions.max()) + 1, sums.shape[1]))

@@ -16,8 +16,8 @@ import sage_torch._core as _core
 from sage_torch.gradients.outer import given_by, size_of
 from sage_torch.passes.growth import Growth
 from sage_torch.passes.job import Job
-from sage_torch.passes.merging import joined, new_sketch, sketch_of, tree_of
-from sage_torch.reading.classes import ClassBook
+from sage_torch.passes.merging import joined, new_sketch, of_one_class, sketch_of, tree_of
+from sage_torch.reading.classes import EARLY, ClassBook
 from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
 
@@ -49,7 +49,7 @@ def sketch_pass(job: Job) -> Sketched:
         log2(shards) times, and 4 bytes per example. To this, streaming adds C d numbers, and
         one-pass mode 4 l bytes per example.
     """
-    classes = ClassBook(job.reader.total, job.options.class_balanced)
+    classes = _book(job)
     tree = tree_of(job)
     title = "SAGE pass 1 of 1" if job.mode.is_one_pass else "SAGE pass 1 of 2: sketch"
     with job.reader.progress(title, job.own) as bar:
@@ -64,8 +64,11 @@ def sketch_pass(job: Job) -> Sketched:
         job.ranks.together(lambda: tree.build(sketched))
     _share_classes(job, classes)
     sketch = joined(job, tree, classes)
+    order = classes.finish()
+    if job.mode.is_streaming and not classes.are_classes:
+        sketch = of_one_class(sketch)
     job.snapshots.follow(sketch)
-    return Sketched(sketch, classes, classes.finish())
+    return Sketched(sketch, classes, order)
 
 
 def _settled(
@@ -124,7 +127,11 @@ def _sketching(
         yield sketch
     batches = job.reader.batches(shard, begin=done) if done < len(shard) else ()
     for indices, batch, labels in batches:
-        class_ids = classes.add(indices, labels)
+        had_classes = classes.are_classes
+        class_ids = _added(job, shard, classes, indices, labels, done)
+        gave_up = had_classes and not classes.are_classes
+        if gave_up and job.mode.is_streaming and sketch is not None:
+            sketch = of_one_class(sketch)  # the sums of many classes may be large
         with naming_the_example(indices):
             rows = given_by(job.computer, batch)
         if sketch is None:
@@ -138,6 +145,26 @@ def _sketching(
             yield sketch
     assert sketch is not None  # no shard is empty
     yield sketch
+
+
+def _book(job: Job) -> ClassBook:
+    labels = job.reader.labels
+    return ClassBook(job.reader.total, job.options.class_balanced, labels.certainty)
+
+
+def _added(
+    job: Job,
+    shard: Shard,
+    classes: ClassBook,
+    indices: NDArray[np.int64],
+    labels: NDArray[Any] | None,
+    done: int,
+) -> NDArray[np.int32]:
+    """Note a batch's labels and return its class ids; after `EARLY` examples, look at them."""
+    classes.add(indices, labels)
+    if done < EARLY <= done + len(indices):
+        classes.look_early(job.reader.indices(shard, 0, EARLY))
+    return classes.of(indices)
 
 
 def _share_classes(job: Job, classes: ClassBook) -> None:
@@ -156,13 +183,15 @@ def label_pass(job: Job) -> ClassBook:
     Cost:
         The data set is read once; no gradient is computed.
     """
-    classes = ClassBook(job.reader.total, job.options.class_balanced)
+    classes = _book(job)
 
     def read() -> None:
         with job.reader.progress("SAGE: read labels", job.own) as bar:
             for shard in job.own:
+                done = 0
                 for indices, _, labels in job.reader.batches(shard):
-                    classes.add(indices, labels)
+                    _added(job, shard, classes, indices, labels, done)
+                    done += len(indices)
                     bar.update(len(indices))
 
     job.ranks.together(read)

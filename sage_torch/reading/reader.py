@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.options import Options
 from sage_torch.reading.digest import same_contents
+from sage_torch.reading.labels import Labels
 from sage_torch.reading.shards import Shard
 from sage_torch.reading.user_state import seed_everything
 
@@ -57,7 +57,11 @@ class Reader:
     Args:
         dataset: The data set whose examples are chosen.
         device: Where batches go.
-        options: `score_dataset`, `collate_fn`, `batch_size`, `num_workers`, `seed`, `progress`.
+        options: `score_dataset`, `collate_fn`, `batch_size`, `num_workers`, `seed`, `progress`, and
+            those that say where labels are.
+
+    Attributes:
+        labels: Finds the labels of a batch.
 
     Raises:
         TypeError: `dataset` is not a map-style data set.
@@ -69,6 +73,7 @@ class Reader:
         self._read = dataset if options.score_dataset is None else options.score_dataset
         self._views = (dataset, self._read)
         self.device, self._options = device, options
+        self.labels = Labels(options)
 
     @contextmanager
     def progress(self, title: str, shards: Sequence[Shard]) -> Iterator[tqdm[None]]:
@@ -89,8 +94,8 @@ class Reader:
 
     def batches(
         self, shard: Shard, *, begin: int = 0
-    ) -> Iterator[tuple[NDArray[np.int64], Batch, Tensor | None]]:
-        """Yield `(indices (n,), batch on the device, integer labels (n,) on the CPU or None)`.
+    ) -> Iterator[tuple[NDArray[np.int64], Batch, NDArray[Any] | None]]:
+        """Yield `(indices (n,), batch on the device, labels (n,) or None)`.
 
         Args:
             shard: The examples to read.
@@ -124,12 +129,8 @@ class Reader:
                     f"expected a batch of {expected} examples, got {n}: the collate function "
                     "must keep every example"
                 )
-            labels = batches.labels(batch)
-            yield (
-                order.indices(start, n),
-                batches.to_device(batch, self.device),
-                None if labels is None else labels.cpu(),
-            )
+            indices = order.indices(start, n)
+            yield indices, batches.to_device(batch, self.device), self.labels.of(batch, indices)
             start += n
         self._check_length()
 

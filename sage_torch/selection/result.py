@@ -28,20 +28,21 @@ class Selection:
             epoch draws its own).
         scores: float32 (N,) in [-1, 1]: every example's agreement with the consensus of its class;
             NaN throughout for `rule="random"`.
-        labels: int64 (N,) as the data set has them, or None if it has none.
+        labels: int64 (N,) as the data set has them, or None if there are no classes.
         certificate: The sketch's guarantee; None for `rule="random"`.
         seconds: Wall time of `pass_1`, `pass_2` and `rule`, and the `total`.
-        settings: The settings used, in a form that fits into JSON: options, gradients, versions,
-            and `trimmed`, the number of examples that the trim dropped.
+        settings: The settings used, in a form that fits into JSON: options, gradients, versions.
+            `classes` counts the classes, 0 without; `classes_because` says how that is known.
+            `trimmed` is the number of examples that the trim dropped, and `trimmed_because` says
+            why it could drop none.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
             each kept one represents, itself included; None without the option `weights`.
         draws: The subset of each epoch; None for `draw="fixed"`.
         margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class minus half
             of its opposition to the class that it opposes most. The trim reads margins: they mark
             wrong labels better than `scores`, few of which are negative. Below 0, an example
-            opposes another class more than twice as much as it agrees with its own. With one class
-            (`class_balanced=False`, or no labels) the margin is the agreement itself. None for
-            `rule="random"`.
+            opposes another class more than twice as much as it agrees with its own. Without
+            at least two classes the margin is the agreement itself. None for `rule="random"`.
         singular_values: float64 (l,), descending: the lengths of the sketch's rows, its spectrum;
             None for `rule="random"`.
 

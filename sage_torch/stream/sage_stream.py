@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, Literal
 
@@ -54,9 +54,11 @@ class SageStream(IterableDataset[Any]):
         keep: Share of the examples to keep, in (0, 1], of the stream and of each class.
         rule: `"agreement"` (the highest scores of each class, as the rule of `select_subset`) or
             `"random"` (random ones of those with a margin of at least 0; where a class has too
-            few of them, also the highest of the others).
-        class_balanced: Whether each class has its own consensus and share: `"auto"` where targets
-            are integers. Pass False if these are no classes: memory grows with their number.
+            few of them, also the highest of the others; of all, without two classes).
+        labels: As in `select_subset`, without an array; None if there are no classes. Memory grows
+            with their number. With a loss of your own, `"auto"` gives up labels that nearly all
+            differ among the first 512 examples.
+        class_balanced: Whether each class has its own share: `"auto"` where there are classes.
         half_life: Examples after which an example counts half in sketch and consensus. Choose less
             if the stream or the model changes faster. `"auto"`: 500 per class so far, at least
             5,000; None: it always counts in full.
@@ -110,6 +112,7 @@ class SageStream(IterableDataset[Any]):
         keep: float = 0.25,
         *,
         rule: Literal["agreement", "random"] = "agreement",
+        labels: str | Callable[[Any], Any] | None = "auto",
         class_balanced: Literal["auto"] | bool = "auto",
         half_life: Literal["auto"] | int | None = "auto",
         warm_up: int = 512,
@@ -137,6 +140,7 @@ class SageStream(IterableDataset[Any]):
         self._options = Options(
             keep=keep,
             rule=rule,
+            labels=labels,
             class_balanced=class_balanced,
             sketch_size=sketch_size,
             gradients=gradients,
@@ -149,6 +153,11 @@ class SageStream(IterableDataset[Any]):
             num_workers=num_workers,
             seed=seed,
         )
+        if isinstance(self._options.labels, np.ndarray):
+            raise TypeError(
+                "expected labels as the name of a field, a callable on the batch or None, got an "
+                "array: a stream has no examples to count; let it give the label with each example"
+            )
         self._stream = stream
         self._model = unwrap(model)
         self._scores = OnlineScores(self._model, self._options, half_life, warm_up)
@@ -162,6 +171,7 @@ class SageStream(IterableDataset[Any]):
             name: getattr(self._options, name)
             for name in ("class_balanced", "sketch_size", "batch_size", "num_workers", "seed")
         }
+        self._settings["labels"] = self._options.as_json()["labels"]
         self._reading = 0  # readings before the current one
         self._turn = 0  # which iterator is the current one
         self._is_resumed = False
@@ -247,7 +257,7 @@ class SageStream(IterableDataset[Any]):
     def _decide(self, examples: list[Example]) -> NDArray[np.bool_]:
         with preserved(self._model):
             batch = (self._options.collate_fn or default_collate)(examples)
-            n, labels = batches.length(batch), batches.labels(batch)
+            n = batches.length(batch)
             if n != len(examples):
                 raise ValueError(
                     f"expected a batch of {len(examples)} examples, got {n}: the collate function "
@@ -255,12 +265,13 @@ class SageStream(IterableDataset[Any]):
                 )
             agreement, margins, class_ids = self._scores(
                 batches.to_device(batch, device_of(self._model)),
-                None if labels is None else labels.cpu(),
+                self._scores.labels.of(batch, np.arange(n)),
                 self._read,
             )
-        # Ties are broken at random: all examples that the trim leaves are ties.
-        scores = agreement if self._options.rule == "agreement" else np.minimum(margins, 0)
-        return self._rate.decide(scores, class_ids)
+        # Ties are broken at random: all examples that the trim leaves are ties. It needs classes.
+        left = np.minimum(margins, 0) if self._scores.can_trim else 0 * margins
+        scores = agreement if self._options.rule == "agreement" else left
+        return self._rate.decide(scores, self._scores.groups_of(class_ids))
 
     def _check_turn(self, turn: int) -> None:
         if turn != self._turn:

@@ -13,13 +13,17 @@ from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.computer import device_of, rows_of
 from sage_torch.options import Options
 from sage_torch.passes.job import computer_for
+from sage_torch.passes.merging import of_one_class
 from sage_torch.passes.mode import first_rows
 from sage_torch.passes.scoring import unit_rows
 from sage_torch.reading.classes import Classes
+from sage_torch.reading.labels import Labels
 from sage_torch.reading.reader import naming_the_example
 
 # The first examples of a class are their own consensus, and would all agree with it.
 _FIRST_OF_CLASS = 16
+# After this many examples, labels that nearly all differ are given up.
+_LOOK_AT = 512
 # Sketch and consensus stay fresh, and a rare class keeps enough examples for a consensus.
 _SHORTEST_HALF_LIFE, _HALF_LIFE_OF_CLASS = 5_000, 500
 
@@ -32,7 +36,7 @@ class OnlineScores:
     Args:
         model: The unwrapped model; each call uses it as it is then.
         options: `sketch_size`, `gradients`, `params`, `compress`, `loss`, `memory_budget`,
-            `class_balanced`, `seed`.
+            `labels`, `class_balanced`, `seed`.
         half_life: Examples after which a row counts half; `"auto"`: 500 per class so far, at least
             5,000; None: it always counts in full.
         warm_up: Examples before the first score.
@@ -48,17 +52,18 @@ class OnlineScores:
         self._half_life, self._warm_up = half_life, warm_up
         self._computer = computer_for(model, options)
         self._sketch: _core.FrequentDirections | None = None
-        self._classes = Classes(options.class_balanced)
+        self.labels = Labels(options)
+        self._classes = Classes(options.class_balanced, self.labels.certainty)
         self._counts = np.zeros(1, np.int64)  # by class id
 
     def __call__(
-        self, batch: Batch, labels: Tensor | None, first: int
+        self, batch: Batch, labels: NDArray[Any] | None, first: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
         """Add a batch to the sketch and score it.
 
         Args:
             batch: n examples on the model's device.
-            labels: Integer (n,) on the CPU, or None.
+            labels: Whole numbers (n,), floats or None.
             first: Place of the first example in the stream, for errors.
 
         Returns:
@@ -79,10 +84,14 @@ class OnlineScores:
             if sketch.rows_seen:
                 sketch.forget(self._weight_after(len(rows)))
             sketch.update(rows, class_ids)
-        self._sketch = sketch
         counts = np.bincount(class_ids, minlength=max(self._classes.count, len(self._counts)))
         counts[: len(self._counts)] += self._counts
-        self._counts = counts
+        seen = int(counts.sum())
+        if seen - len(rows) < _LOOK_AT <= seen:
+            self._classes.doubt(self._classes.count, seen)
+        if len(counts) > 1 and not self._classes.are_classes:  # given up just now
+            sketch, counts, class_ids = of_one_class(sketch), np.array([seen]), 0 * class_ids
+        self._sketch, self._counts = sketch, counts
         agreement, margins = np.full((2, len(rows)), np.nan, np.float32)
         if sketch.rows_seen >= self._warm_up:
             directions = unit_rows(sketch.class_directions().cpu().numpy())
@@ -93,6 +102,15 @@ class OnlineScores:
             agreement[is_new] = margins[is_new] = np.nan
         return agreement, margins, class_ids
 
+    def groups_of(self, class_ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the group of each example, whose share is kept: its class, or all examples."""
+        return self._classes.groups_of(class_ids)
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether margins tell classes apart."""
+        return self._classes.count > 1
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain numbers from which `load_state_dict` resumes exactly."""
         return {
@@ -100,7 +118,7 @@ class OnlineScores:
             "sketch": None if self._sketch is None else self._sketch.state_dict(),
             "classes": self._classes.values().tolist(),
             "counts": self._counts.tolist(),
-            "has_labels": self._classes.has_labels,
+            "kind": self._classes.kind,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,7 +136,8 @@ class OnlineScores:
                 )
             sketch = self._new_sketch(state["dim"])
             sketch.load_state_dict(state["sketch"])
-        classes = Classes.known(self._options.class_balanced, state["classes"], state["has_labels"])
+        wanted, certainty = self._options.class_balanced, self.labels.certainty
+        classes = Classes.known(wanted, certainty, state["classes"], state["kind"])
         counts = state["counts"]
         if len(counts) < classes.count or not all(type(n) is int and n >= 0 for n in counts):
             raise ValueError(f"expected a count of at least 0 for each class, got {counts}")

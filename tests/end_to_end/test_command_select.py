@@ -52,6 +52,9 @@ def gradients(batch):
 def collate(items):
     return torch.stack([i for i, _ in items]), torch.stack([l for _, l in items])
 
+def of_batch(batch):
+    return batch[1] % 2
+
 def make_number():
     return 3
 
@@ -145,6 +148,9 @@ OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
      {"gradients": "last_layer", "memory_budget": 100_000, "draw": "random"}),
     (("--rule", "random", "--no-distributed", "--num-workers", "0"),
      {"rule": "random", "distributed": False}),
+    (("--labels", "none"), {"labels": None}),
+    (("--labels", "training:of_batch", "--rule", "agreement"),
+     {"labels": lambda batch: batch[1] % 2, "rule": "agreement"}),
 ]  # fmt: skip
 
 

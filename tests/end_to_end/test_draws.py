@@ -56,8 +56,9 @@ def test_draws_never_show_what_was_trimmed(
     draw: Any, consensus: Any, digits: Digits, warm: Warm
 ) -> None:
     data = Subset(digits[0], range(700))
-    # One class, so that many margins are negative: they are the agreements then.
-    drawn = select_subset(warm(), data, 0.2, draw=draw, consensus=consensus, class_balanced=False)
+    # Two coarse classes, so that many margins are negative.
+    halves = digits[0].tensors[1][:700] // 5
+    drawn = select_subset(warm(), data, 0.2, draw=draw, consensus=consensus, labels=halves)
     seen = np.unique(np.concatenate([drawn.epoch_indices(epoch) for epoch in range(40)]))
     assert drawn.margins is not None
     negative = np.flatnonzero(drawn.margins < 0)

@@ -57,10 +57,8 @@ def test_only_what_is_trained_is_projected(build: Callable[[], nn.Module]) -> No
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert list(gradients.handling) == trained
     assert all("lora_" in name or "classifier" in name for name in trained)
-    assert gradients.covers_whole_network
     adapters = ProjectedGradients(model, width=4, params="*lora_*")
     assert all("lora_" in name for name in adapters.handling)
-    assert adapters.covers_whole_network == all("lora_" in name for name in trained)
 
 
 class Sentences(torch.utils.data.Dataset[dict[str, Any]]):

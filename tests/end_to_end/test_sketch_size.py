@@ -147,7 +147,7 @@ def test_digits_choose_the_same_size(
         # without the latter, but sums of 4 classes
         (40 * 14 * DIM + 16 * DIM, {"consensus": "streaming"}, 40),
         (40 * 14 * DIM + 16 * DIM - 1, {"consensus": "streaming"}, 39),
-        (40 * 14 * DIM + 4 * DIM, {"consensus": "streaming", "class_balanced": False}, 40),
+        (40 * 14 * DIM + 4 * DIM, {"consensus": "streaming", "labels": None}, 40),
         # three sketches wait for each other
         (20 * (3 * 14 * DIM + 4 * N), {"shards": 4}, 20),
     ],

@@ -50,7 +50,6 @@ def test_exact_mode_equals_microbatches(case: Case) -> None:
     assert state_of(inner) == before
     assert_rows(rows, case.expected())
     assert gradients.dim == rows.shape[1]
-    assert gradients.covers_whole_network
     assert list(gradients.handling) == chosen
     functional = {name for name, how in gradients.handling.items() if how.startswith("functional")}
     if case.functional is not None:

@@ -166,7 +166,8 @@ def chosen_by_core(
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"class_balanced": False},
+    {"class_balanced": False},  # scores go by class, the rules do not
+    {"labels": None},  # one consensus, and no trim
     {"quotas": "equal", "keep": 0.5},
     {"trim": None},
     {"trim": 0.25, "keep": 0.1},
@@ -182,8 +183,10 @@ every_mode = pytest.mark.parametrize("consensus", ["exact", "streaming"])
 @every_rule
 def test_selection_equals_the_oracle(rule: str, consensus: str, options: dict[str, Any]) -> None:
     selection = select(rule=rule, consensus=consensus, **options)
-    balanced = options.get("class_balanced", True)
-    of = oracle(64, balanced)
+    has_classes = "labels" not in options
+    balanced = has_classes and options.get("class_balanced", True)
+    of = oracle(64, has_classes)
+    options = options if has_classes else options | {"trim": None}
     scores, margins = of.agreement[consensus], of.margins[consensus]
     assert selection.margins is not None
     assert np.abs(selection.scores - scores).max() < 1e-5
@@ -192,7 +195,7 @@ def test_selection_equals_the_oracle(rule: str, consensus: str, options: dict[st
     assert selection.indices.tolist() == expected.tolist()
     assert 0 < len(expected) < N
     assert (margins < 0).any()  # the negative trim had something to drop
-    if balanced:  # and other examples than by agreement
+    if has_classes:  # and other examples than by agreement
         assert ((margins < 0) != (of.agreement[consensus] < 0)).any()
     trimmed = selection.settings["trimmed"]
     if rule == "agreement" or options.get("trim", 0) is None:
@@ -336,7 +339,7 @@ def test_the_order_of_the_draws_is_that_of_the_oracle(consensus: str, balanced: 
         draw="rotate", consensus=consensus, class_balanced=balanced, trim=0.25, keep=0.3
     )
     assert selection.draws is not None
-    of, class_ids = oracle(64, balanced), class_ids_of(balanced)
+    of, class_ids = oracle(64, True), class_ids_of(balanced)
     quotas = reference.class_quotas(np.bincount(class_ids), len(selection))
     expected = reference_rules.herding_order(
         of.coordinates, of.margins[consensus], class_ids, quotas, 0.25

@@ -161,7 +161,6 @@ class Linear:
     """A gradient computer whose rows are its batch."""
 
     dim = 100
-    covers_whole_network = True
 
     def __init__(self) -> None:
         self.most_rows = 0
@@ -185,7 +184,6 @@ def test_compressed_gradients_stay_within_the_memory_budget() -> None:
     assert torch.equal(gradients(batch), CountSketch(100, 16, 3)(batch[0]))
     assert inner.most_rows == 5
     assert gradients.dim == 16
-    assert gradients.covers_whole_network
     assert gradients.describe() == "rows as they are; count sketch to 16"
 
 

@@ -21,11 +21,7 @@ from sage_torch.gradients.interaction import (
 )
 from sage_torch.gradients.loop import LoopGradients
 from sage_torch.gradients.loss import ExampleLoss, LossFunction, UnrecordedError
-from sage_torch.gradients.parameters import (
-    ParameterChoice,
-    choose_parameters,
-    covers_whole_network,
-)
+from sage_torch.gradients.parameters import ParameterChoice, choose_parameters
 from sage_torch.gradients.projected.maps import Block
 from sage_torch.gradients.projected.recorder import UnsupportedUseError, Uses
 from sage_torch.gradients.projected.self_check import wrong_blocks
@@ -115,7 +111,6 @@ class ProjectedGradients:
             block = Block(name, parameter.shape, self.width, self.seed, self._dim)
             self._blocks[name], self._dim = block, block.stop
         self._parameters = sum(parameter.numel() for parameter in chosen.values())
-        self._covers_whole_network = covers_whole_network(self._losses.model, chosen)
         self._loss = loss
         self._watched = WatchedModel(self._losses)
         self.fallback, self._self_check = fallback, self_check
@@ -132,11 +127,6 @@ class ProjectedGradients:
     def dim(self) -> int:
         """Number of columns d."""
         return self._dim
-
-    @property
-    def covers_whole_network(self) -> bool:
-        """Whether every parameter that requires grad is chosen."""
-        return self._covers_whole_network
 
     @property
     def handling(self) -> dict[str, str]:
