@@ -126,7 +126,7 @@ def _sketching(
     for indices, batch, labels in batches:
         class_ids = classes.add(indices, labels)
         with naming_the_example(indices):
-            rows = given_by(job.computer, batch)
+            rows = given_by(job.computer, batch, len(indices))
         if sketch is None:
             sketch = new_sketch(job, *size_of(rows), growth.first_rows)
         growth.update(sketch, rows, job.mode.carried_ids(class_ids), indices)
