@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from sage_torch.checks import whole_number
 from sage_torch.gradients import batches
@@ -19,10 +19,12 @@ from sage_torch.gradients.computer import GradientChoice, device_of
 from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice
 from sage_torch.options import Collate, Options
+from sage_torch.reading.loading import joined
+from sage_torch.reading.reader import check_count, takes_any
 from sage_torch.reading.user_state import preserved
 from sage_torch.stream.rate import RateKeeper
 from sage_torch.stream.scores import OnlineScores
-from sage_torch.stream.workers import Example, read
+from sage_torch.stream.workers import Example, read, refuse_batches
 
 __all__ = ["SageStream"]
 
@@ -246,15 +248,14 @@ class SageStream(IterableDataset[Any]):
 
     def _decide(self, examples: list[Example]) -> NDArray[np.bool_]:
         with preserved(self._model):
-            batch = (self._options.collate_fn or default_collate)(examples)
-            n, labels = batches.length(batch), batches.labels(batch)
-            if n != len(examples):
-                raise ValueError(
-                    f"expected a batch of {len(examples)} examples, got {n}: the collate function "
-                    "must keep every example"
-                )
+            collate, n, is_any = self._options.collate_fn, len(examples), takes_any(self._options)
+            if collate is None and self._options.loss is None and not (is_any or self.seen):
+                refuse_batches(examples)
+            batch = joined(examples) if collate is None else collate(examples)
+            labels = check_count(batch, n, takes_any=is_any)
             agreement, margins, class_ids = self._scores(
                 batches.to_device(batch, device_of(self._model)),
+                n,
                 None if labels is None else labels.cpu(),
                 self._read,
             )
