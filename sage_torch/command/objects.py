@@ -31,8 +31,16 @@ def named(place: str) -> Any:
         OrderedDict([('a', None), ('b', None)])
     """
     module, colon, name = place.partition(":")
+    if module.endswith(".py"):
+        raise ValueError(
+            f"expected module:name, got the file {module!r}: in its folder, pass "
+            f"{Path(module).stem}:{name or 'name'}"
+        )
     if not (colon and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
-        raise ValueError(f"expected module:name, such as training:make_model, got {place!r}")
+        raise ValueError(
+            f"expected module:name, got {place!r}; for make_model in training.py, pass "
+            "training:make_model"
+        )
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.insert(0, folder)
