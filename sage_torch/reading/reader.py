@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -220,16 +220,16 @@ def differ(examples: list[Any]) -> bool:
     return not all(batches.same_item(examples[0], other) for other in examples[1:])
 
 
-@dataclass(frozen=True)
 class _Probing:
-    """Joins examples to a batch, with a digest of their contents; then seeds the next reading."""
+    """Gives a digest of examples, and at first their batch; then seeds the next reading."""
 
-    joins: Collate
-    seed: int
+    def __init__(self, joins: Collate, seed: int) -> None:
+        self._joins, self._seed, self._is_first = joins, seed, True
 
-    def __call__(self, examples: list[Any]) -> tuple[str, Batch]:
-        found = digest(examples), self.joins(examples)
-        seed_everything(self.seed)
+    def __call__(self, examples: list[Any]) -> tuple[str, Batch | None]:
+        found = digest(examples), self._joins(examples) if self._is_first else None
+        self._is_first = False
+        seed_everything(self._seed)
         return found
 
 
