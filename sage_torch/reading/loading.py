@@ -22,8 +22,8 @@ class Loading:
     """The arguments of a DataLoader that say where and how it reads, and not which examples.
 
     A data set may open a file in the process that reads first, or be made ready by
-    `worker_init_fn`. So a selection reads it where the training loop reads it: a file opened in
-    this process would be inherited by all workers, which then move one shared place in it.
+    `worker_init_fn`. So a selection reads it where the training loop reads it. If this process
+    opened the file, workers that are forked would share its place in the file and read wrong parts.
 
     Attributes:
         num_workers: Processes that read; 0 for this one.
@@ -32,8 +32,8 @@ class Loading:
         multiprocessing_context: Starts the workers.
         pin_memory: Whether batches are copied to pinned memory.
         prefetch_factor: Batches that each worker reads ahead; None for torch's choice.
-        timeout: Seconds to wait for a batch; 0 for ever.
-        batch_size: Examples in a batch of that loader, to which the last two belong.
+        timeout: Seconds to wait for a batch; 0 for any time.
+        batch_size: Examples in a batch, for which the last two were chosen.
     """
 
     num_workers: int = 0
@@ -77,9 +77,9 @@ class Loading:
     ) -> Iterator[Any]:
         """Yield batches of the examples at given places.
 
-        No global random number is drawn in this process to begin. As many examples are read ahead
-        as in the loader that this was taken from, but at least one batch in each worker; a larger
-        batch gets more time.
+        The loader draws no number from the global generators. It reads no more examples ahead than
+        the one that this was taken from, but at least one batch in each worker. A larger batch gets
+        more time.
 
         Args:
             dataset: The examples.

@@ -133,7 +133,10 @@ class Refresher:
         if selection is not None:
             k = self.options.budget(len(selection.scores))
             if len(selection) != k:
-                raise ValueError(f"expected a selection of {k} examples, got {len(selection)}")
+                raise ValueError(
+                    f"expected a selection of {k} examples, got {len(selection)}; make the sampler "
+                    "with the same keep"
+                )
         try:
             other._since = whole_number("since", state["since"])
         except TypeError as error:

@@ -303,7 +303,7 @@ class SageSampler(Sampler[int]):
         if missing:
             raise ValueError(
                 f"expected the state of a SageSampler, got {type(state_dict).__name__} without "
-                f"{', '.join(sorted(missing))}"
+                f"{', '.join(sorted(missing))}; pass what its state_dict() gave"
             )
         check_same(self._identity(), state_dict["made_for"])
         place, refresher = Place.from_state(state_dict), self._refresher.loaded(state_dict)

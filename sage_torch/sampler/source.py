@@ -61,8 +61,8 @@ def given_source(dataset: Dataset[Any], loaders: Loaders) -> Source:
         loaders: The live loaders that hold the sampler, if any.
 
     Returns:
-        The data set. A loader over another view of it says nothing about its collate function or
-        its preparation, but how many workers read, and how they are started.
+        The data set. A loader over another view of it says how many workers read and how they are
+        started, but not how the data set is made ready or which function joins its examples.
 
     Raises:
         RuntimeError: A loader has a data set of another length.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from numbers import Integral
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -211,7 +212,7 @@ class SageStream(IterableDataset[Any]):
             if len(self._is_kept) != len(examples):
                 raise RuntimeError(
                     f"expected the batch of {len(self._is_kept)} examples that the state was saved "
-                    f"in, got {len(examples)}: the stream has changed since"
+                    f"in, got {len(examples)}: the stream has changed since; give the same stream"
                 )
             for place in np.flatnonzero(self._is_kept)[self._given :].tolist():
                 self._given += 1
@@ -243,7 +244,7 @@ class SageStream(IterableDataset[Any]):
         if skipped < skip:
             raise RuntimeError(
                 f"expected the stream to give again the {skip} examples that it gave before the "
-                f"state was saved, got {skipped}: the stream has changed since"
+                f"state was saved, got {skipped}: the stream has changed since; give the same one"
             )
 
     def _decide(self, examples: list[Example]) -> NDArray[np.bool_]:
@@ -313,7 +314,8 @@ class SageStream(IterableDataset[Any]):
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             self._scores.load_state_dict(before)
             raise ValueError(
-                f"expected a state from SageStream.state_dict() of the same model, but: {error}"
+                f"expected a state from SageStream.state_dict() of the same model, but: "
+                f"{shorten(str(error), 200)}; make the stream with the same model and options"
             ) from error
         self._reading, self._read, self._given = state["reading"], state["read"], state["given"]
         is_kept = state["is_kept"]
@@ -343,7 +345,7 @@ def _check(model: object, stream: object, keep: object, rule: object) -> None:
 
 def _check_state(state: object, settings: dict[str, Any]) -> None:
     if not isinstance(state, dict) or any(name not in state for name in _STATE):
-        raise ValueError("expected a state from SageStream.state_dict()")
+        raise ValueError("expected a state from SageStream.state_dict(); pass what that gave")
     for name, value in settings.items():
         found = state["settings"].get(name) if isinstance(state["settings"], dict) else None
         if found != value:
