@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping, Sized
+from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 _PACKAGE = str(Path(__file__).parent)
+_LONGEST = 80  # letters of a value in an error
+_OF_TABLES = {"pandas", "polars", "pyarrow", "cudf", "modin", "dask"}
+_TABLES = {"DataFrame", "LazyFrame", "Series", "Table", "RecordBatch"}
 
 
 def whole_number(
@@ -33,7 +38,7 @@ def whole_number(
         ValueError: It is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"expected {name} to be {wanted}, got {value!r}")
+        raise TypeError(f"expected {name} to be {wanted}, got {shown(value)}")
     number = int(value)
     if not least <= number < 2**63:
         raise ValueError(f"expected {name} of at least {least} and below 2**63, got {number}")
@@ -48,7 +53,7 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         words = ", ".join(f'"{word}"' for word in allowed)
-        raise ValueError(f"expected {name} to be one of {words}, got {value!r}")
+        raise ValueError(f"expected {name} to be one of {words}, got {shown(value)}")
 
 
 def truth(name: str, value: object) -> None:
@@ -58,7 +63,13 @@ def truth(name: str, value: object) -> None:
         TypeError: It is something else.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"expected {name} to be True or False, got {value!r}")
+        raise TypeError(f"expected {name} to be True or False, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it: all of a short one, the start of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def keep_in_range(keep: object) -> None:
@@ -166,7 +177,8 @@ def count_examples(dataset: object, name: str = "dataset") -> int:
     """Return `len(dataset)` of a map-style data set with at least one example.
 
     Raises:
-        TypeError: An `IterableDataset`, or no data set at all.
+        TypeError: An `IterableDataset`, a table, a mapping of splits or columns, a few arrays, or
+            no data set at all.
         ValueError: It is empty.
     """
     if isinstance(dataset, IterableDataset):
@@ -175,15 +187,73 @@ def count_examples(dataset: object, name: str = "dataset") -> int:
             f"{type(dataset).__name__}: a stream has no examples to come back to; filter it with "
             "sage_torch.SageStream, or load it into a map-style data set first"
         )
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    otherwise = _no_examples(dataset)
+    if otherwise is not None:
+        raise TypeError(f"expected a map-style {name}, whose item i is example i, got {otherwise}")
+    if not hasattr(dataset, "__getitem__") or not isinstance(dataset, Sized):
         raise TypeError(
             f"expected a map-style {name} with __getitem__ and __len__, got "
-            f"{type(dataset).__name__}"
+            f"{type(dataset).__name__}; give its class both, or put the examples in a list"
         )
     total = len(dataset)
     if total == 0:
-        raise ValueError(f"expected a {name} with at least one example, got an empty one")
+        raise ValueError(
+            f"expected a {name} with at least one example, got an empty one; look at how it was "
+            "filtered or loaded"
+        )
     return total
+
+
+def _no_examples(dataset: object) -> str | None:
+    """Return what an object is that has items but no examples, and what to do; None for others."""
+    kind = type(dataset)
+    if isinstance(dataset, DataLoader):
+        return "a DataLoader: pass its data set, loader.dataset"
+    if kind.__module__.partition(".")[0] in _OF_TABLES and kind.__name__ in _TABLES:
+        return (
+            f"a {kind.__name__}, whose items are columns or go by labels: make a data set of its "
+            "rows, such as TensorDataset(torch.tensor(table[inputs].to_numpy()), "
+            "torch.tensor(table[target].to_numpy()))"
+        )
+    if kind.__module__.startswith("scipy.sparse"):
+        return (
+            f"a {kind.__name__}: make a data set of its rows, such as "
+            "TensorDataset(torch.tensor(matrix.toarray()), targets)"
+        )
+    if isinstance(dataset, Mapping) and isinstance(next(iter(dataset), None), str):
+        names = ", ".join(shown(key) for key in islice(dataset, 4))
+        more = ", ..." if len(dataset) > 4 else ""
+        return (
+            f"a {kind.__name__} of {names}{more}: if these are splits, pass one of them, such as "
+            f"dataset[{shown(next(iter(dataset)))}]; if they are columns, make a data set of them, "
+            "such as TensorDataset(inputs, targets)"
+        )
+    rows = _rows_of_columns(dataset)
+    if rows is not None:
+        return (
+            f"a {kind.__name__} of {len(dataset)} columns of {rows} rows each: make a data set of "  # type: ignore[arg-type]
+            "them, such as TensorDataset(torch.as_tensor(inputs), torch.as_tensor(targets)), or a "
+            "list of pairs, list(zip(inputs, targets))"
+        )
+    return None
+
+
+def _rows_of_columns(dataset: object) -> int | None:
+    """Return the number of rows of `(X, y)`; None for anything that may be two or three examples.
+
+    Examples in a list have one shape, or could not be joined to a batch.
+    """
+    if not isinstance(dataset, (tuple, list)) or not 2 <= len(dataset) <= 3:
+        return None
+    shapes = [getattr(part, "shape", None) for part in dataset]
+    if isinstance(dataset, list) and (None in shapes or len(set(map(tuple, shapes))) == 1):  # type: ignore[arg-type]
+        return None
+    counts = {
+        shape[0] if shape else len(part) if isinstance(part, list) else None
+        for shape, part in zip(shapes, dataset, strict=True)
+    }
+    (rows,) = counts if len(counts) == 1 else {None}
+    return rows if isinstance(rows, int) and rows > 3 else None
 
 
 def count_both(dataset: object, score_dataset: object | None) -> int:
@@ -197,7 +267,8 @@ def count_both(dataset: object, score_dataset: object | None) -> int:
     if score_dataset is not None and count_examples(score_dataset, "score_dataset") != total:
         raise ValueError(
             f"expected score_dataset to hold the same {total} examples as the data set, got "
-            f"{count_examples(score_dataset)}"
+            f"{count_examples(score_dataset)}; pass another view of the same examples, in the same "
+            "order"
         )
     return total
 

@@ -28,6 +28,7 @@ from sage_torch.passes.job import Job
 from sage_torch.passes.scoring import score
 from sage_torch.passes.sketching import label_pass, sketch_pass
 from sage_torch.reading.classes import ClassBook
+from sage_torch.reading.loading import Loading
 from sage_torch.reading.ranks import ranks
 from sage_torch.reading.user_state import preserved
 from sage_torch.rules import Chosen, choose_at_random, rule_for, trims_nothing
@@ -123,12 +124,21 @@ def select_subset(
     return select(model, dataset, asked)
 
 
-def select(model: nn.Module, dataset: Dataset[Any], options: Options) -> Selection:
-    """Do what `select_subset` documents, with options that are checked already."""
+def select(
+    model: nn.Module, dataset: Dataset[Any], options: Options, loading: Loading | None = None
+) -> Selection:
+    """Do what `select_subset` documents, with options that are checked already.
+
+    Args:
+        model: As there.
+        dataset: As there.
+        options: All others.
+        loading: How the loader of a sampler reads, but for the options that say so too.
+    """
     group = ranks(options.distributed)
     inner = group.together(lambda: _module(model))
     with preserved(inner):
-        job = group.together(lambda: Job.of(inner, dataset, options, group))
+        job = group.together(lambda: Job.of(inner, dataset, options, group, loading))
         group.share_buffers(inner)
         job, finished = identified(job, inner, dataset)
         if finished is not None:

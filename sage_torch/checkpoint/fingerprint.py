@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -134,7 +135,8 @@ def _known_of(dataset: object) -> list[Any]:
     if isinstance(dataset, TensorDataset):
         return [*known, [t for t in dataset.tensors if t.ndim == 1 and not t.is_floating_point()]]
     for name in ("targets", "labels", "_fingerprint"):
-        value = getattr(dataset, name, None)
+        # Not a property, which may read: only workers may be meant to.
+        value = inspect.getattr_static(dataset, name, None)
         if isinstance(value, (Tensor, np.ndarray, list, tuple, str)):
             known.append(value)
     return known

@@ -46,7 +46,7 @@ def check_writable(path: Path) -> None:
     """
     folder = path.parent
     if path.is_dir() or not path.name:
-        raise ValueError(f"expected a file to write, got the folder {os.fspath(path)!r}")
+        raise ValueError(f"expected a file to write, got the folder {os.fspath(path)!r}; name one")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(
             f"expected a folder to write {path.name!r} in, but there is no {os.fspath(folder)!r} "

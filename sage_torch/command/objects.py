@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -31,8 +32,16 @@ def named(place: str) -> Any:
         OrderedDict([('a', None), ('b', None)])
     """
     module, colon, name = place.partition(":")
+    if module.endswith(".py"):
+        raise ValueError(
+            f"expected module:name, got the file {module!r}: in its folder, pass "
+            f"{Path(module).stem}:{name or 'name'}"
+        )
     if not (colon and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))):
-        raise ValueError(f"expected module:name, such as training:make_model, got {place!r}")
+        raise ValueError(
+            f"expected module:name, got {place!r}; for make_model in training.py, pass "
+            "training:make_model"
+        )
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.insert(0, folder)
@@ -41,7 +50,9 @@ def named(place: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            raise ValueError(f"expected {place!r} to exist: {error}") from error
+            raise ValueError(
+                f"expected {place!r} to exist: {error}; name what the module holds"
+            ) from error
     return found
 
 
@@ -88,7 +99,10 @@ def make_model(place: str, weights: Path | None, device: str | None) -> nn.Modul
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"expected the weights of {place} in '{weights}': {error}") from error
+            raise ValueError(
+                f"expected the weights of {place} in '{weights}': {shorten(str(error), 250)}; pass "
+                "a file with the state dict of this model"
+            ) from error
     return model if device is None else model.to(device)
 
 
@@ -132,10 +146,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"expected a state dict in '{path}', readable without executing it: {error}"
+            f"expected a state dict in '{path}', readable without executing it: "
+            f"{shorten(str(error), 200)}; write one with torch.save(model.state_dict(), path)"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"expected a state dict in '{path}', got {type(found).__name__}")
+        raise ValueError(
+            f"expected a state dict in '{path}', got {type(found).__name__}; write one with "
+            "torch.save(model.state_dict(), path)"
+        )
     return found

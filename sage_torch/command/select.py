@@ -41,7 +41,9 @@ def _configured(context: typer.Context, path: str | None) -> str | None:
             if name == "params" and isinstance(value, str):
                 values[name] = [value]
             elif isinstance(value, list) and name != "params":
-                raise ValueError(f"expected one value for {name!r} in {path!r}, got a list")
+                raise ValueError(
+                    f"expected one value for {name!r} in {path!r}, got a list; write one"
+                )
             elif value is None and name not in _FLAGS:
                 values[name] = "none"  # None itself would mean: not given
     context.default_map = values

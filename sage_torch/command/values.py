@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 _WORDS: dict[str, bool | None] = {"none": None, "null": None, "true": True, "false": False}
@@ -80,8 +81,8 @@ def read_configuration(path: Path, known: Iterable[str]) -> dict[str, Any]:
     except ImportError:
         raise
     except Exception as error:  # a damaged text raises whatever its characters lead to
-        words = " ".join(str(error).split())
-        raise ValueError(f"{wanted} readable: {words}") from error
+        words = shorten(str(error), 250)
+        raise ValueError(f"{wanted} readable: {words}; correct it there") from error
     if not isinstance(read, dict):
         raise ValueError(f"{wanted} one mapping from options to values, got {_kind(read)}")
     return _checked(read, sorted(known), str(path))
@@ -93,7 +94,11 @@ def _checked(read: dict[Any, Any], known: list[str], path: str) -> dict[str, Any
         name = key.replace("-", "_") if isinstance(key, str) else None
         if name not in known:
             near = get_close_matches(key[:60], known, n=1) if isinstance(key, str) else []
-            cure = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            cure = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"known are {shorten(', '.join(known), 250)}"
+            )
             shown = repr(key[:60]) if isinstance(key, str) else _kind(key)
             raise ValueError(f"expected known options in {path!r}, got {shown}: {cure}")
         if name in values:

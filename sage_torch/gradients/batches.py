@@ -3,7 +3,8 @@
 A batch is any nesting of tuples, lists, named tuples, mappings and dataclasses. Its *leaves* are
 the tensors with at least one dimension, and the first dimension of every leaf counts the examples.
 0-d tensors and values that are not tensors (strings, numbers, None) belong to no single example.
-Every function here passes them through unchanged.
+Every function here passes them through unchanged. So it does with objects of unknown kinds, such as
+a batch of graphs; `to_device` calls their own method `to`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+_SPARSE = {
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+}
 
 # There is no narrower type: the collate function decides what a batch is.
 Batch = Any
 
 __all__ = [
     "Batch",
+    "has_rows_only",
     "labels",
     "length",
     "map_tensors",
@@ -44,14 +55,23 @@ def length(batch: Batch) -> int:
         The number of examples, at least 1.
 
     Raises:
-        ValueError: The batch has no leaf, has no example, or has leaves and labels of different
-            lengths.
+        ValueError: The batch has no leaf, has no example, has a sparse or nested leaf, or has
+            leaves and labels of different lengths.
     """
     leaves = tensor_leaves(batch)
     if not leaves:
         raise ValueError(
             f"expected a batch with at least one tensor of shape (n, ...), got {_kind(batch)} "
-            "without any; convert its contents to tensors in the collate function"
+            "without any; convert its contents to tensors in the collate function, or pass "
+            "gradients=, a function batch -> (n, D) of your own, which takes any batch"
+        )
+    odd = next((leaf for leaf in leaves if not _is_dense(leaf)), None)
+    if odd is not None:
+        how = "to_padded_tensor(0.0)" if odd.is_nested else "to_dense()"
+        raise ValueError(
+            f"expected dense tensors in a batch, got a {_layout(odd)} one: call .{how} in the "
+            "collate function, or pass gradients=, a function batch -> (n, D) of your own, which "
+            "takes any batch"
         )
     targets = labels(batch)
     n = len(leaves[0]) if targets is None else len(targets)
@@ -69,6 +89,18 @@ def length(batch: Batch) -> int:
     if n == 0:
         raise ValueError("expected a batch of at least one example, got an empty one")
     return n
+
+
+def has_rows_only(batch: Batch, n: int) -> bool:
+    """Return whether a batch holds nothing but dense tensors of n rows, in any containers.
+
+    Such a batch can be cut into parts with `take`, even if it is an object of one's own making.
+    """
+    parts = list(_parts(batch))
+    return all(
+        isinstance(part, Tensor) and part.ndim > 0 and _is_dense(part) and len(part) == n
+        for part in parts
+    ) and bool(parts)
 
 
 def labels(batch: Batch) -> Tensor | None:
@@ -132,7 +164,8 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Return the batch with every tensor on `device`.
 
     Args:
-        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
+        batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors and of
+            other objects. Those are moved by their own method `to`, if they have one.
         device: The target; tensors that are already there are not copied.
 
     Returns:
@@ -144,37 +177,61 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     device = torch.device(device)
     # Only towards the device: without waiting, a copy to the host may be read half-written.
     without_waiting = device.type == "cuda"
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=without_waiting))
+
+    def moved(value: Any) -> Any:
+        to = getattr(value, "to", None)
+        if not callable(to):
+            return value
+        try:
+            return to(device)
+        except (TypeError, ValueError, AttributeError):
+            return value  # its `to` is about something else
+
+    return map_tensors(
+        batch, lambda tensor: tensor.to(device, non_blocking=without_waiting), others=moved
+    )
 
 
-def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+def map_tensors(
+    batch: Batch,
+    change: Callable[[Tensor], Tensor],
+    *,
+    others: Callable[[Any], Any] | None = None,
+) -> Batch:
     """Apply `change` to every tensor of a batch, 0-d tensors included, and keep its containers.
 
     Args:
         batch: Any nesting of tuple, list, named tuple, mapping and dataclass of tensors.
         change: Function from a tensor to its replacement.
+        others: Function from an object of another kind to its replacement; None to keep them. It
+            gets a `PackedSequence` too, one of whose tensors must stay on the CPU.
 
     Returns:
         A new batch of the same kind. A mapping that cannot be rebuilt from a dict becomes a dict.
     """
+
+    def mapped(value: Any) -> Any:
+        return map_tensors(value, change, others=others)
+
     if isinstance(batch, Tensor):
         return change(batch)
+    if others is not None and isinstance(batch, PackedSequence):
+        return others(batch)
     if isinstance(batch, Mapping):
-        return _rebuild_mapping(batch, {k: map_tensors(v, change) for k, v in batch.items()})
+        return _rebuild_mapping(batch, {key: mapped(value) for key, value in batch.items()})
     if _is_named_tuple(batch):
-        return type(batch)(*(map_tensors(value, change) for value in batch))
+        return type(batch)(*map(mapped, batch))
     if isinstance(batch, (tuple, list)):
-        values = [map_tensors(value, change) for value in batch]
+        values = list(map(mapped, batch))
         return values if isinstance(batch, list) else tuple(values)
     if _is_dataclass(batch):
         # Setting the fields of a copy works for frozen classes and for fields that are not in
         # __init__, and does not run __post_init__ a second time.
         changed = copy.copy(batch)
         for field in dataclasses.fields(batch):
-            value = map_tensors(getattr(batch, field.name), change)
-            object.__setattr__(changed, field.name, value)
+            object.__setattr__(changed, field.name, mapped(getattr(batch, field.name)))
         return changed
-    return batch
+    return batch if others is None else others(batch)
 
 
 def tensor_leaves(batch: Batch) -> list[Tensor]:
@@ -237,17 +294,32 @@ def same_item(first: object, second: object) -> bool:
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
+    return (part for part in _parts(batch) if isinstance(part, Tensor))
+
+
+def _parts(batch: Batch) -> Iterator[Any]:
+    """Yield all that is no container, in the order of `map_tensors`."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from _tensors(value)
+            yield from _parts(value)
     elif isinstance(batch, (tuple, list)):
         for value in batch:
-            yield from _tensors(value)
+            yield from _parts(value)
     elif _is_dataclass(batch):
         for field in dataclasses.fields(batch):
-            yield from _tensors(getattr(batch, field.name))
+            yield from _parts(getattr(batch, field.name))
+    else:
+        yield batch
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return not tensor.is_nested and tensor.layout not in _SPARSE
+
+
+def _layout(tensor: Tensor) -> str:
+    return "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
 
 
 def _rebuild_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:

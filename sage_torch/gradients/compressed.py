@@ -26,12 +26,21 @@ class CompressedGradients:
         width: Length of the short rows.
         seed: Seed of the map.
         memory_budget: Bytes for the long rows held at once.
+        splits: Whether any batch of n examples can be cut; False for a computer of one's own, whose
+            batches may be any objects. Those are cut only where each part is a tensor of n rows.
     """
 
     def __init__(
-        self, gradients: GradientComputer, width: int, *, seed: int, memory_budget: int
+        self,
+        gradients: GradientComputer,
+        width: int,
+        *,
+        seed: int,
+        memory_budget: int,
+        splits: bool = True,
     ) -> None:
         self.gradients = gradients
+        self._splits, self._is_short = splits, False
         self._width, self._seed, self._memory_budget = width, seed, memory_budget
         self._sketch: CountSketch | None = None
 
@@ -45,33 +54,42 @@ class CompressedGradients:
         """How each parameter is handled; None if the computer has no such attribute."""
         return getattr(self.gradients, "handling", None)
 
-    def settled(self, batch: Batch) -> GradientComputer:
+    def settled(self, batch: Batch, n: int | None = None) -> GradientComputer:
         """Return the computer that a batch needs: this one, or the inner one of short rows."""
-        if self._sketch is None:
+        if self._sketch is None and not self._is_short:
             if isinstance(self.gradients, LastLayerGradients):
                 self.gradients.find(batch)
+            n = batches.length(batch) if n is None else n
             try:
                 dim = self.gradients.dim
             except (AttributeError, RuntimeError):
-                dim = rows_of(self.gradients, batches.take(batch, 0, 1)).shape[1]
-            if dim <= self._width:
-                return self.gradients
-            self._sketch = CountSketch(dim, self._width, self._seed)
-        return self
+                count = 1 if self._can_cut(batch, n) else n
+                part = batch if count == n else batches.take(batch, 0, count)
+                dim = rows_of(self.gradients, part, count).shape[1]
+            self._is_short = dim <= self._width
+            if not self._is_short:
+                self._sketch = CountSketch(dim, self._width, self._seed)
+        return self.gradients if self._is_short else self
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return compressed gradients (n, dim) float32."""
-        if self.settled(batch) is not self or self._sketch is None:
-            return rows_of(self.gradients, batch)
+    def __call__(self, batch: Batch, n: int | None = None) -> Tensor:
+        """Return compressed gradients (n, dim) float32; n is counted in the batch unless given."""
+        n = batches.length(batch) if n is None else n
+        if self.settled(batch, n) is not self or self._sketch is None:
+            return rows_of(self.gradients, batch, n)
         # Two copies of the long rows: the result and the parts that it was concatenated from.
         at_once = max(1, self._memory_budget // (8 * self._sketch.dim))
-        n = batches.length(batch)
+        if at_once >= n or not self._can_cut(batch, n):
+            return self._sketch(rows_of(self.gradients, batch, n))
         parts = []
         for start in range(0, n, at_once):
-            part = batches.take(batch, start, min(n, start + at_once))
+            stop = min(n, start + at_once)
             with rows_counted_from(start):
-                parts.append(self._sketch(rows_of(self.gradients, part)))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+                rows = rows_of(self.gradients, batches.take(batch, start, stop), stop - start)
+                parts.append(self._sketch(rows))
+        return torch.cat(parts)
+
+    def _can_cut(self, batch: Batch, n: int) -> bool:
+        return self._splits or batches.has_rows_only(batch, n)
 
     def describe(self) -> str:
         """Return one line that describes the computation."""
@@ -79,8 +97,24 @@ class CompressedGradients:
         return inner if self._sketch is None else f"{inner}; count sketch to {self.dim:,}"
 
 
+def counted_rows(gradients: GradientComputer, batch: Batch, n: int) -> Tensor:
+    """Return the gradients (n, D) of a batch that n examples were read for.
+
+    Raises:
+        TypeError, ValueError: As `rows_of`.
+    """
+    if isinstance(gradients, CompressedGradients):
+        return rows_of(lambda batch: gradients(batch, n), batch, n)
+    return rows_of(gradients, batch, n)
+
+
 def compressed(
-    gradients: GradientComputer, compress: str | int | None, *, seed: int, memory_budget: int
+    gradients: GradientComputer,
+    compress: str | int | None,
+    *,
+    seed: int,
+    memory_budget: int,
+    splits: bool = True,
 ) -> GradientComputer:
     """Return the computer, followed by a count sketch if its rows are longer than `compress`.
 
@@ -89,6 +123,7 @@ def compressed(
         compress: `"auto"` (8,192), a number of coordinates, or None for no compression.
         seed: Seed of the map.
         memory_budget: Bytes for the long rows held at once.
+        splits: As in `CompressedGradients`.
 
     Returns:
         `gradients` itself when its rows are known to be short enough.
@@ -102,4 +137,6 @@ def compressed(
         is_short = False  # not known yet: the first batch shows
     if is_short:
         return gradients
-    return CompressedGradients(gradients, width, seed=seed, memory_budget=memory_budget)
+    return CompressedGradients(
+        gradients, width, seed=seed, memory_budget=memory_budget, splits=splits
+    )

@@ -26,7 +26,7 @@ class GradientComputer(Protocol):
 
     Both passes of a selection must use the same computer. A row must not depend on the other
     examples of the batch. A call must leave the parameters, gradients, buffers and mode of the
-    model unchanged.
+    model unchanged. A batch may be any object, since a selection counts the examples that it reads.
 
     Example:
         >>> import torch
@@ -74,12 +74,15 @@ class GradientComputer(Protocol):
         ...
 
 
-def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+def rows_of(
+    gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batch, n: int | None = None
+) -> Tensor:
     """Return the gradients of a batch on a device that the sketch can read, the CPU or CUDA.
 
     Args:
         gradients: Any computer.
         batch: n examples on the model's device.
+        n: How many examples were read for it; None to count them in the batch.
 
     Returns:
         Tensor (n, D).
@@ -89,12 +92,16 @@ def rows_of(gradients: GradientComputer | Callable[[Batch], Tensor], batch: Batc
         ValueError: The computer did not return one row per example.
     """
     rows = gradients(batch)
-    n = batches.length(batch)
+    n = batches.length(batch) if n is None else n
     if not isinstance(rows, Tensor):
-        raise TypeError(f"expected gradients as a torch.Tensor, got {type(rows).__name__}")
+        raise TypeError(
+            f"expected gradients as a torch.Tensor, got {type(rows).__name__}; return a tensor "
+            f"with one row for each of the {n} examples of the batch"
+        )
     if rows.ndim != 2 or len(rows) != n:
         raise ValueError(
-            f"expected one gradient per example, shape ({n}, D), got {tuple(rows.shape)}"
+            f"expected one gradient per example, shape ({n}, D), got {tuple(rows.shape)}; return "
+            f"one row for each of the {n} examples that the batch was made of, in their order"
         )
     return rows if rows.device.type in ("cpu", "cuda") else rows.cpu()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sage_torch._core as _core
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.compressed import CompressedGradients
+from sage_torch.gradients.compressed import CompressedGradients, counted_rows
 from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.last_layer import LastLayerGradients
 
@@ -27,8 +27,8 @@ class OuterRows(NamedTuple):
 Rows: TypeAlias = Tensor | OuterRows
 
 
-def given_by(gradients: GradientComputer, batch: Batch) -> Rows:
-    """Return the gradients of a batch, as two factors if the computer has them.
+def given_by(gradients: GradientComputer, batch: Batch, n: int) -> Rows:
+    """Return the gradients of a batch of n examples, as two factors if the computer has them.
 
     `LastLayerGradients` has factors unless an example has several positions.
 
@@ -36,12 +36,12 @@ def given_by(gradients: GradientComputer, batch: Batch) -> Rows:
         TypeError, ValueError, SageError: As `rows_of`.
     """
     if isinstance(gradients, CompressedGradients):
-        gradients = gradients.settled(batch)
+        gradients = gradients.settled(batch, n)
     if not isinstance(gradients, LastLayerGradients):
-        return rows_of(gradients, batch)
+        return counted_rows(gradients, batch, n)
     found = gradients.factors(batch)
     if isinstance(found, Tensor):
-        return rows_of(lambda _: found, batch)
+        return rows_of(lambda _: found, batch, n)
     delta, hidden, bias = found
     if delta.device.type not in ("cpu", "cuda"):
         delta, hidden = delta.cpu(), hidden.cpu()

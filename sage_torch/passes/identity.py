@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sage_torch.checkpoint.fingerprint import difference, fingerprint, probed
 from sage_torch.checkpoint.snapshots import OtherSnapshotsError, Snapshots
-from sage_torch.gradients.computer import rows_of
+from sage_torch.gradients.compressed import counted_rows
 from sage_torch.passes.job import Job
 from sage_torch.reading.reader import naming_the_example
 from sage_torch.selection.result import Selection
@@ -76,7 +76,7 @@ def _identity(
     batch, rows = job.reader.probe(indices), None
     if job.options.rule != "random" and batch is not None:
         with naming_the_example(indices):
-            rows = rows_of(job.computer, batch)
+            rows = counted_rows(job.computer, batch, len(indices))
     what = fingerprint(
         model, dataset, job.options, batch, rows, k=job.plan.k, shards=len(job.shards)
     )

@@ -16,8 +16,9 @@ from sage_torch.gradients.compressed import compressed
 from sage_torch.gradients.computer import GradientComputer, device_of
 from sage_torch.options import Options
 from sage_torch.passes.mode import Mode
+from sage_torch.reading.loading import Loading
 from sage_torch.reading.ranks import Ranks
-from sage_torch.reading.reader import Reader
+from sage_torch.reading.reader import Reader, takes_any
 from sage_torch.reading.shards import Shard, cut, of_rank, places_of
 
 _SHARDS_OF_GROUP = 8  # unless the caller names another number
@@ -73,7 +74,14 @@ class Job:
     device: torch.device | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, dataset: Dataset[Any], options: Options, ranks: Ranks) -> Job:
+    def of(
+        cls,
+        model: nn.Module,
+        dataset: Dataset[Any],
+        options: Options,
+        ranks: Ranks,
+        loading: Loading | None = None,
+    ) -> Job:
         """Decide everything that follows from model, data set and options.
 
         Args:
@@ -81,13 +89,14 @@ class Job:
             dataset: The examples.
             options: The caller's options.
             ranks: The ranks that share the work.
+            loading: How the loader of a sampler reads.
 
         Raises:
             TypeError, ValueError: They do not go together.
         """
         is_scored = options.rule != "random"  # that rule reads labels only
         device = device_of(model) if is_scored else torch.device("cpu")
-        reader = Reader(dataset, device, options)
+        reader = Reader(dataset, device, options, loading)
         plan = Plan.of(options, reader.total, is_group=ranks.is_group)
         computer = cast(GradientComputer, _no_gradients)
         if is_scored:
@@ -135,7 +144,11 @@ def computer_for(model: nn.Module, options: Options) -> GradientComputer:
         memory_budget=options.memory_budget,
     )
     return compressed(
-        computer, options.compress, seed=options.seed, memory_budget=options.memory_budget
+        computer,
+        options.compress,
+        seed=options.seed,
+        memory_budget=options.memory_budget,
+        splits=not takes_any(options),
     )
 
 

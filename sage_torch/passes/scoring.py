@@ -147,7 +147,7 @@ def _sketched_gradients(
     for indices, batch, labels in job.reader.batches(shard, begin=done):
         class_ids = sketched.classes.check(indices, labels)
         with naming_the_example(indices):
-            part = sketched.sketch.sketched(given_by(job.computer, batch))
+            part = sketched.sketch.sketched(given_by(job.computer, batch, len(indices)))
         done += len(indices)
         yield indices, class_ids, part
         job.snapshots.save_rows(shard, done, part)

@@ -133,7 +133,7 @@ def _sketching(
         if gave_up and job.mode.is_streaming and sketch is not None:
             sketch = of_one_class(sketch)  # the sums of many classes may be large
         with naming_the_example(indices):
-            rows = given_by(job.computer, batch)
+            rows = given_by(job.computer, batch, len(indices))
         if sketch is None:
             sketch = new_sketch(job, *size_of(rows), growth.first_rows)
         growth.update(sketch, rows, job.mode.carried_ids(class_ids), indices)

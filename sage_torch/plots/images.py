@@ -39,7 +39,7 @@ def check_length(selection: Selection, dataset: Dataset[Any]) -> None:
     if len(dataset) != len(selection.scores):  # type: ignore[arg-type]
         raise ValueError(
             f"expected the data set that the selection was made from, {len(selection.scores):,} "
-            f"examples, got {len(dataset):,}"  # type: ignore[arg-type]
+            f"examples, got {len(dataset):,}; pass that one"  # type: ignore[arg-type]
         )
 
 

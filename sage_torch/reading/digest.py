@@ -53,6 +53,9 @@ def _feed(found: Any, value: object) -> None:
 
 
 def _feed_tensor(found: Any, tensor: Tensor) -> None:
+    if tensor.is_nested:  # it has no shape
+        _feed(found, list(tensor.unbind()))
+        return
     found.update(f"{tensor.dtype} {tensor.layout} {tuple(tensor.shape)}".encode())
     try:
         dense = tensor.detach()

@@ -104,7 +104,7 @@ class Labels:
         if isinstance(choice, np.ndarray):
             return choice[indices]
         if self._is_auto:
-            return self._found(batch)
+            return self._found(batch, len(indices))
         values = _field(batch, choice) if isinstance(choice, str) else choice(batch)  # type: ignore[operator]
         labels = whole_labels(values, f"the labels of a batch, as {self.source} gives them,")
         if len(labels) != len(indices):
@@ -114,9 +114,9 @@ class Labels:
             )
         return labels
 
-    def _found(self, batch: Batch) -> NDArray[Any] | None:
+    def _found(self, batch: Batch, n: int) -> NDArray[Any] | None:
         found = batches.labels(batch)
-        if found is not None:
+        if found is not None and len(found) == n:  # with gradients of one's own, it need not be
             found = found.detach().cpu()
             found = found.float() if found.is_floating_point() else found  # NumPy has no bfloat16
             labels: NDArray[Any] = found.numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any, TypeVar
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -102,11 +103,11 @@ class Ranks:
             self.gather(f"{type(error).__name__}: {error}")
             raise
         told = enumerate(self.gather(""))
-        failures = [f"rank {rank}: {message}" for rank, message in told if message]
+        failures = [f"rank {rank}: {shorten(words, 150)}" for rank, words in told if words]
         if failures:
             raise SageError(
                 f"expected every rank to select, but {len(failures)} of {self.size} failed, and a "
-                f"selection needs all: {'; '.join(failures)}"
+                f"selection needs all; correct {'; '.join(failures[:2])}"
             )
         return result
 

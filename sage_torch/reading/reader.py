@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import BatchSampler, Dataset, Sampler
 from tqdm import tqdm
 
 import sage_torch._core as _core
 from sage_torch.checks import count_both, warn
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.options import Options
-from sage_torch.reading.digest import same_contents
+from sage_torch.options import Collate, Options
+from sage_torch.reading.digest import digest
 from sage_torch.reading.labels import Labels
+from sage_torch.reading.loading import Loading
 from sage_torch.reading.shards import Shard
 from sage_torch.reading.user_state import seed_everything
 
 _ORDER_STREAM = 2**32  # keeps the reading order apart from the sampler's epochs, streams 0, 1, ...
 _CHUNK = 8_192
+_T = TypeVar("_T")
+# Readings that look for random items: of 5 examples, 3 each. A flip with probability 1/2 escapes
+# all of them once in 1,000 data sets.
+_LOOKED_AT, _READINGS = 5, 16
 
 
 class SeededOrder(Sampler[int]):
@@ -58,7 +64,10 @@ class Reader:
         dataset: The data set whose examples are chosen.
         device: Where batches go.
         options: `score_dataset`, `collate_fn`, `batch_size`, `num_workers`, `seed`, `progress`, and
-            those that say where labels are.
+            those that say where labels are; with `gradients` of one's own, a batch may be any
+            object.
+        loading: How the loader of a sampler reads; the options say how many workers and which
+            collate function.
 
     Attributes:
         labels: Finds the labels of a batch.
@@ -68,12 +77,25 @@ class Reader:
         ValueError: It is empty, or `score_dataset` has another length.
     """
 
-    def __init__(self, dataset: Dataset[Any], device: torch.device, options: Options) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        device: torch.device,
+        options: Options,
+        loading: Loading | None = None,
+    ) -> None:
         self.total = count_both(dataset, options.score_dataset)
         self._read = dataset if options.score_dataset is None else options.score_dataset
         self._views = (dataset, self._read)
         self.device, self._options = device, options
         self.labels = Labels(options)
+        loading = Loading() if loading is None else loading
+        self._loading = replace(
+            loading,
+            num_workers=options.num_workers,
+            collate_fn=options.collate_fn,
+            pin_memory=loading.pin_memory and device.type == "cuda",
+        )
 
     @contextmanager
     def progress(self, title: str, shards: Sequence[Shard]) -> Iterator[tqdm[None]]:
@@ -107,28 +129,17 @@ class Reader:
         options = self._options
         seed = (options.seed + shard.number) % 2**63
         order = SeededOrder(shard, options.seed, begin=begin)
-        # Its own generator, so that no number is drawn from the global one.
-        generator = torch.Generator().manual_seed(seed)
-        loader: DataLoader[Any] = DataLoader(
-            self._read,
-            batch_size=options.batch_size,
-            sampler=order,
-            num_workers=options.num_workers,
-            collate_fn=options.collate_fn,
-            generator=generator,
-        )
         seed_everything(seed)  # both passes see the same draws of a random transform
-        with torch.device("cpu"):  # the generator is there, whatever torch's default device
-            reading = self._noticing_lost_examples(iter(loader))
+        reading = self._loading.read(
+            self._read,
+            BatchSampler(order, options.batch_size, drop_last=False),
+            batch_size=options.batch_size,
+            seed=seed,
+        )
         start = begin
-        for batch in reading:
-            n = batches.length(batch)
-            expected = min(options.batch_size, len(shard) - start)
-            if n != expected:
-                raise ValueError(
-                    f"expected a batch of {expected} examples, got {n}: the collate function "
-                    "must keep every example"
-                )
+        for batch in self._noticing_lost_examples(reading):
+            n = min(options.batch_size, len(shard) - start)
+            check_count(batch, n, takes_any=takes_any(options))
             indices = order.indices(start, n)
             yield indices, batches.to_device(batch, self.device), self.labels.of(batch, indices)
             start += n
@@ -136,16 +147,13 @@ class Reader:
 
     def probe(self, indices: NDArray[np.int64]) -> Batch | None:
         """Return some examples as a batch on the device; None if two readings of them differ."""
-        readings = []
-        for _ in range(2):
-            seed_everything(self._options.seed)
-            readings.append([self._read[i] for i in indices.tolist()])
-        if not same_contents(*readings):
-            return None
-        collate = self._options.collate_fn or default_collate
-        return batches.to_device(collate(readings[0]), self.device)
+        seed, places = self._options.seed, indices.tolist()
+        ask = _Probing(self._loading.joins, seed)
+        found = self._loading.look(self._read, [places, places], ask, seed=seed)
+        (first, batch), (second, _) = self._noticing_lost_examples(found)
+        return batches.to_device(batch, self.device) if first == second else None
 
-    def _noticing_lost_examples(self, reading: Iterator[Batch]) -> Iterator[Batch]:
+    def _noticing_lost_examples(self, reading: Iterator[_T]) -> Iterator[_T]:
         self._check_length()
         try:
             yield from reading
@@ -163,12 +171,65 @@ class Reader:
                 )
 
     def warn_if_random(self) -> None:
-        """Warn if reading item 0 twice gives different inputs."""
-        if not batches.same_item(self._read[0], self._read[0]):
+        """Warn if reading some examples several times gives different inputs.
+
+        Cost:
+            16 readings, by a worker if there are any; fewer where the examples are random.
+        """
+        count = min(_LOOKED_AT, self.total)
+        places = [[number * self.total // count] * (_READINGS // count) for number in range(count)]
+        found = self._loading.look(self._read, places, differ, seed=self._options.seed)
+        if any(self._noticing_lost_examples(found)):
             warn(
-                "reading item 0 twice gave different inputs: scores will be those of one random "
-                "view of each example; pass score_dataset=, the same examples without augmentation"
+                "reading an example again gave different inputs: scores will be those of one "
+                "random view of each example; pass score_dataset=, the same examples without "
+                "augmentation"
             )
+
+
+def takes_any(options: Options) -> bool:
+    """Return whether a batch may be any object: only gradients of one's own read it."""
+    return not isinstance(options.gradients, str)
+
+
+def check_count(batch: Batch, n: int, *, takes_any: bool) -> None:
+    """Check that a batch of n examples holds n.
+
+    Args:
+        batch: What the collate function made of n examples.
+        n: How many examples were read.
+        takes_any: Whether the batch may be any object, whose tensors need not count the examples.
+
+    Raises:
+        ValueError: The collate function has dropped examples, or the batch has no examples to
+            count.
+    """
+    if takes_any:
+        return
+    found = batches.length(batch)
+    if found != n:
+        raise ValueError(
+            f"expected a batch of {n} examples, got {found}: the collate function must keep every "
+            "example; drop none in collate_fn"
+        )
+
+
+def differ(examples: list[Any]) -> bool:
+    """Return whether readings of one example differ."""
+    return not all(batches.same_item(examples[0], other) for other in examples[1:])
+
+
+class _Probing:
+    """Gives a digest of examples, and at first their batch; then seeds the next reading."""
+
+    def __init__(self, joins: Collate, seed: int) -> None:
+        self._joins, self._seed, self._is_first = joins, seed, True
+
+    def __call__(self, examples: list[Any]) -> tuple[str, Batch | None]:
+        found = digest(examples), self._joins(examples) if self._is_first else None
+        self._is_first = False
+        seed_everything(self._seed)
+        return found
 
 
 @contextmanager

@@ -43,7 +43,9 @@ def cut(total: int, count: int) -> list[Shard]:
         ValueError: There are more shards than examples.
     """
     if count > total:
-        raise ValueError(f"expected at most {total} shards, one an example, got shards={count}")
+        raise ValueError(
+            f"expected at most {total} shards, one an example, got shards={count}; pass fewer"
+        )
     borders = [total * number // count for number in range(count + 1)]
     return [Shard(i, borders[i], borders[i + 1]) for i in range(count)]
 

@@ -85,7 +85,8 @@ def label_name(label: int | None, class_names: Sequence[str] | None) -> str:
         return str(label)
     if not 0 <= label < len(class_names):
         raise ValueError(
-            f"expected a name for each label, got {len(class_names)} names and label {label}"
+            f"expected a name for each label, got {len(class_names)} names and label {label}; give "
+            "more names"
         )
     return str(class_names[label])
 

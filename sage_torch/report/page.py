@@ -99,7 +99,8 @@ def _score_words(example: Example) -> list[str]:
 
 def _margin_words(example: Example, names: Sequence[str] | None) -> list[str]:
     label = [] if example.label is None else [label_name(example.label, names)]
-    return [f"{example.margin:.2f}", *label, "kept" if example.is_kept else "dropped"]
+    name = f"example {example.index}"  # as in `dataset[index]`, so without a thousands separator
+    return [name, f"{example.margin:.2f}", *label, "kept" if example.is_kept else "dropped"]
 
 
 def _range(selection: Selection) -> tuple[float, float] | None:

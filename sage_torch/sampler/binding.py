@@ -10,17 +10,14 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sage_torch.checks import count_examples
-from sage_torch.options import Collate
 from sage_torch.sampler.epoch_order import Split
+from sage_torch.sampler.source import Loaders, Source, given_source, source_of
 from sage_torch.sampler.splitters import (
     chain,
     check_lengths,
     check_not_dispatched,
     splitter_of,
 )
-
-Loaders = list[DataLoader[Any]]
-Source = tuple[Dataset[Any], Collate | None]  # a data set, and how its loader makes batches
 
 _T = TypeVar("_T")
 
@@ -55,17 +52,15 @@ class Binding:
         Raises:
             RuntimeError: As `source`.
         """
-        return count_examples(self.source(sampler)[0])
+        return count_examples(self.source(sampler).dataset)
 
     def source(self, sampler: Sampler[int]) -> Source:
-        """Return the data set, and the collate function of the loaders unless it was given.
+        """Return the data set, and how its loader reads it.
 
         Raises:
-            RuntimeError: No live loader holds the sampler, several disagree, or they have another
-                data set than before.
+            RuntimeError: No live loader holds the sampler although no data set was given, several
+                disagree, or they have another data set than before or than the one given.
         """
-        if self._is_given:
-            return self._source([])
         return ask_loaders(sampler, self._source)
 
     def split(self, sampler: Sampler[int]) -> Split:
@@ -98,7 +93,7 @@ class Binding:
             # Asked again: a loader over another data set must not get indices of this one.
             source = self._source(loaders)
             split = self._split_among(loaders) if self._may_be_split() else Split()
-            length = length_of(count_examples(source[0]))
+            length = length_of(count_examples(source.dataset))
             check_lengths(loaders, sampler, split.share(length))
             return source, split
 
@@ -141,8 +136,9 @@ class Binding:
     def _source(self, loaders: Loaders) -> Source:
         if self._is_given:
             assert self._dataset is not None
-            return self._dataset, None
-        dataset, collate_fn = source_of(loaders)
+            return given_source(self._dataset, loaders)
+        source = source_of(loaders)
+        dataset = source.dataset
         if self._dataset is None:
             count_examples(dataset)
         elif dataset is not self._dataset:
@@ -151,7 +147,7 @@ class Binding:
                 "another one holds it now; make a new SageSampler for it"
             )
         self._dataset = dataset
-        return dataset, collate_fn
+        return source
 
     def _may_be_split(self) -> bool:
         return (_world_size() if self._split is None else self._split.num_replicas) > 1
@@ -194,40 +190,6 @@ def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
         pass  # ask again outside: in here, the error would keep the loaders
     gc.collect()
     return question(_holders(sampler))
-
-
-def source_of(loaders: Loaders) -> Source:
-    """Return the data set and collate function of the loaders that draw from a sampler.
-
-    Args:
-        loaders: The live loaders that hold it.
-
-    Returns:
-        Their one data set, and their one collate function (None where the loader makes no batches
-        of its own).
-
-    Raises:
-        RuntimeError: There is no loader, or their data sets or collate functions differ.
-    """
-    if not loaders:
-        raise RuntimeError(
-            "expected a DataLoader that holds this sampler, found none alive: make one, loader = "
-            "DataLoader(dataset, sampler=sampler), and keep it in a variable while you iterate "
-            "(gc.freeze() hides what was made before it); or pass SageSampler(model, dataset, "
-            "keep=...)"
-        )
-    first = loaders[0]
-    if any(
-        loader.dataset is not first.dataset or loader.collate_fn is not first.collate_fn
-        for loader in loaders
-    ):
-        raise RuntimeError(
-            f"expected one data set and one collate function, but {len(loaders)} live DataLoaders "
-            "with different ones hold this sampler: use one sampler for each, or pass "
-            "SageSampler(model, dataset, keep=...)"
-        )
-    makes_batches = first.batch_sampler is not None
-    return first.dataset, first.collate_fn if makes_batches else None
 
 
 def _holders(sampler: Sampler[int]) -> Loaders:

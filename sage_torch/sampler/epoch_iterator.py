@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from sage_torch.checks import whole_number
+from sage_torch.checks import shown, whole_number
 from sage_torch.sampler.epoch_order import EpochOrder
 from sage_torch.selection.result import Selection
 
 _CHUNK = 8_192
+_CURE = "pass what state_dict() gave"
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ class Place:
                 None if selection is None else from_tensor(selection),
             )
         except KeyError as error:
-            raise ValueError(f"expected a state with the entry {error}, got none") from error
+            raise ValueError(
+                f"expected a state with the entry {error}, got none; {_CURE}"
+            ) from error
         except TypeError as error:
-            raise ValueError(f"expected the place in an epoch: {error}") from error
+            raise ValueError(f"expected the place in an epoch: {error}; {_CURE}") from error
 
 
 class Running:
@@ -216,7 +219,7 @@ class EpochIterator(Iterator[int]):
         if not isinstance(state_dict, dict) or "epoch" not in state_dict:
             raise ValueError(
                 "expected the state of a SageSampler's iterator, a dict with epoch, position and "
-                f"order, got {type(state_dict).__name__}"
+                f"order, got {type(state_dict).__name__}; {_CURE}"
             )
         place = None if state_dict["epoch"] is None else Place.from_state(state_dict)
         named = self._epochs._named
@@ -241,13 +244,15 @@ def check_same(ours: dict[str, Any], theirs: object) -> None:
         ValueError: A setting differs, or `theirs` holds no settings.
     """
     if not isinstance(theirs, dict) or set(theirs) != set(ours):
-        raise ValueError(f"expected what a state was made for, {ours}, got {theirs!r}")
+        raise ValueError(
+            f"expected what a state was made for, {ours}, got {shown(theirs)}; {_CURE}"
+        )
     for name, value in ours.items():
         other = theirs[name]
         if None not in (value, other) and (type(other) is not type(value) or other != value):
             raise ValueError(
                 f"expected the state of a sampler with {name}={value!r}, got that of one with "
-                f"{name}={other!r}"
+                f"{name}={shown(other)}; make both samplers with the same arguments"
             )
 
 
@@ -260,7 +265,7 @@ def load_generator(generator: torch.Generator, state: object) -> None:
     try:
         generator.set_state(state)  # type: ignore[arg-type]
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"expected the state of a generator: {error}") from error
+        raise ValueError(f"expected the state of a generator: {error}; {_CURE}") from error
 
 
 def as_tensor(selection: Selection) -> Tensor:
@@ -280,7 +285,8 @@ def from_tensor(saved: object) -> Selection:
     """
     if not isinstance(saved, Tensor) or saved.dtype != torch.uint8 or saved.ndim != 1:
         raise ValueError(
-            f"expected a selection as a uint8 tensor of its bytes, got {type(saved).__name__}"
+            "expected a selection as a uint8 tensor of its bytes, got "
+            f"{type(saved).__name__}; {_CURE}"
         )
     selection = Selection.from_bytes(saved.cpu().numpy().tobytes())
     _SAVED[selection] = saved

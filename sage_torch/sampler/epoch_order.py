@@ -32,7 +32,8 @@ class Split:
         whole_number("num_replicas", self.num_replicas, least=1)
         if whole_number("rank", self.rank) >= self.num_replicas:
             raise ValueError(
-                f"expected a rank below num_replicas={self.num_replicas}, got {self.rank}"
+                f"expected a rank below num_replicas={self.num_replicas}, got {self.rank}; count "
+                "ranks from 0"
             )
 
     @classmethod
@@ -46,7 +47,8 @@ class Split:
             return None
         if num_replicas is None or rank is None:
             raise ValueError(
-                f"expected num_replicas and rank, or neither, got {num_replicas} and {rank}"
+                f"expected num_replicas and rank, or neither, got {num_replicas} and {rank}; give "
+                "both"
             )
         return cls(num_replicas, rank, drop_last)
 

@@ -16,9 +16,9 @@ from sage_torch.checkpoint.snapshots import OtherSnapshotsError
 from sage_torch.checks import count_examples, warn, whole_number
 from sage_torch.options import Options
 from sage_torch.reading.ranks import Ranks, ranks
-from sage_torch.sampler.binding import Source
 from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
 from sage_torch.sampler.schedule import Schedule
+from sage_torch.sampler.source import Source
 from sage_torch.select import select
 from sage_torch.selection.result import Selection
 
@@ -36,13 +36,17 @@ class Refresher:
         model: The live model.
         schedule: Which epochs begin with a selection.
         options: Options of each selection; in a checkpoint folder, each epoch has its own folder.
+        has_workers: Whether `options.num_workers` was given, and not left to the loader.
 
     Attributes:
         selection: The last good one; None before the first.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, options: Options) -> None:
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, options: Options, *, has_workers: bool
+    ) -> None:
         self.model, self.options, self._schedule = model, options, schedule
+        self._has_workers = has_workers
         self.selection: Selection | None = None
         self._since = 0  # the epoch that the selection was made for
 
@@ -68,7 +72,7 @@ class Refresher:
         Raises:
             RuntimeError: The sizes differ.
         """
-        ours, theirs = len(selection.scores), count_examples(source[0])
+        ours, theirs = len(selection.scores), count_examples(source.dataset)
         if ours != theirs:
             raise RuntimeError(
                 f"expected the data set of {ours} examples that the selection was made from, got "
@@ -81,21 +85,19 @@ class Refresher:
         Raises:
             TypeError, ValueError, SageError: As `select_subset`; the last selection stays.
         """
-        folder, collate_fn = self._folder(epoch), self.options.collate_fn
-        if collate_fn is None:
-            collate_fn = source[1]
-        options = replace(self.options, collate_fn=collate_fn, checkpoint=folder)
+        folder, options = self._folder(epoch), self._read_as(source)
+        options = replace(options, checkpoint=folder)
         if folder is not None and self.selection is not None and self._since == epoch:
             self._remove([folder])  # its model has changed since
         try:
-            selection = select(self.model, source[0], options)
+            selection = select(self.model, source.dataset, options, source.loading)
         except OtherSnapshotsError as error:
             if folder is None or error.differs not in _OF_TRAINING:
                 raise
             # Training again from an earlier state gives another model, so the refresh is made anew.
             warn(f"selecting anew: {folder} holds snapshots of {error.differs}")
             self._remove([folder])
-            selection = select(self.model, source[0], options)
+            selection = select(self.model, source.dataset, options, source.loading)
         if folder is not None:
             ours = [old for old in folder.parent.glob("sage-epoch-*") if _OURS.fullmatch(old.name)]
             self._remove([old for old in ours if old.name < folder.name])
@@ -131,12 +133,24 @@ class Refresher:
         if selection is not None:
             k = self.options.budget(len(selection.scores))
             if len(selection) != k:
-                raise ValueError(f"expected a selection of {k} examples, got {len(selection)}")
+                raise ValueError(
+                    f"expected a selection of {k} examples, got {len(selection)}; make the sampler "
+                    "with the same keep"
+                )
         try:
             other._since = whole_number("since", state["since"])
         except TypeError as error:
             raise ValueError(f"expected the epoch of a selection: {error}") from error
         return other
+
+    def _read_as(self, source: Source) -> Options:
+        """Return the options, with those of the loader that the caller has not given."""
+        options, loading = self.options, source.loading
+        if options.collate_fn is None:
+            options = replace(options, collate_fn=loading.collate_fn)
+        if not self._has_workers:
+            options = replace(options, num_workers=loading.num_workers)
+        return options
 
     def _folder(self, epoch: int) -> Path | None:
         checkpoint = self.options.checkpoint

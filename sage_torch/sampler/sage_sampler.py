@@ -48,7 +48,12 @@ class SageSampler(Sampler[int]):
     same order: if you leave epochs early, name them with `set_epoch`.
 
     Without `dataset` the sampler belongs to the live `DataLoader` that holds it and takes that
-    loader's data set and collate function.
+    loader's data set.
+
+    A selection reads the data as the loader does: with its collate function, `num_workers`,
+    `worker_init_fn`, `multiprocessing_context`, `pin_memory`, `prefetch_factor` and `timeout`,
+    except for those that the options give. So a file that the data set opens in a worker is opened
+    in workers only.
 
     Args:
         model: The model being trained, warmed up for an epoch or more.
@@ -132,7 +137,8 @@ class SageSampler(Sampler[int]):
         self.epoch = 0
         split = Split.given(num_replicas, rank, drop_last)
         self._binding = Binding(dataset, split, drop_last=drop_last)
-        self._refresher = Refresher(model, self._schedule, asked)
+        has_workers = "num_workers" in options
+        self._refresher = Refresher(model, self._schedule, asked, has_workers=has_workers)
         self._epoch_is_set = False
         self._named: int | None = None  # the caller named it; it has not begun
         self._running: Running | None = None  # the epoch last begun
@@ -181,7 +187,7 @@ class SageSampler(Sampler[int]):
         """
         source = self._binding.source(self)
         if self._schedule.is_warming_up(self.epoch):
-            return np.arange(count_examples(source[0]), dtype=np.int64)
+            return np.arange(count_examples(source.dataset), dtype=np.int64)
         selection = self._refresher.selection_for(self.epoch, source)
         return selection.epoch_indices(self.epoch - self.warmup_epochs)
 
@@ -297,7 +303,7 @@ class SageSampler(Sampler[int]):
         if missing:
             raise ValueError(
                 f"expected the state of a SageSampler, got {type(state_dict).__name__} without "
-                f"{', '.join(sorted(missing))}"
+                f"{', '.join(sorted(missing))}; pass what its state_dict() gave"
             )
         check_same(self._identity(), state_dict["made_for"])
         place, refresher = Place.from_state(state_dict), self._refresher.loaded(state_dict)
@@ -326,7 +332,7 @@ class SageSampler(Sampler[int]):
         resumed = place if is_loaded else self._resumed
         epoch = self.epoch if resumed is None else resumed.epoch
         source, split = self._binding.begin_epoch(self, lambda total: self._length(epoch, total))
-        total, selection, kept = count_examples(source[0]), None, None
+        total, selection, kept = count_examples(source.dataset), None, None
         if not self._schedule.is_warming_up(epoch):
             if resumed is not None:
                 selection = resumed.selection or self.selection

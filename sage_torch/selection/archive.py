@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _META = "meta"
+_ZIP = b"PK\x03\x04"
 
 
 def pack(meta: dict[str, Any], arrays: Mapping[str, NDArray[Any]], *, compress: bool) -> bytes:
@@ -38,9 +39,12 @@ def unpack(source: bytes | BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[
         ValueError: The file is not of this form, or is damaged.
     """
     try:
-        opened = np.load(
-            io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False
-        )
+        file_like = io.BytesIO(source) if isinstance(source, bytes) else source
+        start = file_like.read(len(_ZIP))
+        if start != _ZIP:  # NumPy would take it for a pickle
+            raise ValueError(f"expected a .npz archive, got a file that begins with {start!r}")
+        file_like.seek(0)
+        opened = np.load(file_like, allow_pickle=False)
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError("expected a .npz archive")
         with opened as file:

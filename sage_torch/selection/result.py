@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -186,7 +187,10 @@ class Selection:
             )
             loaded._check()
         except Exception as error:  # damaged bytes may raise anything
-            raise ValueError(f"{name} holds no readable selection: {error}") from error
+            raise ValueError(
+                f"{name} holds no readable selection: {shorten(str(error), 250)}; give a file that "
+                "Selection.save or `sage-torch select --out` wrote"
+            ) from error
         return loaded
 
     def _check(self) -> None:

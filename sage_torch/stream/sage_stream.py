@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from numbers import Integral
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from sage_torch.checks import whole_number
 from sage_torch.gradients import batches
@@ -19,10 +20,12 @@ from sage_torch.gradients.computer import GradientChoice, device_of
 from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice
 from sage_torch.options import Collate, Options
+from sage_torch.reading.loading import joined
+from sage_torch.reading.reader import check_count, takes_any
 from sage_torch.reading.user_state import preserved
 from sage_torch.stream.rate import RateKeeper
 from sage_torch.stream.scores import OnlineScores
-from sage_torch.stream.workers import Example, read
+from sage_torch.stream.workers import Example, read, refuse_batches
 
 __all__ = ["SageStream"]
 
@@ -219,7 +222,7 @@ class SageStream(IterableDataset[Any]):
             if len(self._is_kept) != len(examples):
                 raise RuntimeError(
                     f"expected the batch of {len(self._is_kept)} examples that the state was saved "
-                    f"in, got {len(examples)}: the stream has changed since"
+                    f"in, got {len(examples)}: the stream has changed since; give the same stream"
                 )
             for place in np.flatnonzero(self._is_kept)[self._given :].tolist():
                 self._given += 1
@@ -251,20 +254,19 @@ class SageStream(IterableDataset[Any]):
         if skipped < skip:
             raise RuntimeError(
                 f"expected the stream to give again the {skip} examples that it gave before the "
-                f"state was saved, got {skipped}: the stream has changed since"
+                f"state was saved, got {skipped}: the stream has changed since; give the same one"
             )
 
     def _decide(self, examples: list[Example]) -> NDArray[np.bool_]:
         with preserved(self._model):
-            batch = (self._options.collate_fn or default_collate)(examples)
-            n = batches.length(batch)
-            if n != len(examples):
-                raise ValueError(
-                    f"expected a batch of {len(examples)} examples, got {n}: the collate function "
-                    "must keep every example"
-                )
+            collate, n, is_any = self._options.collate_fn, len(examples), takes_any(self._options)
+            if collate is None and self._options.loss is None and not (is_any or self.seen):
+                refuse_batches(examples)
+            batch = joined(examples) if collate is None else collate(examples)
+            check_count(batch, n, takes_any=is_any)
             agreement, margins, class_ids = self._scores(
                 batches.to_device(batch, device_of(self._model)),
+                n,
                 self._scores.labels.of(batch, np.arange(n)),
                 self._read,
             )
@@ -323,7 +325,8 @@ class SageStream(IterableDataset[Any]):
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             self._scores.load_state_dict(before)
             raise ValueError(
-                f"expected a state from SageStream.state_dict() of the same model, but: {error}"
+                f"expected a state from SageStream.state_dict() of the same model, but: "
+                f"{shorten(str(error), 200)}; make the stream with the same model and options"
             ) from error
         self._reading, self._read, self._given = state["reading"], state["read"], state["given"]
         is_kept = state["is_kept"]
@@ -353,7 +356,7 @@ def _check(model: object, stream: object, keep: object, rule: object) -> None:
 
 def _check_state(state: object, settings: dict[str, Any]) -> None:
     if not isinstance(state, dict) or any(name not in state for name in _STATE):
-        raise ValueError("expected a state from SageStream.state_dict()")
+        raise ValueError("expected a state from SageStream.state_dict(); pass what that gave")
     for name, value in settings.items():
         found = state["settings"].get(name) if isinstance(state["settings"], dict) else None
         if found != value:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import sage_torch._core as _core
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.computer import device_of, rows_of
+from sage_torch.gradients.compressed import counted_rows
+from sage_torch.gradients.computer import device_of
 from sage_torch.options import Options
 from sage_torch.passes.job import computer_for
 from sage_torch.passes.merging import of_one_class
@@ -57,12 +58,13 @@ class OnlineScores:
         self._counts = np.zeros(1, np.int64)  # by class id
 
     def __call__(
-        self, batch: Batch, labels: NDArray[Any] | None, first: int
+        self, batch: Batch, n: int, labels: NDArray[Any] | None, first: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
         """Add a batch to the sketch and score it.
 
         Args:
             batch: n examples on the model's device.
+            n: Their number.
             labels: Whole numbers (n,), floats or None.
             first: Place of the first example in the stream, for errors.
 
@@ -74,7 +76,7 @@ class OnlineScores:
             ValueError: Labels are missing, or a batch or a loss has a wrong form.
         """
         with naming_the_example(range(first, 2**62), of="the stream"):
-            rows = rows_of(self._computer, batch)
+            rows = counted_rows(self._computer, batch, n)
             class_ids = self._classes.ids_of(labels, len(rows))
             sketch = self._sketch
             if sketch is None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+_WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _ALIGNMENT = 16  # bytes: a tensor of any dtype may begin at a multiple
 
 Example = Any  # anything that the stream yields
@@ -39,6 +41,44 @@ def read(
         reading = iter(loader)
     for examples in reading:
         yield unpack(*examples) if num_workers else examples
+
+
+def refuse_batches(examples: list[Example]) -> None:
+    """Refuse a stream whose examples all look like batches.
+
+    Raises:
+        ValueError: Each of them, and there are several, has n > 1 integer labels beside inputs of n
+            rows. If one example had n labels by chance, another one would not.
+    """
+    sizes = [_rows_beside_labels(example) for example in examples]
+    if len(sizes) > 1 and None not in sizes:
+        raise ValueError(
+            f"expected one example at a time from the stream, got what looks like batches of "
+            f"{sizes[0]}: {sizes[0]} labels beside inputs of {sizes[0]} rows; leave the batching "
+            "out of the stream (webdataset: .batched) and batch what SageStream yields, with "
+            "DataLoader(stream, batch_size=...). If each is one example with a label for every "
+            "position, pass loss=, a function loss(model, batch) -> (n,)"
+        )
+
+
+def _rows_beside_labels(example: Example) -> int | None:
+    """Return n if an example has n > 1 integer labels, and inputs of n rows."""
+    if isinstance(example, Mapping):
+        labels = example.get("labels", example.get("label"))
+        others = [part for part in example.values() if part is not labels]
+        inputs = example.get("input_ids", others[0] if others else None)
+    elif isinstance(example, (tuple, list)) and len(example) > 1:
+        inputs, labels, *_ = example
+        others = [part for part in example if part is not labels]
+    else:
+        return None
+    if not isinstance(labels, (Tensor, np.ndarray)) or labels.ndim != 1 or len(labels) < 2:
+        return None
+    is_whole = labels.dtype in _WHOLE if isinstance(labels, Tensor) else labels.dtype.kind in "iu"
+    has_rows = isinstance(inputs, (list, tuple)) or getattr(inputs, "ndim", 0) > 1
+    sized = [part for part in others if isinstance(part, (Tensor, np.ndarray, list, tuple))]
+    counts = {len(part) if getattr(part, "ndim", 1) else 0 for part in sized}
+    return len(labels) if is_whole and has_rows and counts == {len(labels)} else None
 
 
 def pack(examples: list[Example]) -> tuple[bytes, Tensor]:

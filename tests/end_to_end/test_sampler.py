@@ -338,7 +338,7 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.filterwarnings("ignore:reading item 0 twice")
+@pytest.mark.filterwarnings("ignore:reading an example again")
 def test_the_callers_random_state_changes_nothing(
     num_workers: int, network: nn.Module, blobs: TensorDataset
 ) -> None:

@@ -272,7 +272,7 @@ def test_one_reading_is_enough() -> None:
     selection = select_subset(
         model, Noting(*data.tensors), 0.3, consensus="one_pass", progress=False
     )
-    examined = 2  # readings of item 0, to see whether it is always the same
+    examined = 15  # readings of 5 items, to see whether they are always the same
     assert sorted(read[examined:]) == list(range(N))
     assert selection.settings["consensus"] == "one_pass"
     assert selection.certificate is not None

@@ -372,7 +372,7 @@ def test_random_views_are_noticed(network: nn.Module, data: Pliable, blobs: Tens
         return inputs + torch.randn(6), label
 
     data.change = jitter
-    with pytest.warns(UserWarning, match=r"reading item 0 twice.*score_dataset=") as caught:
+    with pytest.warns(UserWarning, match=r"reading an example again.*score_dataset=") as caught:
         select_subset(network, data, 0.5)
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():

@@ -1,0 +1,47 @@
+"""The page says which examples it shows where it asks to look at them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from sage_torch import Selection
+from sage_torch.report import page
+
+N = 2_500
+
+
+class Items(Dataset[Any]):
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        return self.item, index % 2
+
+
+@pytest.mark.parametrize("item", [torch.rand(1, 6, 6), torch.rand(3), "text"], ids=str)
+def test_the_lowest_margins_are_named_by_index(item: Any) -> None:
+    margins = np.linspace(0.1, 1, N, dtype=np.float32)
+    worst = [2_017, 1_204, 33]
+    margins[worst] = [-0.9, -0.8, -0.7]
+    selection = Selection(
+        indices=np.arange(0, N, 5),
+        scores=np.linspace(-1, 1, N, dtype=np.float32),
+        labels=np.arange(N) % 2,
+        certificate=None,
+        seconds={},
+        margins=margins,
+    )
+    text = page(selection, Items(item))
+    lowest = text[text.index("Lowest margins") :]
+    named = re.findall(r"<span>example (\d+)</span>", lowest)
+    assert named[:3] == ["2017", "1204", "33"]
+    assert len(named) == 12
