@@ -156,7 +156,7 @@ def refuse_if_examples_interact(
             for (name, _, first), (_, _, second) in zip(alone, again, strict=False)
             if first.shape != second.shape or _differ(second, first, tolerance / 10)
         )
-        raise ValueError(_chance(next(places, "the loss")))
+        raise ValueError(_chance(_short(next(places, "the loss"))))
     if _differ(_losses_of(losses, batch)[:1], alone_loss, tolerance):
         raise ValueError(_interact(_where(losses, batch, tolerance)) + or_else)
 
@@ -168,8 +168,13 @@ def _where(losses: ExampleLoss, batch: Batch, tolerance: float) -> str:
     for (name, module, one), (_, _, several) in zip(alone, together, strict=False):
         first = _first_example(several, one.shape)
         if first is not None and one.is_floating_point() and _differ(first, one, tolerance):
-            return f"{name} ({type(module).__name__})"
+            return f"{_short(name)} ({_short(type(module).__name__)})"
     return "the loss"
+
+
+def _short(name: str) -> str:
+    """Return the end of a long name, because an error has at most 500 characters."""
+    return name if len(name) <= 40 else f"...{name[-37:]}"
 
 
 def _interact(where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,15 @@ def test_the_module_in_which_examples_interact_is_named(kind: str) -> None:
     norm = nn.BatchNorm1d(5, track_running_stats=False)  # in evaluation mode too
     with pytest.raises(ValueError, match=r"2 \(BatchNorm1d\)|fails on a batch of one"):
         select_subset(network(norm), vectors(), 0.5, gradients=kind, progress=False)
+
+
+def test_a_long_name_makes_no_long_error() -> None:
+    model: nn.Module = network(BatchStatistics())
+    for _ in range(12):
+        model = nn.Sequential(OrderedDict({"a_rather_long_name_of_a_part": model}))
+    with pytest.raises(ValueError, match=r"interact in \.\.\.\S*part\.2 \(Batch") as caught:
+        ProjectedGradients(model)(vectors().tensors)
+    assert len(str(caught.value)) <= 500
 
 
 @every
