@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, pictures, subset, tables, torches
+from benchmarks.quality import compression, pictures, subset, tables, tasks, torches
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
@@ -45,6 +45,7 @@ GPU = "\nFigures measured on a GPU say so."
 SECTIONS: tuple[Callable[[], str], ...] = (
     tables.section,
     subset.section,
+    tasks.section,
     compression.section,
     gradients.section,
     sketch.section,
