@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import signal
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,8 @@ CLASSES, FEATURES = 3, 6
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each worker of pytest-xdist, and what it starts, one thread: there is one a core."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with & by a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
