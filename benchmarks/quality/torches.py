@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
@@ -63,7 +64,13 @@ def make(folder: Path, torch: str, wheel: Path) -> None:
     """Make an environment with this torch, and install the wheel beside it."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "torch" if torch == "newest" else f"torch=={torch}", "numpy"], check=True)
+    if torch == "newest":  # make has installed it where we run; its own sage_torch is not seen
+        ours = sysconfig.get_path("purelib")
+        theirs = sysconfig.get_path("purelib", vars={"base": str(folder)})
+        Path(theirs, "torch_of_another_environment.pth").write_text(ours)
+        subprocess.run([*pip, "--no-deps", wheel], check=True)
+        return
+    subprocess.run([*pip, f"torch=={torch}", "numpy"], check=True)
     before = version_of(folder)
     subprocess.run([*pip, f"{wheel}[command]", *NEEDS], check=True)
     if version_of(folder) != before:
@@ -116,7 +123,7 @@ def tested(folder: Path, files: list[str]) -> Found:
 def main(
     wheel: Annotated[Path, typer.Argument(help="the wheel", exists=True)],
     torch: Annotated[
-        list[str] | None, typer.Option(help="a version, or newest; repeatable")
+        list[str] | None, typer.Option(help="a version, or newest: the one that we run with; repeatable")
     ] = None,
     core: Annotated[bool, typer.Option(help="only the core of the tests; write no file")] = False,
     envs: Annotated[Path | None, typer.Option(help="keep the environments here")] = None,

@@ -27,7 +27,9 @@ class Items(Dataset[Any]):
         return self.item, index % 2
 
 
-@pytest.mark.parametrize("item", [torch.rand(1, 6, 6), torch.rand(3), "text"], ids=str)
+@pytest.mark.parametrize(
+    "item", [torch.rand(1, 6, 6), torch.rand(3), "text"], ids=["picture", "numbers", "text"]
+)
 def test_the_lowest_margins_are_named_by_index(item: Any) -> None:
     margins = np.linspace(0.1, 1, N, dtype=np.float32)
     worst = [2_017, 1_204, 33]
