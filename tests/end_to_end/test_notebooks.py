@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+LONG = ("choosing_keep_l_draw", "noisy_labels")
 # What all notebooks import is no garbage, nor holds a loader: neither is looked for among it.
 FREEZE = (
     "import gc, matplotlib.pyplot, scipy.stats, sklearn.datasets, torch._dynamo, sage_torch.plots; "
@@ -37,10 +38,16 @@ def words(cell: Any) -> str:
     return "\n".join(shown)
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def path(request: pytest.FixtureRequest) -> Path:
-    given: Path = request.param
-    return given
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# The two longest train networks for most of a minute each.
+each_once_in_a_while = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [])
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 
 
 def test_these_are_all() -> None:
@@ -52,6 +59,7 @@ def test_these_are_all() -> None:
     ]
 
 
+@each_once_in_a_while
 def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path) -> None:
     committed, fresh = read(path), read(path)
     for cell in code_cells(fresh):
@@ -69,6 +77,7 @@ def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@each
 def test_it_is_committed_as_it_ran(path: Path) -> None:
     notebook = read(path)
     counts = [cell.execution_count for cell in code_cells(notebook)]
