@@ -123,7 +123,8 @@ def tested(folder: Path, files: list[str]) -> Found:
 def main(
     wheel: Annotated[Path, typer.Argument(help="the wheel", exists=True)],
     torch: Annotated[
-        list[str] | None, typer.Option(help="a version, or newest: the one that we run with; repeatable")
+        list[str] | None,
+        typer.Option(help="a version, or newest: the one that we run with; repeatable"),
     ] = None,
     core: Annotated[bool, typer.Option(help="only the core of the tests; write no file")] = False,
     envs: Annotated[Path | None, typer.Option(help="keep the environments here")] = None,
