@@ -88,6 +88,7 @@ def test_it_is_committed_as_it_ran(path: Path) -> None:
         assert not ABSOLUTE_PATH.search(words(cell)), words(cell)
 
 
+@each
 def test_it_shows_a_picture(path: Path) -> None:
     pictures = [
         output.data["image/png"]
