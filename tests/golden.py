@@ -84,6 +84,7 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "package": str(_core.__file__),
                 "torch": str(torch.__version__),
                 "python": platform.python_version(),
                 "functions": f"{sum(found.values())} of {len(found)}",

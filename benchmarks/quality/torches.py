@@ -107,6 +107,8 @@ def tested(folder: Path, files: list[str]) -> Found:
         cwd=place, env=clean, check=True, capture_output=True, text=True,
     )  # fmt: skip
     golden: Found = json.loads(bits.stdout)
+    if not Path(golden["package"]).resolve().is_relative_to(folder.resolve()):
+        raise SystemExit(f"expected the wheel in {folder}, but {golden['package']} was tested")
     return {
         "torch": golden["torch"],
         "python": golden["python"],

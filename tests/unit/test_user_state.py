@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from process_state import process_state
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -162,43 +163,6 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, object]:
         for key, value in entries.items()
     }
     return {**values, "optimizer groups": held["param_groups"]}
-
-
-def process_state() -> dict[str, object]:
-    return {
-        "torch random": torch.get_rng_state().numpy().tobytes(),
-        "torch seed": torch.initial_seed(),
-        "numpy random": [repr(np.asarray(part).tolist()) for part in np.random.get_state()],  # noqa: NPY002
-        "python random": random.getstate(),
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "autocast": (
-            torch.is_autocast_enabled("cpu"),
-            torch.get_autocast_dtype("cpu"),
-            torch.is_autocast_cache_enabled(),
-        ),
-        "precision": (
-            legacy_precision(),
-            getattr(torch.backends.cuda.matmul, "fp32_precision", None),  # since torch 2.9
-            getattr(mkldnn_matmul(), "fp32_precision", None),
-        ),
-        "defaults": (torch.get_default_dtype(), torch.get_default_device()),
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warnings": list(warnings.filters),
-        "interrupt": signal.getsignal(signal.SIGINT),
-    }
-
-
-def mkldnn_matmul() -> Any:
-    return getattr(torch.backends.mkldnn, "matmul", None)
-
-
-def legacy_precision() -> str:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to say once its newer settings are in use
-        return "refused"
 
 
 @pytest.fixture
