@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find src Cargo.toml Cargo.lock pyproject.toml -type f)
 
 .DEFAULT_GOAL := help
@@ -12,7 +13,9 @@ help: ## Show this list
 
 $(VENV)/built: $(SOURCES) # an editable install: the tree itself imports
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	# Two at once: the one waits for the compiler, the other for the network.
+	$(PIP) --no-deps --editable . & $(PIP) torch torchvision && wait $$!
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/built ## Select a quarter of real data and train on it (ARGS="--data fashion-mnist --data-root DIR")
@@ -40,7 +43,7 @@ wheel: $(VENV)/built ## Build the wheel for Python 3.10 and later, any torch fro
 	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --quiet --release --zig --compatibility manylinux_2_17 --out dist
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'opacus>=1.5'
+	$(PIP) 'opacus>=1.5'
 	for script in sketch rates selection memory indices gradients determinism; do \
 		$(BIN)/python -m benchmarks.speed.$$script || exit; done
 	for script in subset compression gate_power; do \
