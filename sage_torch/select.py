@@ -8,6 +8,7 @@ import platform
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -140,16 +141,19 @@ def select(
     with preserved(inner):
         job = group.together(lambda: Job.of(inner, dataset, options, group, loading))
         group.share_buffers(inner)
-        job, finished = identified(job, inner, dataset)
-        if finished is not None:
-            return finished
-        with job.snapshots:
-            is_random = options.rule == "random"
-            selection = _at_random(inner, job) if is_random else _by_gradients(inner, job)
-            job.snapshots.sign(selection)
-            selection = group.broadcast(selection)  # the same, seconds included
-            is_first = group.rank == 0
-            group.together(lambda: job.snapshots.finish(selection, job.own, is_first=is_first))
+        is_random = options.rule == "random"
+        with closing(job.reader):
+            if not is_random:  # the first reading: everything has been checked
+                group.together(job.reader.warn_if_random)
+            job, finished = identified(job, inner, dataset)
+            if finished is not None:
+                return finished
+            with job.snapshots:
+                selection = _at_random(inner, job) if is_random else _by_gradients(inner, job)
+                job.snapshots.sign(selection)
+                selection = group.broadcast(selection)  # the same, seconds included
+                is_first = group.rank == 0
+                group.together(lambda: job.snapshots.finish(selection, job.own, is_first=is_first))
     return selection
 
 

@@ -101,7 +101,6 @@ class Job:
         computer = cast(GradientComputer, _no_gradients)
         if is_scored:
             computer = computer_for(model, options)
-            reader.warn_if_random()  # the first reading: everything has been checked
         return cls(options, plan, ranks, reader, computer, NoSnapshots())
 
     @property

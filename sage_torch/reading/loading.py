@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from sage_torch.options import Collate
 from sage_torch.reading.user_state import seed_everything
 
-_T = TypeVar("_T")
+Places = tuple[list[int], int]
+Ask = Callable[[list[Any], Collate], Any]
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,18 @@ class Loading:
         given = self.collate_fn
         return joined if given is None or given is default_collate else given
 
-    def read(
-        self,
-        dataset: Dataset[Any],
-        places: Iterable[list[int]],
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> Iterator[Any]:
-        """Yield batches of the examples at given places.
+    def open(self, dataset: Dataset[Any], *, batch_size: int, seed: int) -> OpenLoader:
+        """Return a loader of these examples, whose workers stay until it is closed.
 
-        The loader draws no number from the global generators. It reads no more examples ahead than
-        the one that this was taken from, but at least one batch in each worker. A larger batch gets
-        more time.
+        It reads no more examples ahead than the loader that this was taken from, but at least one
+        batch in each worker. A larger batch gets more time.
 
         Args:
             dataset: The examples.
-            places: The indices of each batch.
             batch_size: Examples in a batch, at most.
-            seed: Seed of the workers.
+            seed: Seed of the workers when they start.
         """
+        places = _Places()
         of_workers: dict[str, Any] = {}
         if self.num_workers:
             ahead = self.prefetch_factor
@@ -95,61 +88,98 @@ class Loading:
                 "multiprocessing_context": self.multiprocessing_context,
                 "prefetch_factor": ahead and max(1, ahead * self.batch_size // batch_size),
                 "timeout": self.timeout * max(1, -(-batch_size // self.batch_size)),
+                "persistent_workers": True,
             }
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=places,
             num_workers=self.num_workers,
-            collate_fn=self.joins,
+            collate_fn=_Answer(self.joins),
             pin_memory=self.pin_memory,
+            # With one of its own, it draws no number from the global generators.
             generator=torch.Generator().manual_seed(seed),
             **of_workers,
         )
-        with torch.device("cpu"):  # the generator is there, whatever torch's default device
-            return iter(loader)
+        return OpenLoader(loader, places)
 
-    def look(
-        self,
-        dataset: Dataset[Any],
-        places: list[list[int]],
-        ask: Callable[[list[Any]], _T],
-        *,
-        seed: int,
-    ) -> Iterator[_T]:
-        """Read some examples, by one worker if there are any, and yield what `ask` makes of them.
 
-        Every random number drawn by the examples depends on the seed alone.
+class OpenLoader:
+    """A loader that reads any places, again and again, with the same workers.
+
+    Starting workers can take seconds, and a selection reads each shard twice.
+
+    Args:
+        loader: It reads what `places` names; with workers, they stay.
+        places: The batches to read next.
+    """
+
+    def __init__(self, loader: DataLoader[Any], places: _Places) -> None:
+        self._loader: DataLoader[Any] | None = loader
+        self._places, self._has_workers = places, loader.num_workers > 0
+
+    def read(self, places: Iterable[Places], ask: Ask | None = None) -> Iterator[Any]:
+        """Return the batches of the examples at given places; one reading at a time.
+
+        The generators are seeded before each batch. So the random numbers that its examples draw
+        are the same in each reading, whoever reads it.
 
         Args:
-            dataset: The examples.
-            places: The indices of each list that `ask` gets.
-            ask: A function of a list of examples, called where they are read; with workers that
-                are spawned it can be pickled.
-            seed: The seed.
+            places: The indices of each batch, and its seed.
+            ask: A function of a list of examples and the function that joins them, which is called
+                in place of the latter, where they are read; a function of a module.
         """
-        looking = Loading(
-            num_workers=min(1, self.num_workers),
-            collate_fn=ask,
-            worker_init_fn=_Seeded(self.worker_init_fn, seed),
-            multiprocessing_context=self.multiprocessing_context,
-            timeout=self.timeout,
-            batch_size=self.batch_size,
-        )
-        seed_everything(seed)
-        return looking.read(dataset, places, batch_size=max(map(len, places)), seed=seed)
+        assert self._loader is not None  # it is not closed
+        make = _Question if self._has_workers else _prepare
+        self._places.next = (make(indices, seed, ask) for indices, seed in places)
+        with torch.device("cpu"):  # the generator is there, whatever torch's default device
+            return iter(self._loader)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._loader = None  # its iterator, which nothing else holds, stops them
+
+
+class _Places:
+    """The batches that a loader reads next; workers that stay cannot be given another sampler."""
+
+    next: Iterable[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.next)
+
+
+class _Question(list[int]):
+    """Places of a batch. A worker unpickles them just before it reads them, and is then prepared.
+
+    Without a worker, `_prepare` is called in its place.
+    """
+
+    def __init__(self, indices: list[int], seed: int, ask: Ask | None) -> None:
+        super().__init__(indices)
+        self._seed, self._ask = seed, ask
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _prepare, (list(self), self._seed, self._ask)
+
+
+_asked: Ask | None = None  # about the examples that this process reads next
+
+
+def _prepare(indices: list[int], seed: int, ask: Ask | None) -> list[int]:
+    global _asked
+    _asked = ask
+    seed_everything(seed)
+    return indices
 
 
 @dataclass(frozen=True)
-class _Seeded:
-    """Seeds a worker after it has been made ready."""
+class _Answer:
+    """Joins examples, or does what was asked for instead."""
 
-    ready: Callable[[int], object] | None
-    seed: int
+    joins: Collate
 
-    def __call__(self, worker: int) -> None:
-        if self.ready is not None:
-            self.ready(worker)
-        seed_everything(self.seed)
+    def __call__(self, examples: list[Any]) -> Any:
+        return self.joins(examples) if _asked is None else _asked(examples, self.joins)
 
 
 def joined(examples: list[Any]) -> Any:

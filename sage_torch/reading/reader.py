@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,11 @@ from sage_torch.gradients.batches import Batch
 from sage_torch.options import Collate, Options
 from sage_torch.reading.digest import digest
 from sage_torch.reading.labels import Labels
-from sage_torch.reading.loading import Loading
+from sage_torch.reading.loading import Ask, Loading, OpenLoader, Places
 from sage_torch.reading.shards import Shard
-from sage_torch.reading.user_state import seed_everything
 
 _ORDER_STREAM = 2**32  # keeps the reading order apart from the sampler's epochs, streams 0, 1, ...
 _CHUNK = 8_192
-_T = TypeVar("_T")
 # Readings that look for random items: of 5 examples, 3 each. A flip with probability 1/2 escapes
 # all of them once in 1,000 data sets.
 _LOOKED_AT, _READINGS = 5, 16
@@ -90,6 +88,7 @@ class Reader:
         self.device, self._options = device, options
         self.labels = Labels(options)
         loading = Loading() if loading is None else loading
+        self._loader: OpenLoader | None = None
         self._loading = replace(
             loading,
             num_workers=options.num_workers,
@@ -127,17 +126,15 @@ class Reader:
             ValueError: The data set's length changed, or the collate function dropped examples.
         """
         options = self._options
-        seed = (options.seed + shard.number) % 2**63
         order = SeededOrder(shard, options.seed, begin=begin)
-        seed_everything(seed)  # both passes see the same draws of a random transform
-        reading = self._loading.read(
-            self._read,
-            BatchSampler(order, options.batch_size, drop_last=False),
-            batch_size=options.batch_size,
-            seed=seed,
+        # A batch has the seed of its place: both passes see the same draws of random transforms.
+        seed = options.seed + shard.start + begin
+        places = (
+            (of_batch, (seed + number * options.batch_size) % 2**63)
+            for number, of_batch in enumerate(BatchSampler(order, options.batch_size, False))
         )
         start = begin
-        for batch in self._noticing_lost_examples(reading):
+        for batch in self._reading(places):
             n = min(options.batch_size, len(shard) - start)
             check_count(batch, n, takes_any=takes_any(options))
             indices = order.indices(start, n)
@@ -145,18 +142,28 @@ class Reader:
             start += n
         self._check_length()
 
+    def close(self) -> None:
+        """Stop the workers, if there are any; a later reading starts others."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
     def probe(self, indices: NDArray[np.int64]) -> Batch | None:
         """Return some examples as a batch on the device; None if two readings of them differ."""
-        seed, places = self._options.seed, indices.tolist()
-        ask = _Probing(self._loading.joins, seed)
-        found = self._loading.look(self._read, [places, places], ask, seed=seed)
-        (first, batch), (second, _) = self._noticing_lost_examples(found)
+        places = (indices.tolist(), self._options.seed)
+        ((first, batch),) = self._reading([places], _digest_and_batch)
+        (second,) = self._reading([places], _digest)
         return batches.to_device(batch, self.device) if first == second else None
 
-    def _noticing_lost_examples(self, reading: Iterator[_T]) -> Iterator[_T]:
+    def _reading(self, places: Iterable[Places], ask: Ask | None = None) -> Iterator[Any]:
         self._check_length()
+        if self._loader is None:
+            options = self._options
+            self._loader = self._loading.open(
+                self._read, batch_size=options.batch_size, seed=options.seed
+            )
         try:
-            yield from reading
+            yield from self._loader.read(places, ask)
         except (IndexError, KeyError):
             self._check_length()
             raise
@@ -174,12 +181,12 @@ class Reader:
         """Warn if reading some examples several times gives different inputs.
 
         Cost:
-            16 readings, by a worker if there are any; fewer where the examples are random.
+            16 readings, by the workers if there are any; fewer where the examples are random.
         """
         count = min(_LOOKED_AT, self.total)
-        places = [[number * self.total // count] * (_READINGS // count) for number in range(count)]
-        found = self._loading.look(self._read, places, differ, seed=self._options.seed)
-        if any(self._noticing_lost_examples(found)):
+        looked_at = [(i * self.total // count, self._options.seed + i) for i in range(count)]
+        places = [([place] * (_READINGS // count), seed % 2**63) for place, seed in looked_at]
+        if any(self._reading(places, _differ)):
             warn(
                 "reading an example again gave different inputs: scores will be those of one "
                 "random view of each example; pass score_dataset=, the same examples without "
@@ -214,22 +221,17 @@ def check_count(batch: Batch, n: int, *, takes_any: bool) -> None:
         )
 
 
-def differ(examples: list[Any]) -> bool:
+def _differ(examples: list[Any], joins: Collate) -> bool:
     """Return whether readings of one example differ."""
     return not all(batches.same_item(examples[0], other) for other in examples[1:])
 
 
-class _Probing:
-    """Gives a digest of examples, and at first their batch; then seeds the next reading."""
+def _digest_and_batch(examples: list[Any], joins: Collate) -> tuple[str, Batch]:
+    return digest(examples), joins(examples)
 
-    def __init__(self, joins: Collate, seed: int) -> None:
-        self._joins, self._seed, self._is_first = joins, seed, True
 
-    def __call__(self, examples: list[Any]) -> tuple[str, Batch | None]:
-        found = digest(examples), self._joins(examples) if self._is_first else None
-        self._is_first = False
-        seed_everything(self._seed)
-        return found
+def _digest(examples: list[Any], joins: Collate) -> str:
+    return digest(examples)
 
 
 @contextmanager

@@ -51,7 +51,6 @@ def network() -> nn.Module:
 
 def make(model: nn.Module, **options: Any) -> SageSampler:
     given: Any = {"keep": 101, "loss": loss, "progress": False, "warmup_epochs": 1, **options}
-    given = {"num_workers": 0} | given  # else each shard and pass would start workers: seconds each
     return SageSampler(model, **given)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,7 +156,7 @@ def test_no_more_is_read_ahead_than_by_the_loader(
     taken = loading.Loading(num_workers=2, prefetch_factor=5, timeout=7, batch_size=6)
     monkeypatch.setattr(loading, "DataLoader", seen)
     with pytest.raises(Seen) as caught:
-        taken.read(blobs, [], batch_size=batch_size, seed=0)
+        taken.open(blobs, batch_size=batch_size, seed=0)
     options = caught.value.args[0]
     assert (options["prefetch_factor"], options["timeout"]) == (ahead, timeout)
 
@@ -194,10 +197,10 @@ def test_a_rare_change_is_noticed_often(network: nn.Module) -> None:
     warned = 0
     for seed in range(20):
         data = Sometimes(DRAWS["torch"], share=0.1)
-        reader = loading.Loading().look(
-            data, [[i] * 3 for i in range(5)], lambda part: part, seed=seed
-        )
-        warned += any(not part[0][0].equal(other[0]) for part in reader for other in part)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            select_subset(network, data, 0.5, seed=seed)
+        warned += any("score_dataset=" in str(warning.message) for warning in caught)
     assert warned > 10
 
 
@@ -214,6 +217,59 @@ def test_a_worker_looks_for_it(network: nn.Module) -> None:
         with pytest.warns(UserWarning, match="score_dataset="):
             select_subset(network, data, 0.5, num_workers=num_workers)
         assert data.readings == 0
+
+
+class Noted:
+    """A `worker_init_fn` that notes each worker that starts, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, worker: int) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{worker}\n")
+
+
+def test_workers_start_once_for_all_shards_and_passes(
+    network: nn.Module, blobs: TensorDataset, tmp_path: Path
+) -> None:
+    before = set(multiprocessing.active_children())
+    notes = tmp_path / "started"
+    sampler = SageSampler(network, keep=0.5, shards=5)
+    loader = DataLoader(blobs, 9, sampler=sampler, num_workers=2, worker_init_fn=Noted(notes))
+    sampler.select()
+    assert len(loader) == 5
+    assert sorted(notes.read_text().split()) == ["0", "1"]
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_workers_stop_after_an_error(network: nn.Module, blobs: TensorDataset) -> None:
+    before = set(multiprocessing.active_children())
+    calls = itertools.count()
+
+    def fails(batch: Any) -> Tensor:
+        if next(calls) == 4:
+            raise OSError("no more")
+        return batch[0]
+
+    with pytest.raises(OSError, match="no more"):
+        select_subset(
+            network, blobs, 0.5, gradients=fails, num_workers=2, batch_size=9, progress=False
+        )
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_random_view_is_that_of_its_batch_whoever_reads_it(name: str, network: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="score_dataset="):
+        found = [
+            select_subset(
+                network, Sometimes(DRAWS[name]), 0.5, shards=3, batch_size=8, num_workers=count
+            )
+            for count in (0, 1, 2)
+        ]
+    for other in found[1:]:
+        assert np.array_equal(other.scores, found[0].scores)
 
 
 VIEWS: list[Callable[[SageSampler, DataLoader[Any]], object]] = [
