@@ -28,8 +28,12 @@ from sage_torch import SageSampler
 RANKS, BATCH, EPOCHS = 2, 16, 3
 WORKERS: dict[str, dict[str, Any]] = {
     "here": {},
-    "workers": {"num_workers": 2},
-    "persistent workers": {"num_workers": 2, "persistent_workers": True},
+    "workers": {"num_workers": 2, "multiprocessing_context": "fork"},
+    "persistent workers": {
+        "num_workers": 2,
+        "multiprocessing_context": "fork",
+        "persistent_workers": True,
+    },
 }
 Found = list[dict[str, Any]]
 
