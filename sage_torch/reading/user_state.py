@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sage_torch.gradients.exchange import is_plain, same_bits
+from sage_torch.gradients.modes import modes_left
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # of a parameter
@@ -34,7 +35,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     steps = _steps(model)
     try:
         model.eval()
-        with torch.inference_mode(False), torch.enable_grad():
+        with modes_left(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         try:

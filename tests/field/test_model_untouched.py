@@ -6,13 +6,16 @@ import random
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import _GeneratorContextManager
 from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from model_state import bits
+from process_state import process_state
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, handle_torch_function
 from zoo import ZOO, Case
 
 from sage_torch import select_subset
@@ -154,6 +157,29 @@ def test_zoo(case: Case, number: int) -> None:
     assert interrupted.calls == interrupted.at
     assert state_of(inner) == before
     assert train(model, case, batch) == train(twin, case, batch)
+
+
+class InterruptsOfModes(Interrupts):
+    """Raises KeyboardInterrupt as the n-th mode of torch is about to be left or entered again."""
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        code, caller = frame.f_code, frame.f_back
+        is_exit = code is _GeneratorContextManager.__exit__.__code__ and caller is not None
+        is_pause = is_exit and caller.f_code is handle_torch_function.__code__  # type: ignore[union-attr]
+        if is_pause or code is TorchFunctionMode.__exit__.__code__:
+            super()._count(frame, event, argument)
+
+
+@pytest.mark.parametrize("at", [*range(1, 7), 10, 20])
+@pytest.mark.parametrize("name", ["linear", "attention"])
+def test_no_mode_stays(name: str, at: int) -> None:
+    case = next(case for case in CASES if name in case.name)
+    model, batch = case.make()
+    before = process_state()
+    with InterruptsOfModes(at) as interrupted:
+        attempt(lambda: select(model, case, batch, "projected", float("inf")))
+    assert interrupted.calls == at
+    assert process_state() == before
 
 
 def test_a_difference_would_be_seen() -> None:

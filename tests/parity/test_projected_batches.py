@@ -181,3 +181,28 @@ def test_anomaly_mode() -> None:
     with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
         warnings.simplefilter("ignore")
         assert_rows(ProjectedGradients(model, 4, fallback=False)(batch), expected)
+
+
+class Kinked(nn.Module):
+    """Examples of zeros lie at the kinks of a ReLU, where more examples fall on another side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        nn.init.zeros_(self.first.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounding = 1e-30 if len(x) > 1 else 0.0
+        result: Tensor = self.last((self.first(x) + rounding).relu())
+        return result
+
+
+@pytest.mark.parametrize(("zeros", "is_right"), [([0], True), ([4], True), ([0, 4], False)])
+def test_one_example_at_a_kink_is_no_fault(zeros: list[int], is_right: bool) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(12, 4)
+    inputs[zeros] = 0.0
+    gradients = ProjectedGradients(Kinked(), 10**6)
+    gradients((inputs, torch.arange(12) % 3))
+    are_left = any("fallback" in how for how in gradients.handling.values())
+    assert are_left != is_right

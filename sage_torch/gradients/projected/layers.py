@@ -34,6 +34,7 @@ from sage_torch.gradients.projected.norms import (
     rms_norm,
 )
 from sage_torch.gradients.projected.recorder import Call, Rule
+from sage_torch.gradients.projected.rowwise import RowwiseTarget
 from sage_torch.gradients.projected.uses import Layout
 
 __all__ = ["RULES"]
@@ -43,32 +44,39 @@ def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None
     """`y = x W^T + b`: `dW = sum_t dy_t ⊗ x_t`."""
     if weight.ndim != 2:
         return by_vmap(call, input, weight, bias)
-    return _product(call, input, call.target(weight), call.target(bias), is_transposed=False)
+    return _product(call, input, call.weight(weight), call.target(bias), is_transposed=False)
 
 
 def addmm(call: Call, bias: Tensor, input: Tensor, weight: Tensor, **scales: Any) -> Tensor:
     """`y = b + x W` (Hugging Face's Conv1D): `dW = sum_t x_t ⊗ dy_t`."""
     if scales or call.target(input) is not None:
         return by_vmap(call, bias, input, weight, **scales)
-    return _product(call, input, call.target(weight), call.target(bias), is_transposed=True)
+    return _product(call, input, call.weight(weight), call.target(bias), is_transposed=True)
 
 
 def matmul(call: Call, input: Tensor, weight: Tensor) -> Tensor:
     """`y = x W`: `dW = sum_t x_t ⊗ dy_t`."""
-    target = call.target(weight)
+    target = call.weight(weight)
     if target is None or call.target(input) is not None or weight.ndim != 2 or input.ndim < 2:
         return by_vmap(call, input, weight)
     return _product(call, input, target, None, is_transposed=True)
 
 
 def _product(
-    call: Call, input: Tensor, weight: Target | None, bias: Target | None, *, is_transposed: bool
+    call: Call,
+    input: Tensor,
+    weight: Target | RowwiseTarget | None,
+    bias: Target | None,
+    *,
+    is_transposed: bool,
 ) -> Tensor:
-    kept = None
+    kept = whole = None
     if weight is not None:
         side = weight.left if is_transposed else weight.right
         with call.keeping():
             kept = call.count(side(call.positions(input)))  # (n, T, I) -> (n, T, w)
+            if isinstance(weight, RowwiseTarget):
+                whole = call.count(call.positions(input.detach()))
 
     def on_gradient(gradient: Tensor) -> None:
         delta = call.positions(gradient)  # (n, T, O)
@@ -78,6 +86,10 @@ def _product(
             else:
                 left, right = weight.left(delta), kept
             weight.add_projected(left.mT @ right)  # (n, w, T) @ (n, T, w)
+        if isinstance(weight, RowwiseTarget) and whole is not None:
+            rows, columns = (whole, delta) if is_transposed else (delta, whole)
+            dots = [(rows * (columns @ each.T)).sum(1) for each in weight.directions]
+            weight.add_dots(dots)
         if bias is not None:
             add_whole(bias, delta.sum(1))
 
@@ -95,7 +107,7 @@ def convolution(
     groups: int = 1,
 ) -> Tensor:
     """Conv1d/2d/3d; the right factors are patches of the input, projected by a convolution."""
-    target, of_bias = call.target(weight), call.target(bias)
+    target, of_bias = call.weight(weight), call.target(bias)
     layout = _layout_of(call, input, weight)
     convolve = _CONVOLUTIONS[weight.ndim - 3]
     kernel_shape = weight.shape[1:]
@@ -117,6 +129,7 @@ def convolution(
         positions = output[0, 0].numel()
         # Patches of an unprojected short side can be larger than the input; then the input is kept.
         is_shorter = groups * target.right.width * positions <= input[0].numel()
+        is_shorter &= not isinstance(target, RowwiseTarget)
         with call.keeping():
             kept = call.count(patches(input) if is_shorter else input.detach())
 
@@ -126,6 +139,11 @@ def convolution(
             right = kept if is_shorter else patches(kept)
             block = _outer_products(target, _left_factor(target, delta, groups), right)
             target.add_projected(layout.sum(block, call.n))
+        if isinstance(target, RowwiseTarget) and kept is not None:
+            options = (None, stride, padding, dilation, groups)
+            outputs = (convolve(kept.float(), each, *options) for each in target.directions)
+            dots = [layout.sum((delta * y.flatten(2)).sum(2), call.n) for y in outputs]
+            target.add_dots(dots)
         if of_bias is not None:
             add_whole(of_bias, layout.sum(delta.sum(2), call.n))
 
@@ -210,14 +228,14 @@ def _layout_of(call: Call, input: Tensor, weight: Tensor) -> Layout:
     return layout
 
 
-def _left_factor(target: Target, values: Tensor, groups: int) -> Tensor:
+def _left_factor(target: Target | RowwiseTarget, values: Tensor, groups: int) -> Tensor:
     """Project channels, (N, C, T) -> (N, w, T); several groups are projected at the end."""
     if groups > 1 or target.left.is_identity:
         return values
     return target.left.matrix(values.device) @ values
 
 
-def _outer_products(target: Target, left: Tensor, right: Tensor) -> Tensor:
+def _outer_products(target: Target | RowwiseTarget, left: Tensor, right: Tensor) -> Tensor:
     """Sum outer products over positions, (N, C or w, T) and (N, G, w, T) -> (N, w, w)."""
     groups = right.shape[1]
     if groups == 1:

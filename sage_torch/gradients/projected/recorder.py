@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from sage_torch.gradients.chunks import is_out_of_memory
+from sage_torch.gradients.modes import full_precision, outside_the_model
 from sage_torch.gradients.projected.columns import DerivedTarget, ParameterTarget, Target
 from sage_torch.gradients.projected.maps import Block
-from sage_torch.gradients.projected.uses import Function, ParameterFunctions, Use, tensors_in
+from sage_torch.gradients.projected.rowwise import KnownRows, RowwiseTarget
+from sage_torch.gradients.projected.uses import (
+    Function,
+    ParameterFunctions,
+    Use,
+    name_of,
+    tensors_in,
+)
 
 __all__ = ["Call", "Recorder", "Rule", "UnsupportedUseError", "Uses"]
 
@@ -33,6 +41,7 @@ Uses = Mapping[tuple[Function, tuple[str, ...]], Sequence[Use]]
 # A tensor made of parameters (a slice, a normalised weight) gets exact gradients, one of its own
 # size per example, up to this many entries.
 _LARGEST_DERIVED = 2**20
+_SMALLEST_BY_ROWS = 2**14  # exact gradients of a smaller tensor are cheap
 
 
 class UnsupportedUseError(Exception):
@@ -69,6 +78,7 @@ class Recorder(ParameterFunctions):
         uses: The uses seen by the observer.
         rules: The rule of each function.
         other: The rule of all other functions.
+        known: What is known of tensors that are made of parameters row by row.
     """
 
     def __init__(
@@ -78,13 +88,19 @@ class Recorder(ParameterFunctions):
         uses: Uses,
         rules: Mapping[Function, Rule],
         other: Rule,
+        known: KnownRows,
     ) -> None:
         super().__init__()
         self.n = len(rows)
         self.kept_bytes = 0
+        # Memory that does not grow with the number of examples: that of tensors made of parameters.
+        self.constants: set[int] = set()
+        self.is_deriving = False  # whether such a tensor is being made
         # False during the forward pass, where a model may run backward passes of its own.
         self.is_backward = False
         self._uses, self._rules, self._other = uses, rules, other
+        self._known = known
+        self._held: set[int] = set()  # tensors made of parameters, whose gradients are held
         self._seen: Counter[tuple[Function, tuple[str, ...]]] = Counter()
         self._targets: dict[int, Target] = {}
         self._names: dict[int, tuple[str, ...]] = {}
@@ -102,6 +118,27 @@ class Recorder(ParameterFunctions):
     def target(self, tensor: Tensor | None) -> Target | None:
         """Return the target for gradients of an argument; None if they are not needed."""
         return None if tensor is None else self._targets.get(id(tensor))
+
+    def hold(self, tensor: Tensor) -> bool:
+        """Note memory for exact gradients of a tensor made of parameters, or return False."""
+        if (
+            isinstance(self._targets.get(id(tensor)), DerivedTarget)
+            and id(tensor) not in self._held
+        ):
+            if tensor.numel() > _LARGEST_DERIVED:
+                return False
+            self._held.add(id(tensor))
+            self.kept_bytes += 3 * 4 * self.n * tensor.numel()  # exact gradients and copies
+        return True
+
+    def made_row_by_row(self, tensor: Tensor) -> RowwiseTarget | None:
+        """Return the target for outer products and dots, if the tensor is made row by row."""
+        target = self._targets.get(id(tensor))
+        if not isinstance(target, DerivedTarget) or tensor.numel() < _SMALLEST_BY_ROWS:
+            return None
+        with self._deriving(), outside_the_model(tensor.device):
+            rows = self._known.of(target, self._names[id(tensor)])
+        return None if rows is None else RowwiseTarget(rows, list(target.leaves.values()))
 
     def on_use(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make the call through its rule."""
@@ -175,7 +212,8 @@ class Recorder(ParameterFunctions):
                 leaves[self._recorded[id(tensor)][1]] = target
         values = _replace((*args, *kwargs.values()), self._with_graph)
         named = dict(zip(kwargs, values[len(args) :], strict=True))
-        result = function(*values[: len(args)], **named)
+        with self._deriving():
+            result = function(*values[: len(args)], **named)
         originals = {id(self._with_graph(tensor)): tensor for tensor in followed}
 
         def watch(tensor: Tensor) -> Tensor:
@@ -183,10 +221,8 @@ class Recorder(ParameterFunctions):
                 return originals[id(tensor)]
             if not tensor.requires_grad:
                 return tensor
-            if tensor.numel() > _LARGEST_DERIVED:
-                raise UnsupportedUseError(names, f"{function.__name__} makes a large tensor of it")
             shown = tensor.detach()
-            self.kept_bytes += 3 * 4 * self.n * tensor.numel()  # exact gradients and copies
+            self.constants.add(shown.untyped_storage().data_ptr())
             self._follow(shown, tensor, DerivedTarget(tensor, leaves), names)
             return shown
 
@@ -196,6 +232,14 @@ class Recorder(ParameterFunctions):
             )
         (watched,) = _replace((result,), watch)
         return watched
+
+    @contextmanager
+    def _deriving(self) -> Iterator[None]:
+        self.is_deriving = True
+        try:
+            yield
+        finally:
+            self.is_deriving = False
 
     def _with_graph(self, tensor: Tensor) -> Tensor:
         found = self._recorded.get(id(tensor))
@@ -229,13 +273,22 @@ class Call:
     ) -> None:
         assert use.output is not None  # otherwise no rule is called
         self.n, self.layout, self.names = recorder.n, use.output, use.names
-        self.target = recorder.target
         self.function = function
         self._recorder, self._args, self._kwargs = recorder, args, kwargs
         others = [t for t in tensors_in(args, kwargs) if recorder.target(t) is None]
         self.inputs = list(zip(others, use.inputs, strict=True))
         if any(tensor.is_complex() for tensor in others):
             self.refuse("it meets complex numbers")
+
+    def target(self, tensor: Tensor | None) -> Target | None:
+        """Return the target for gradients of an argument; None if they are not needed."""
+        if tensor is not None and not self._recorder.hold(tensor):
+            self.refuse(f"{name_of(self.function)} takes a large tensor that is made of it")
+        return self._recorder.target(tensor)
+
+    def weight(self, tensor: Tensor) -> Target | RowwiseTarget | None:
+        """Return `target`, or one that takes outer products and dots of rows."""
+        return self._recorder.made_row_by_row(tensor) or self.target(tensor)
 
     def run(self) -> Tensor:
         """Call the function and return its result."""
@@ -260,7 +313,7 @@ class Call:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Compute values to keep for the backward pass: without a graph, in full precision."""
-        with torch.no_grad(), _full_precision(self.inputs[0][0].device):
+        with torch.no_grad(), full_precision(self.inputs[0][0].device):
             yield
 
     def will_hold(self, entries: int) -> None:
@@ -326,22 +379,6 @@ def refusing(names: tuple[str, ...]) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise UnsupportedUseError(names, str(error)) from error
-
-
-@contextmanager
-def outside_the_model(device: torch.device) -> Iterator[None]:
-    """Compute without modes, without a graph and in full precision."""
-    with torch._C.DisableTorchFunction(), torch.no_grad(), _full_precision(device):
-        yield
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    with ExitStack() as stack:
-        for kind in {"cpu", device.type}:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def _replace(values: Sequence[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sage_torch.gradients.modes import modes_left
+
 __all__ = [
     "Layout",
     "Observer",
@@ -146,9 +148,28 @@ class ParameterFunctions(TorchFunctionMode):
         if not found or func in _CUTS_GRADIENTS:
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            with self, self._positions_first():
+            with modes_left(self), self._positions_first():
                 return _attention(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and self._has_learned_bias(*args, **kwargs):
+            with modes_left(self):
+                return _biased_attention(*args, **kwargs)
         return self.on_use(func, args, kwargs)
+
+    def _has_learned_bias(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> bool:
+        """Return whether attention takes parameters as a bias, such as one by relative position."""
+        if attn_mask is None or not attn_mask.is_floating_point():
+            return False
+        return self.is_of_interest(attn_mask) and not (dropout_p or is_causal or enable_gqa)
 
     @contextmanager
     def _positions_first(self) -> Iterator[None]:
@@ -257,6 +278,16 @@ def _without_override(function: types.FunctionType) -> Function:
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def _biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, *_: Any, **options: Any
+) -> Tensor:
+    """`scaled_dot_product_attention` in parts, of which a mode sees the sum with the bias."""
+    scale = options.get("scale")
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    mixed: Tensor = (scaled @ key.mT + attn_mask).softmax(-1) @ value
+    return mixed
 
 
 _attention = _without_override(F.multi_head_attention_forward)  # type: ignore[arg-type]

@@ -13,10 +13,12 @@ from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.exchange import exchanged
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
+from sage_torch.gradients.modes import modes_left
 from sage_torch.gradients.projected.elementwise import by_vmap
 from sage_torch.gradients.projected.layers import RULES
 from sage_torch.gradients.projected.maps import Block
 from sage_torch.gradients.projected.recorder import Recorder, Uses
+from sage_torch.gradients.projected.rowwise import KnownRows
 from sage_torch.gradients.projected.uses import Observer, backward
 
 __all__ = ["WatchedModel"]
@@ -32,6 +34,7 @@ class WatchedModel:
     def __init__(self, losses: ExampleLoss) -> None:
         self._losses = losses
         self.dtypes: set[torch.dtype] = set()  # those of the model's results, once observed
+        self._known = KnownRows()
         self._saved: _SavedBytes | None = None  # counts bytes in the forward pass, if set
 
     def observe(self, some: Batch, blocks: Sequence[Block]) -> Uses:
@@ -55,7 +58,7 @@ class WatchedModel:
                 }
                 observer = Observer(names, observer)
                 state = {**parameters, **self._losses.copied_buffers()}
-                with exchanged(self._losses, state), observer:
+                with exchanged(self._losses, state), modes_left(observer):
                     self._losses(part)
         assert observer is not None  # there are two rounds
         self.dtypes |= observer.dtypes
@@ -93,11 +96,12 @@ class WatchedModel:
             batch = batches.map_tensors(ordinary(batch), lambda t: own_leaf(t).clone())
             chosen = self._losses.named(_names(blocks))
             followed = [(parameters[id(p)], b) for p, b in zip(chosen, blocks, strict=True)]
-            recorder = Recorder(followed, rows, uses, RULES, by_vmap)
+            recorder = Recorder(followed, rows, uses, RULES, by_vmap, self._known)
             if self._saved is not None:
                 self._saved.ignore(parameters.values())
+                self._saved.recorder = recorder
             state = {**parameters, **self._losses.copied_buffers()}
-            with exchanged(self._losses, state), recorder:
+            with exchanged(self._losses, state), modes_left(recorder):
                 losses = self._forward_and_backward(batch, recorder)
         self._losses.check(losses, batch)
         return recorder
@@ -127,6 +131,7 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, losses: ExampleLoss) -> None:
         self.bytes = 0
+        self.recorder: Recorder | None = None
         self._known: set[int] = set()
         self.ignore(losses.parameters())
         super().__init__(self._count, lambda tensor: tensor)
@@ -137,6 +142,10 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        if self.recorder is not None:
+            self._known |= self.recorder.constants
+            if self.recorder.is_deriving:
+                self._known.add(storage.data_ptr())
         if storage.data_ptr() not in self._known:
             self._known.add(storage.data_ptr())
             self.bytes += storage.nbytes()
