@@ -43,8 +43,8 @@ wheel: $(VENV)/built ## Build the wheel for Python 3.10 and later, any torch fro
 	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --quiet --release --zig --compatibility manylinux_2_17 --out dist
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
-	$(PIP) 'opacus>=1.5'
-	for script in sketch rates selection memory indices gradients determinism; do \
+	$(PIP) 'opacus>=1.5' 'timm>=1.0'
+	for script in sketch rates selection memory indices gradients derived_weights determinism; do \
 		$(BIN)/python -m benchmarks.speed.$$script || exit; done
 	for script in subset compression gate_power; do \
 		$(BIN)/python -m benchmarks.quality.$$script || exit; done

@@ -17,6 +17,7 @@ from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
     calls,
+    derived_weights,
     determinism,
     gradients,
     indices,
@@ -48,6 +49,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     tasks.section,
     compression.section,
     gradients.section,
+    derived_weights.section,
     sketch.section,
     rates.section,
     memory.section,

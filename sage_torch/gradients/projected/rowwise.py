@@ -81,7 +81,7 @@ class RowwiseTarget:
         if len(rows.vectors):
             lengths = torch.einsum("nqo,rqo->nro", dots, rows.mix)
             left = self._main.left.matrix(dots.device)  # (w, O)
-            pairs = (left.T[:, :, None] * rows.vectors[:, :, None, :]).flatten(0, 1)
+            pairs = (left.T.contiguous()[:, :, None] * rows.vectors[:, :, None, :]).flatten(0, 1)
             added = lengths.flatten(1) @ pairs.flatten(1)  # (n, r O) @ (r O, w w')
             self._main.add_projected(added.view(n, *pairs.shape[1:]))
         for number, mix in rows.others.items():
