@@ -17,7 +17,7 @@ from sage_torch.gradients.chunks import is_out_of_memory
 from sage_torch.gradients.exchange import exchanged, is_plain
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 
-__all__ = ["FirstBatch", "refuse_if_examples_interact", "refuse_zeros", "tolerance_of"]
+__all__ = ["FirstBatch", "all_zero", "refuse_if_examples_interact", "refuse_zeros", "tolerance_of"]
 
 # Relative distance between results in a batch and alone: rounding depends on the batch size, much
 # more so in low precision.
@@ -124,12 +124,20 @@ def refuse_zeros(rows: Tensor) -> None:
     Raises:
         ValueError: They are.
     """
-    if bool(rows.any()):
-        return
-    raise ValueError(
-        f"the gradients of all {len(rows)} examples of the first batch are zero, so that there is "
-        "nothing to choose by; the loss of each example must change with the chosen parameters: "
-        "look for a loss over the batch, labels that are all ignored, or a saturated model"
+    if not bool(rows.any()):
+        raise all_zero(f"{len(rows)} examples of the first batch")
+
+
+def all_zero(of: str) -> ValueError:
+    """Return the error for gradients that are all zero.
+
+    Args:
+        of: The examples.
+    """
+    return ValueError(
+        f"the gradients of all {of} are zero, so that there is nothing to choose by; the loss of "
+        "each example must change with the chosen parameters: look for a loss over the batch, "
+        "labels that are all ignored, or a saturated model"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
+from sage_torch.gradients.interaction import all_zero
 from sage_torch.gradients.outer import given_by, size_of
 from sage_torch.passes.growth import Growth
 from sage_torch.passes.job import Job
@@ -42,6 +43,7 @@ def sketch_pass(job: Job) -> Sketched:
         The sketch and the classes.
 
     Raises:
+        ValueError: All gradients are zero.
         SageError: A loss or gradient is not finite (names the example), or another rank failed.
 
     Cost:
@@ -64,6 +66,8 @@ def sketch_pass(job: Job) -> Sketched:
         job.ranks.together(lambda: tree.build(sketched))
     _share_classes(job, classes)
     sketch = joined(job, tree, classes)
+    if not sketch.squared_norm > 0:
+        raise all_zero(f"{job.reader.total} examples")
     order = classes.finish()
     if job.mode.is_streaming and not classes.are_classes:
         sketch = of_one_class(sketch)

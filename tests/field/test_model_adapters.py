@@ -132,3 +132,49 @@ def test_lora_in_a_language_model() -> None:
         parts = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
         expected.append(torch.cat(parts))
     assert_rows(rows, torch.stack(expected), 1e-4)
+
+
+class Int8(Tensor):
+    """A quantised weight without memory of its own, as those of torchao are."""
+
+    values: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls: type[Int8], values: Tensor, scale: Tensor) -> Int8:
+        made: Int8 = Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32)
+        made.values, made.scale = values, scale
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            x, weight, bias = args
+            return F.linear(x, weight.values.float() * weight.scale, bias)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values, args[0].scale)
+        raise NotImplementedError(f"{func} of a quantised weight")
+
+
+@pytest.mark.parametrize("kind", ["functional", "projected", "last_layer"])
+def test_a_frozen_weight_without_memory_of_its_own(kind: Any) -> None:
+    model = adapted()
+    whole = model.base.weight.detach()
+    scale = whole.abs().amax(1, keepdim=True) / 127
+    quantised = Int8((whole / scale).round().to(torch.int8), scale)
+    model.base.weight = nn.Parameter(quantised, requires_grad=False)
+    if kind == "last_layer":
+        model.head.requires_grad_()
+    inputs = vectors().tensors[0]
+    before = model(inputs).detach()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="vmap cannot differentiate")
+        found = select_subset(model, vectors(), 0.25, gradients=kind, progress=False)
+    assert len(found.indices) == N // 4
+    assert isinstance(model.base.weight, Int8)
+    assert torch.equal(model(inputs), before)

@@ -294,3 +294,26 @@ def test_nothing_is_compared_twice() -> None:
         gradients(vectors().tensors)
     assert len(calls) - first < first
     assert max(calls) <= 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("consensus", ["exact", "streaming", "one_pass"])
+def test_zeros_of_ones_own_gradients_are_an_error(consensus: Any, batch_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"all {N} examples are zero.*look"):
+        select_subset(
+            network(),
+            vectors(),
+            0.5,
+            gradients=lambda batch: torch.zeros(len(batch[1]), 9),
+            consensus=consensus,
+            batch_size=batch_size,
+            progress=False,
+        )
+
+
+def test_zeros_are_an_error_in_batches_of_one() -> None:
+    def detached(model: nn.Module, batch: Any) -> Tensor:
+        return by_class(model, batch) * 0.0
+
+    with pytest.raises(ValueError, match="zero"):
+        select_subset(network(), vectors(), 0.5, loss=detached, batch_size=1, progress=False)

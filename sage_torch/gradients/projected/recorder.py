@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sage_torch.gradients.chunks import is_out_of_memory
+from sage_torch.gradients.chunks import is_out_of_memory, memory_of
 from sage_torch.gradients.modes import full_precision, outside_the_model
 from sage_torch.gradients.projected.columns import DerivedTarget, ParameterTarget, Target
 from sage_torch.gradients.projected.maps import Block
@@ -222,7 +222,7 @@ class Recorder(ParameterFunctions):
             if not tensor.requires_grad:
                 return tensor
             shown = tensor.detach()
-            self.constants.add(shown.untyped_storage().data_ptr())
+            self.constants.add(memory_of(shown)[0])
             self._follow(shown, tensor, DerivedTarget(tensor, leaves), names)
             return shown
 

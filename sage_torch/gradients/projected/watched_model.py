@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
+from sage_torch.gradients.chunks import memory_of
 from sage_torch.gradients.exchange import exchanged
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
@@ -138,15 +139,15 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Do not count the memory of these tensors."""
-        self._known |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self._known |= {memory_of(tensor)[0] for tensor in tensors}
 
     def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        where, size = memory_of(tensor)
         if self.recorder is not None:
             self._known |= self.recorder.constants
             if self.recorder.is_deriving:
-                self._known.add(storage.data_ptr())
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
+                self._known.add(where)
+        if where not in self._known:
+            self._known.add(where)
+            self.bytes += size
         return tensor
