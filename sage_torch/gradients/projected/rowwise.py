@@ -135,8 +135,8 @@ def rows_of(target: DerivedTarget) -> Rows | None:
         None if the tensor is not made row by row, of few vectors, or in float32.
 
     Cost:
-        About ten backward passes through the functions that make the tensor, and 5 times its
-        memory in float64, for a moment.
+        About ten backward passes through the functions that make the tensor; for a moment, some 15
+        times its memory.
     """
     tensor, leaves = target.tensor, list(target.leaves)
     main = [i for i, leaf in enumerate(leaves) if leaf.shape == tensor.shape]
@@ -152,7 +152,7 @@ def rows_of(target: DerivedTarget) -> Rows | None:
     derivatives = _Derivatives(tensor, leaves, (height, width))
     try:
         return _found(derivatives, main[0], small, list(target.leaves.values())[main[0]].right)
-    except RuntimeError:  # a function without a second derivative
+    except (RuntimeError, TypeError):  # no second derivative, or a device without float64
         return None
 
 
@@ -190,27 +190,23 @@ def _found(derivatives: _Derivatives, main: int, small: list[int], right: SideMa
     probes = torch.linalg.qr(
         torch.randn(width, _PROBES, generator=generator, dtype=torch.float64, device="cpu")
     )[0].T.to(device)
-    pulled = torch.stack(
-        [
-            derivatives.back(probe.float().expand(height, width))[main].reshape(height, width)
-            for probe in probes
-        ]
-    ).double()  # (probes, O, I)
+    pulled = probes.new_empty(_PROBES, height, width)
+    for probe, into in zip(probes, pulled, strict=True):
+        into.copy_(derivatives.back(probe.float().expand(height, width))[main].view(height, width))
     scale = _scale_of(torch.einsum("jc,koc->ojk", probes, pulled))
-    rest = pulled - scale[:, None] * probes[:, None]
-    vectors = _orthonormal(rest, pulled.square().sum((0, 2)).sqrt())
+    lengths = torch.linalg.vector_norm(pulled, dim=(0, 2))
+    for probe, into in zip(probes, pulled, strict=True):  # what is left is made of few vectors
+        into.addr_(scale, probe, alpha=-1)
+    vectors = _orthonormal(pulled, lengths)
     if len(vectors) > _MOST:
         return None
-    del pulled, rest
+    del pulled
     made_of = [
         derivatives.forward(main, vector).double() - scale[:, None] * vector for vector in vectors
     ] + [derivatives.forward(i, torch.ones_like(derivatives.leaves[i])).double() for i in small]
     stacked = torch.stack(made_of) if made_of else probes.new_zeros((0, height, width))
-    lengths = stacked.norm(dim=2, keepdim=True)
-    directions = _orthonormal(
-        stacked / lengths.clamp_min(torch.finfo(torch.float64).tiny),
-        torch.ones_like(scale),
-    )
+    sizes = stacked.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    directions = _orthonormal(stacked / sizes, torch.ones_like(scale))
     mix = torch.einsum("soc,qoc->sqo", stacked, directions)
     rows = Rows(
         main=main,
@@ -245,7 +241,9 @@ def _orthonormal(rows: Tensor, lengths: Tensor) -> Tensor:
         rows: The vectors, float64.
         lengths: Tensor (O,); what is shorter than `_RELATIVE` of it is left out.
     """
-    values, mixes = torch.linalg.eigh(torch.einsum("joc,koc->ojk", rows, rows))
+    # On the CPU, where small matrices are quick.
+    values, mixes = torch.linalg.eigh(torch.einsum("joc,koc->ojk", rows, rows).cpu())
+    values, mixes = values.to(rows.device), mixes.to(rows.device)
     sizes = values.clamp_min(0).sqrt().flip(1)
     is_kept = sizes > _RELATIVE * lengths[:, None]
     most = int(is_kept.sum(1).max()) if rows.numel() else 0
