@@ -10,7 +10,7 @@ Reference: Choe et al., "What is your data worth to GPT?" (LoGra), arXiv 2405.13
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def convolution(
         assert target is not None  # otherwise nothing is projected
         grouped = values.float().unflatten(1, (groups, -1)).flatten(0, 1)
         if target.right.is_identity and can_unfold:  # cheaper than a convolution with the identity
-            found = F.unfold(grouped, kernel_shape[1:], dilation, padding, stride)
+            found = _unfolded(grouped, kernel_shape[1:], stride, padding, dilation)
             return found.view(-1, groups, *found.shape[1:])
         kernel = target.right.matrix(values.device).view(-1, *kernel_shape)
         projected: Tensor = convolve(grouped, kernel, None, stride, padding, dilation).flatten(2)
@@ -218,6 +218,30 @@ def embedding(
         target.add_projected(left.mT @ target.right(delta))  # (n, w, T) @ (n, T, w)
 
     return call.tap(call.run(), on_gradient)
+
+
+def _unfolded(images: Tensor, kernel: Sequence[int], *geometry: Any) -> Tensor:
+    """Return `F.unfold`, (N, I, H, W) -> (N, I kh kw, T), as one copy of a strided view.
+
+    Args:
+        images: The images.
+        kernel: Height and width.
+        geometry: Stride, padding and dilation, as numbers or pairs.
+    """
+    stride, padding, dilation = map(_both, geometry)
+    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0])).contiguous()
+    sizes, strides = [*padded.shape[:2], *kernel], [*padded.stride()[:2]]
+    strides += [padded.stride(2 + i) * dilation[i] for i in (0, 1)]
+    for i in (0, 1):
+        sizes.append((padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
+        strides.append(padded.stride(2 + i) * stride[i])
+    view = padded.as_strided(sizes, strides)
+    return view.reshape(len(images), -1, sizes[4] * sizes[5])
+
+
+def _both(value: Any) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
 
 
 def _layout_of(call: Call, input: Tensor, weight: Tensor) -> Layout:
