@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 
 
 def process_state() -> dict[str, object]:
@@ -17,6 +18,7 @@ def process_state() -> dict[str, object]:
         "torch seed": torch.initial_seed(),
         "numpy random": [repr(np.asarray(part).tolist()) for part in np.random.get_state()],  # noqa: NPY002
         "python random": random.getstate(),
+        "compiler": torch._dynamo.eval_frame._stance,
         "modes": torch._C._len_torch_function_stack(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),

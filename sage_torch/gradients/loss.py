@@ -231,9 +231,23 @@ def differentiable() -> Iterator[None]:
     Hooks and exchanged parameters would make torch recompile compiled parts of the model again and
     again, until it reaches its limit and stops compiling them.
     """
-    eager = torch.compiler.set_stance("force_eager")
-    with torch.inference_mode(False), torch.enable_grad(), eager:
-        yield
+    with torch.inference_mode(False), torch.enable_grad():
+        eager = None
+        try:
+            eager = torch.compiler.set_stance("force_eager")  # from here on
+            yield
+        finally:
+            if eager is not None:
+                _until_done(lambda: eager.__exit__(None, None, None))
+
+
+def _until_done(step: Callable[[], object]) -> None:
+    """Do what may be done twice, once more if Ctrl-C strikes in the middle of it."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise
 
 
 def ordinary(batch: Batch) -> Batch:

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-LONG = ("choosing_keep_l_draw", "noisy_labels")
+LONG = ("anatomy_of_a_sketch", "choosing_keep_l_draw", "noisy_labels")
 # What all notebooks import is no garbage, nor holds a loader: neither is looked for among it.
 FREEZE = (
     "import gc, matplotlib.pyplot, scipy.stats, sklearn.datasets, torch._dynamo, sage_torch.plots; "
@@ -39,7 +39,7 @@ def words(cell: Any) -> str:
 
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# The two longest train networks for most of a minute each.
+# These run for half a minute to a minute each.
 each_once_in_a_while = pytest.mark.parametrize(
     "path",
     [

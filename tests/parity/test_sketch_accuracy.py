@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 TOLERANCE = 1e-5
 EXPONENTS = [-12, -9, -5, -1, 0, 3, 8, 12]
 # (l, d): columns within one chunk of the products, and over several with a rest.
-SIZES = [(16, 300), (16, 4500), (64, 2100)]
+SIZES = [(16, 300), (16, 4500), pytest.param(64, 2100, marks=pytest.mark.slow)]
 SPECTRA = ["decaying", "flat", "low rank", "one large row"]
 MIXTURES = ["random", "growing", "shrinking", "by block", "within a row"]
 
