@@ -59,6 +59,7 @@ def small_and_whole() -> Selection:
     return small(None, collate_fn=collate, consensus="streaming")
 
 
+@pytest.mark.slow
 @settings(
     max_examples=250,
     deadline=None,
