@@ -16,6 +16,8 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
+from sage_torch.gradients.modes import until_done
+
 __all__ = ["Exchangeable", "Replacements", "exchanged", "is_plain", "same_bits"]
 
 # The method of Lightning Fabric's wrapper that adds a hook to its outputs.
@@ -66,11 +68,7 @@ def exchanged(module: nn.Module, replacements: Replacements) -> Iterator[None]:
                     part._modules[name] = child.module  # type: ignore[union-attr,assignment]
         yield
     finally:
-        try:
-            _put_back(changed, recurrent, of_fabric)
-        except BaseException:  # Ctrl-C in the middle of it
-            _put_back(changed, recurrent, of_fabric)
-            raise
+        until_done(lambda: _put_back(changed, recurrent, of_fabric))
 
 
 class Exchangeable:

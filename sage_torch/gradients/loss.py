@@ -17,6 +17,7 @@ from sage_torch._core import SageError
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.default_loss import DefaultLoss
 from sage_torch.gradients.exchange import Exchangeable, exchanged, is_plain
+from sage_torch.gradients.modes import until_done
 from sage_torch.gradients.supported import check_model
 
 # loss(model, batch) -> (n,) losses, one per example.
@@ -238,16 +239,7 @@ def differentiable() -> Iterator[None]:
             yield
         finally:
             if eager is not None:
-                _until_done(lambda: eager.__exit__(None, None, None))
-
-
-def _until_done(step: Callable[[], object]) -> None:
-    """Do what may be done twice, once more if Ctrl-C strikes in the middle of it."""
-    try:
-        step()
-    except BaseException:
-        step()
-        raise
+                until_done(lambda: eager.__exit__(None, None, None))
 
 
 def ordinary(batch: Batch) -> Batch:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["full_precision", "modes_left", "outside_the_model"]
+__all__ = ["full_precision", "modes_left", "outside_the_model", "until_done"]
 
 
 @contextmanager
@@ -47,3 +47,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def until_done(step: Callable[[], object]) -> None:
+    """Do what may be done twice, once more if Ctrl-C strikes in the middle of it."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise

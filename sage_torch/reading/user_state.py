@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sage_torch.gradients.exchange import is_plain, same_bits
-from sage_torch.gradients.modes import modes_left
+from sage_torch.gradients.modes import modes_left, until_done
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # of a parameter
@@ -38,11 +38,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         with modes_left(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        try:
-            _take(steps)
-        except BaseException:  # Ctrl-C in the middle of it
-            _take(steps)
-            raise
+        until_done(lambda: _take(steps))
 
 
 def seed_everything(seed: int) -> None:
