@@ -399,8 +399,10 @@ class BlockStream:
         margins: NDArray[np.float32],
         class_ids: NDArray[np.int32],
         indices: NDArray[np.int64],
+        *,
+        masses: NDArray[np.float32] | None = None,
     ) -> None:
-        """Add a batch: orthonormal rows (n, width), and n margins, class ids and indices.
+        """Add a batch: orthonormal rows (n, width), and n margins, class ids, indices and masses.
 
         Raises:
             ValueError: Sizes disagree, or a class gets more members than were announced.
@@ -538,6 +540,7 @@ def herding(
     quotas: NDArray[np.int64],
     *,
     trim: str | float | None,
+    masses: NDArray[np.float32] | None = None,
     block_size: int = 4096,
     seed: int = 0,
 ) -> NDArray[np.int64]:
@@ -545,10 +548,12 @@ def herding(
 
     Args:
         rows: float32 (N, l), sketched gradients in orthonormal coordinates, of any length.
-        margins: float32 (N,), in the weighted basis.
+        margins: float32 (N,), in the weighted basis; or whatever else the trim is to read.
         class_ids: int32 (N,) in [0, C).
         quotas: int64 (C,).
         trim: `"negative"`, a share in [0, 1) of each class, or None.
+        masses: float32 (N,), at least 0: how much each example counts in the mean that is followed,
+            as far as a subset of that size can follow it (`min(1, c w)`). None: all the same.
         block_size: Most rows herded together; larger classes are cut into seeded blocks.
         seed: Determines the blocks.
 
@@ -570,6 +575,7 @@ def herding_order(
     quotas: NDArray[np.int64],
     *,
     trim: str | float | None,
+    masses: NDArray[np.float32] | None = None,
     block_size: int = 512,
     seed: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -581,6 +587,7 @@ def herding_order(
         class_ids: int32 (N,).
         quotas: int64 (C,).
         trim: As in `herding`.
+        masses: As in `herding`, but followed as they are.
         block_size: Most rows in a block.
         seed: Determines the blocks.
 

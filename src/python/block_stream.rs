@@ -4,7 +4,7 @@ use numpy::{IntoPyArray, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::rules::{arrays, Indices, OrderArrays, TrimArgument, Weights};
+use super::rules::{arrays, examples, Indices, OrderArrays, TrimArgument, Weights};
 use super::threads::on_threads;
 use crate::rules::block_stream::{self, Work};
 use crate::rules::kernel::Examples;
@@ -37,6 +37,7 @@ impl BlockStream {
         Ok(Self { stream, width, is_whole_order: whole_order })
     }
 
+    #[pyo3(signature = (rows, margins, class_ids, indices, *, masses=None))]
     fn add(
         &mut self,
         py: Python<'_>,
@@ -44,9 +45,10 @@ impl BlockStream {
         margins: PyReadonlyArray1<'_, f32>,
         class_ids: PyReadonlyArray1<'_, i32>,
         indices: PyReadonlyArray1<'_, i64>,
+        masses: Option<PyReadonlyArray1<'_, f32>>,
     ) -> PyResult<()> {
         let examples =
-            Examples { rows: rows.as_slice()?, width: self.width, margins: margins.as_slice()? };
+            Examples { width: self.width, ..examples(&rows, &margins, masses.as_ref())? };
         let (ids, indices) = (class_ids.as_slice()?, indices.as_slice()?);
         let stream = &mut self.stream;
         on_threads(py, move || stream.add(examples, ids, indices))

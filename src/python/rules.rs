@@ -73,7 +73,7 @@ fn untrimmed<'py>(
 }
 
 #[pyfunction]
-#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=4096, seed=0))]
+#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, masses=None, block_size=4096, seed=0))]
 #[allow(clippy::too_many_arguments)]
 fn herding<'py>(
     py: Python<'py>,
@@ -82,17 +82,18 @@ fn herding<'py>(
     class_ids: PyReadonlyArray1<'py, i32>,
     quotas: Vec<u64>,
     trim: TrimArgument,
+    masses: Option<PyReadonlyArray1<'py, f32>>,
     block_size: usize,
     seed: u64,
 ) -> PyResult<Indices<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
+    let (examples, ids) = (examples(&rows, &margins, masses.as_ref())?, class_ids.as_slice()?);
     let work = move || blocks::select(examples, ids, &quotas, cut);
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
 #[pyfunction]
-#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, block_size=512, seed=0))]
+#[pyo3(signature = (rows, margins, class_ids, quotas, *, trim, masses=None, block_size=512, seed=0))]
 #[allow(clippy::too_many_arguments)]
 fn herding_order<'py>(
     py: Python<'py>,
@@ -101,11 +102,12 @@ fn herding_order<'py>(
     class_ids: PyReadonlyArray1<'py, i32>,
     quotas: Vec<u64>,
     trim: TrimArgument,
+    masses: Option<PyReadonlyArray1<'py, f32>>,
     block_size: usize,
     seed: u64,
 ) -> PyResult<OrderArrays<'py>> {
     let cut = Cut { trim: trim.0, block_size: block_size.max(1), seed };
-    let (examples, ids) = (examples(&rows, &margins)?, class_ids.as_slice()?);
+    let (examples, ids) = (examples(&rows, &margins, masses.as_ref())?, class_ids.as_slice()?);
     let order = on_threads(py, move || blocks::herding_order(examples, ids, &quotas, cut))?;
     Ok(arrays(py, order))
 }
@@ -124,7 +126,8 @@ fn represented<'py>(
     block_size: usize,
     seed: u64,
 ) -> PyResult<Weights<'py>> {
-    let examples = Examples { rows: rows.as_slice()?, width: rows.shape()[1], margins: &[] };
+    let examples =
+        Examples { rows: rows.as_slice()?, width: rows.shape()[1], margins: &[], masses: &[] };
     let (ids, left, chosen) = (class_ids.as_slice()?, untrimmed.as_slice()?, indices.as_slice()?);
     let work = move || {
         weights::weights_by_class(examples, ids, classes, left, chosen, block_size.max(1), seed)
@@ -132,12 +135,14 @@ fn represented<'py>(
     Ok(on_threads(py, work)?.into_pyarray(py))
 }
 
-fn examples<'a>(
+pub(super) fn examples<'a>(
     rows: &'a PyReadonlyArray2<'_, f32>,
     margins: &'a PyReadonlyArray1<'_, f32>,
+    masses: Option<&'a PyReadonlyArray1<'_, f32>>,
 ) -> PyResult<Examples<'a>> {
     let width = rows.shape()[1];
-    Ok(Examples { rows: rows.as_slice()?, width, margins: margins.as_slice()? })
+    let masses = masses.map_or(Ok(&[][..]), |masses| masses.as_slice())?;
+    Ok(Examples { rows: rows.as_slice()?, width, margins: margins.as_slice()?, masses })
 }
 
 #[pyfunction]

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::rules::blocks::{block_sizes, Order};
 use crate::rules::herding;
 use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
+use crate::rules::masses;
 use crate::rules::quotas::{class_quotas, Division};
 use crate::rules::trim::{untrimmed, Trim};
 use crate::rules::weights::weights;
@@ -40,6 +41,7 @@ struct OpenBlock {
     quotas: Vec<u64>,
     rows: Vec<f32>,
     margins: Vec<f32>,
+    masses: Vec<f32>, // empty where all count the same
     indices: Vec<i64>,
 }
 
@@ -49,6 +51,7 @@ struct FullBlock {
     quota: u64,
     rows: Vec<f32>,
     margins: Vec<f32>,
+    masses: Vec<f32>, // empty where all count the same
     indices: Vec<i64>,
 }
 
@@ -115,6 +118,7 @@ impl BlockStream {
                 indices.len()
             )));
         }
+        masses::check(examples.masses, n)?;
         self.check_room(class_ids)?;
         let mut full = Vec::new();
         for i in 0..n {
@@ -122,6 +126,7 @@ impl BlockStream {
             let open = &mut self.classes[class];
             open.rows.extend_from_slice(&examples.rows[i * self.width..][..self.width]);
             open.margins.push(examples.margins[i]);
+            open.masses.extend(examples.masses.get(i));
             open.indices.push(indices[i]);
             if Some(&(open.indices.len() as u64)) == open.sizes.last() {
                 open.sizes.pop();
@@ -130,6 +135,7 @@ impl BlockStream {
                     quota: open.quotas.pop().unwrap_or(0),
                     rows: std::mem::take(&mut open.rows),
                     margins: std::mem::take(&mut open.margins),
+                    masses: std::mem::take(&mut open.masses),
                     indices: std::mem::take(&mut open.indices),
                 });
             }
@@ -258,7 +264,7 @@ impl FullBlock {
         let mut by_index: Vec<usize> = (0..picks.len()).collect();
         by_index.sort_unstable_by_key(|pick| self.indices[picks[*pick] as usize]);
         let kept: Vec<u32> = by_index.iter().map(|pick| picks[*pick]).collect();
-        let block = Examples { rows: &self.rows, margins: &self.margins, width };
+        let block = self.examples(width);
         let mut counts = vec![0; picks.len()];
         for (pick, count) in by_index.into_iter().zip(weights(block, &kept, &dropped)) {
             counts[pick] = count;
@@ -266,8 +272,12 @@ impl FullBlock {
         counts
     }
 
+    fn examples(&self, width: usize) -> Examples<'_> {
+        Examples { rows: &self.rows, margins: &self.margins, masses: &self.masses, width }
+    }
+
     fn picks(&self, left: &[u32], width: usize, quota: usize) -> Vec<u32> {
-        let block = Examples { rows: &self.rows, margins: &self.margins, width };
+        let block = self.examples(width);
         let spread = left.len().div_ceil(BANDWIDTH_ROWS);
         let drawn: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
         herding::picks(block, left, bandwidth(&unit_rows(block, &drawn)), quota)
@@ -295,7 +305,7 @@ mod tests {
         let margins: Vec<f32> = (0..n).map(|i| (i as f32 * 0.1).sin()).collect();
         let class_ids: Vec<i32> = (0..n as i32).map(|i| i % 3).collect();
         let (counts, quotas) = ([167, 167, 166], [40, 3, 166]);
-        let examples = Examples { rows: &rows, width: 2, margins: &margins };
+        let examples = Examples { rows: &rows, width: 2, margins: &margins, masses: &[] };
         for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
             let cut = Cut { trim, block_size: 32, seed: 1 };
             let chosen = select(examples, &class_ids, &quotas, cut).unwrap();
@@ -307,6 +317,7 @@ mod tests {
                     rows: &rows[2 * start..2 * end],
                     width: 2,
                     margins: &margins[start..end],
+                    masses: &[],
                 };
                 let indices: Vec<i64> = (start as i64..end as i64).collect();
                 stream.add(batch, &class_ids[start..end], &indices).unwrap();
@@ -327,7 +338,7 @@ mod tests {
     fn a_stream_with_missing_or_surplus_members_is_refused() {
         let work = Work { trim: Trim::Nothing, is_whole_order: false, has_weights: true };
         let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
-        let one = Examples { rows: &[1.0], width: 1, margins: &[1.0] };
+        let one = Examples { rows: &[1.0], width: 1, margins: &[1.0], masses: &[] };
         stream.add(one, &[0], &[0]).unwrap();
         assert!(stream.finish().is_err());
         stream.add(one, &[0], &[1]).unwrap();

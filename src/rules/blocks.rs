@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::rules::herding::picks;
 use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
+use crate::rules::masses;
 use crate::rules::quotas::{class_quotas, Division};
 use crate::rules::trim::{untrimmed_by_class, Trim};
 use crate::seeded::draw::Permutation;
@@ -119,6 +120,7 @@ fn blocks(
             w = examples.width,
         )));
     }
+    masses::check(examples.masses, class_ids.len())?;
     let left = untrimmed_by_class(examples.margins, class_ids, quotas, cut.trim)?;
     let of_class = |(class, members): (usize, Vec<u32>)| {
         blocks_of(examples, class, &members, quotas[class], cut)
@@ -186,7 +188,7 @@ mod tests {
     #[test]
     fn picks_spread_over_a_circle() {
         let rows = circle(12);
-        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 12] };
+        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 12], masses: &[] };
         let chosen = select(examples, &[0; 12], &[4], CUT).unwrap();
         for pair in chosen.windows(2) {
             assert!(pair[1] - pair[0] >= 2, "{chosen:?}");
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn equal_rows_are_picked_in_order() {
         let rows = [1.0f32, 0.0].repeat(6);
-        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 6] };
+        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 6], masses: &[] };
         let chosen = select(examples, &[0; 6], &[3], CUT).unwrap();
         assert_eq!(chosen, [0, 1, 2]);
     }
@@ -207,7 +209,7 @@ mod tests {
         let rows = circle(n);
         let margins: Vec<f32> = (0..n).map(|i| if i % 5 == 0 { -1.0 } else { 1.0 }).collect();
         let class_ids: Vec<i32> = (0..n as i32).map(|i| i % 2 * 2).collect(); // class 1 is empty
-        let examples = Examples { rows: &rows, width: 2, margins: &margins };
+        let examples = Examples { rows: &rows, width: 2, margins: &margins, masses: &[] };
         let cut = Cut { trim: Trim::Negative, block_size: 16, seed: 3 };
         let of = herding_order(examples, &class_ids, &[10, 0, 0], cut).unwrap();
         assert_eq!(of.starts.len(), of.classes.len() + 1);

@@ -13,7 +13,8 @@ pub const BANDWIDTH_ROWS: usize = 512;
 /// Rows of the kernel computed at once.
 const PANEL: usize = 256;
 
-/// Sketched gradients in orthonormal coordinates, with their margins.
+/// What herding compares (sketched gradients in orthonormal coordinates, features), what the trim
+/// reads, and how much each example counts.
 #[derive(Debug, Clone, Copy)]
 pub struct Examples<'a> {
     /// (n, width), row-major.
@@ -22,6 +23,8 @@ pub struct Examples<'a> {
     pub width: usize,
     /// Margins (n), that the trim reads.
     pub margins: &'a [f32],
+    /// Masses (n) of the mean that herding follows; empty where all count the same.
+    pub masses: &'a [f32],
 }
 
 /// `ẑ_i` of some members, (n, width) in float64; a zero row stays zero.

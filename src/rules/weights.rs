@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn dropped_examples_count_for_the_nearest_direction() {
         let rows = [1.0f32, 0.0, 0.0, 1.0, 5.0, 1.0, 0.1, 0.3, 1.0, 1.0, 0.0, 0.0];
-        let examples = Examples { rows: &rows, width: 2, margins: &[] };
+        let examples = Examples { rows: &rows, width: 2, margins: &[], masses: &[] };
         // 2 is near 0, 3 near 1; 4 and the zero row are equally near to both: the lower place.
         assert_eq!(weights(examples, &[0, 1], &[2, 3, 4, 5]), [4, 2]);
         let of = |ids: &[i32], left: &[i64], chosen: &[i64], size| {
