@@ -35,5 +35,6 @@ def mixed_task() -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    correct = np.random.default_rng(0).random((4, len(labels))) < 0.6
-    return Task(model, images, labels, QUOTAS, 0, correct)
+    seen = np.random.default_rng(0).normal(size=(4, len(labels), 3)).astype(np.float32)
+    seen[0, ::50] = np.nan  # left out of the first epoch
+    return Task(model, images, labels, QUOTAS, 0, seen)

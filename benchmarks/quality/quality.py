@@ -6,6 +6,7 @@ seed; the time for warm-up and selection is charged to it. One JSON line a run g
 at will. `benchmarks/results/page.py` makes tables and pictures of it.
 
     python -m benchmarks.quality.quality --data-root DIR          # the grid that RESULTS.md shows
+    python -m benchmarks.quality.quality --data-root DIR --data trec,subj,sst-2,digits
     python -m benchmarks.quality.quality --data digits --seeds 2 --keep 0.25 --rules "random;sage"
     python -m benchmarks.quality.quality --data-root DIR --split validation --first-seed 100
 
@@ -29,12 +30,13 @@ import torch
 import typer
 from tqdm import tqdm
 
+from benchmarks.quality.recipes import RECIPES, recipe
 from benchmarks.quality.rivals import ALL_RULES, FULL, Contest
 from benchmarks.quality.trials import BATCH, DEVICE, Condition, problem
 from benchmarks.record import RESULTS, environment
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
 
-STEPS, EPOCHS = 800, 12
+EPOCHS = 12
 # The required core, best first: (fixed or dynamic rules, keep).
 FIXED_RULES = ("random", "sage", "agreement", "ccs on el2n", "el2n", "craig", "gradmatch")
 DYNAMIC_RULES = ("rotate", "rs2")
@@ -63,12 +65,14 @@ class Cell:
     def steps(self, examples: int, first: int) -> int:
         """Return the steps of a run: epochs of so many examples, but the first of so many."""
         if self.protocol == "steps":
-            return STEPS
+            return recipe(self.condition.data).steps
         return max(1, first // BATCH) + (EPOCHS - 1) * max(1, examples // BATCH)
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Data sets, with commas.")] = "fashion-mnist,cifar-10",
+    data: Annotated[
+        str, typer.Option(help="With commas, of: " + ", ".join(RECIPES))
+    ] = "fashion-mnist,cifar-10",
     data_root: Annotated[
         Path | None, typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with the data sets.")
     ] = None,
@@ -77,11 +81,12 @@ def main(
     ] = ";".join((*FIXED_RULES, *DYNAMIC_RULES, FULL)),
     keep: Annotated[str, typer.Option(help="Shares, with commas.")] = ",".join(map(str, KEEPS)),
     noise: Annotated[str, typer.Option(help="Shares of wrong labels, with commas.")] = "0,0.2",
-    noise_kind: Annotated[str, typer.Option(help="symmetric or pair.")] = "symmetric",
+    noise_kind: Annotated[str, typer.Option(help="symmetric, pair or some.")] = "symmetric",
     imbalance: Annotated[int, typer.Option(help="Largest class over smallest.")] = 1,
     quotas: Annotated[str, typer.Option(help="proportional or equal.")] = "proportional",
     protocol: Annotated[str, typer.Option(help="steps (equal) or epochs (equal).")] = "steps",
     network: Annotated[str, typer.Option(help="small, or resnet-18 on a GPU.")] = "small",
+    warm_up_epochs: Annotated[int, typer.Option(help="Before a rule chooses.")] = 1,
     seeds: Annotated[int, typer.Option(help="How many.")] = 8,
     first_seed: Annotated[int, typer.Option(help="0 to report, 100 to tune.")] = 0,
     split: Annotated[str, typer.Option(help="test, or validation for decisions.")] = "test",
@@ -90,7 +95,15 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = 2,
 ) -> None:
     """Run what the file does not hold yet."""
-    base = Condition("", 0.0, noise_kind, imbalance, split, pool, network)  # type: ignore[arg-type]
+    base = Condition(
+        data="",
+        noise_kind=noise_kind,
+        imbalance=imbalance,
+        split=split,  # type: ignore[arg-type]
+        pool=pool,
+        network=network,
+        warm_up_epochs=warm_up_epochs,
+    )
     cells = [
         Cell(replace(base, data=one, noise=float(share)), rule, kept, protocol, quotas)
         for one, share in product(data.split(","), noise.split(","))
@@ -165,14 +178,17 @@ def _unit(
 
 def _done(out: Path) -> set[str]:
     """Return the keys of the runs in a file; a line that was cut off counts as not run."""
-    names = set(Cell(Condition(""), "", 0.0).fields(0))
+    # Lines that were written before a field was there have its default.
+    defaults = Cell(Condition(""), "", 0.0).fields(0)
     found = set()
     for line in out.read_text().splitlines() if out.exists() else []:
         try:
             run = json.loads(line)
         except ValueError:
             continue
-        found.add(json.dumps({key: run[key] for key in names}, sort_keys=True))
+        found.add(
+            json.dumps({key: run.get(key, defaults[key]) for key in defaults}, sort_keys=True)
+        )
     return found
 
 

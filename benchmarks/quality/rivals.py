@@ -1,21 +1,22 @@
 """How each rule of `quality.py` chooses and trains, its own costs charged to it.
 
-A fixed rule chooses once, with a model warmed up for one epoch on all examples, and a fresh network
-is trained on its subset. A dynamic rule chooses anew every epoch, in one run of one network.
+A fixed rule chooses once, with a model warmed up on all examples (for an epoch, if the condition
+does not say otherwise), and a fresh network is trained on its subset. A dynamic rule chooses anew
+every epoch, in one run of one network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from benchmarks.quality.baselines import DYNAMIC, FIXED, Chosen, Task
+from benchmarks.quality.baselines import DYNAMIC, FIXED, WATCHED, Chosen, Task
 from benchmarks.quality.trials import (
     BATCH,
     Condition,
@@ -31,6 +32,7 @@ from sage_torch import SageSampler, Selection, select_subset
 # Rules of the product that choose once: options of `select_subset`.
 OURS: dict[str, dict[str, Any]] = {
     "sage": {},
+    "sage, negative": {"trim": "negative"},
     "sage, nothing trimmed": {"trim": None},
     "sage, trim 0.1": {"trim": 0.1},
     "sage, trim 0.3": {"trim": 0.3},
@@ -60,6 +62,21 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class WarmedUp:
+    """A model after some epochs on all examples.
+
+    Attributes:
+        model: In evaluation mode.
+        seconds: What the epochs cost.
+        seen: float32 (epochs, N, C), the logits of the examples when they were trained on.
+    """
+
+    model: torch.nn.Module
+    seconds: float
+    seen: NDArray[np.float32]
+
+
 @dataclass
 class Contest:
     """One pool and seed: every rule meets the same examples, initialisation and warm-up."""
@@ -68,6 +85,7 @@ class Contest:
     problem: Problem
     seed: int
     quota_mode: str = "proportional"
+    _warmed_up: dict[int, WarmedUp] = field(default_factory=dict)
 
     def run(self, rule: str, keep: float, steps: Callable[[int, int], int]) -> Outcome:
         """Choose `keep` of the examples by a rule, train, evaluate.
@@ -87,28 +105,32 @@ class Contest:
             return self._rotate(rule, keep, k, steps(k, count))
         return self._fixed(rule, keep, k, steps(k, k))
 
-    @cached_property
-    def _warm(self) -> tuple[torch.nn.Module, float, np.ndarray[Any, np.dtype[np.bool_]]]:
-        """A model after an epoch on all examples, what that cost, what it got right on the way."""
-        count = len(self.problem)
-        training = Training(self.problem, self._network(), max(1, count // BATCH), self.seed)
-        training.epoch(np.arange(count))
-        return training.model.eval(), training.seconds, training.was_right[None]
+    def _warm(self, epochs: int) -> WarmedUp:
+        """Return a model after so many epochs on all examples; each is trained once."""
+        if epochs not in self._warmed_up:
+            count = len(self.problem)
+            steps = max(1, epochs) * max(1, count // BATCH)
+            training = Training(self.problem, self._network(), steps, self.seed)
+            seen = np.empty((epochs, count, self.problem.classes), np.float32)
+            for epoch in range(epochs):
+                training.epoch(np.arange(count))
+                seen[epoch] = training.logits.numpy()
+            self._warmed_up[epochs] = WarmedUp(training.model.eval(), training.seconds, seen)
+        return self._warmed_up[epochs]
 
     def _fixed(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
-        model, warm_up, correct = self._warm
+        warm = self._warm(WATCHED.get(rule, self.condition.warm_up_epochs))
         start = clock()
         details: dict[str, Any] = {}
         if rule in OURS:
             options = OURS[rule] | {"quotas": self.quota_mode}
             selection = select_subset(
-                model, self.problem.dataset, keep, seed=self.seed, progress=False, **options
+                warm.model, self.problem.dataset, keep, seed=self.seed, progress=False, **options
             )
             chosen = Chosen(selection.indices)
         else:
-            task = Task(
-                model, self.problem.images, self.problem.labels, self._quotas(k), self.seed, correct
-            )
+            images, labels = self.problem.images, self.problem.labels
+            task = Task(warm.model, images, labels, self._quotas(k), self.seed, warm.seen)
             chosen = FIXED[rule](task)
         seconds = clock() - start
         if rule in OURS:
@@ -116,7 +138,7 @@ class Contest:
         needs_no_model = rule.startswith("random")
         details["wrong_kept"] = float(self.problem.is_wrong[chosen.indices].mean())
         trained = self._fresh(steps, chosen.indices, chosen.weights)
-        return Outcome(trained, k, 0.0 if needs_no_model else warm_up, seconds, details)
+        return Outcome(trained, k, 0.0 if needs_no_model else warm.seconds, seconds, details)
 
     def _dynamic(self, rule: str, k: int, steps: int) -> Outcome:
         labels = self.problem.labels.cpu().numpy()
@@ -141,7 +163,7 @@ class Contest:
             keep=keep,
             draw="rotate",
             quotas=self.quota_mode,
-            warmup_epochs=1,
+            warmup_epochs=self.condition.warm_up_epochs,
             seed=self.seed,
             progress=False,
             **ROTATIONS[rule],
@@ -152,7 +174,8 @@ class Contest:
             indices = np.fromiter(sampler, np.int64)
             chosen_for += clock() - start
             training.epoch(indices)
-            warm_up = warm_up or training.seconds
+            if training.epochs == self.condition.warm_up_epochs:
+                warm_up = training.seconds
         if sampler.selection is None:
             raise ValueError(f"expected a selection within {steps} steps, but the warm-up took all")
         details = self._of_noise(sampler.selection)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
+from benchmarks.quality.trials import Condition
 from benchmarks.record import RESULTS, Run, half_width_95
 
 BASELINE, FULL, OURS = "random", "all data", "sage"
@@ -15,14 +17,24 @@ SHOWN = {
     BASELINE: "class-balanced random",
     "random, global": "random",
     OURS: "**SAGE (default)**",
+    "sage, negative": 'SAGE, `trim="negative"` (the former default)',
     "sage, nothing trimmed": "SAGE, nothing trimmed",
     "sage, trim 0.1": "SAGE, `trim=0.1`",
     "sage, trim 0.3": "SAGE, `trim=0.3`",
     "agreement": "SAGE, the paper's top-k",
     "ccs on el2n": "CCS on EL2N",
+    "ccs on aum": "CCS on AUM",
+    "ccs on aum, 10 epochs": "CCS on AUM, 10 epochs watched",
+    "dual": "DUAL",
+    "dual, 10 epochs": "DUAL, 10 epochs watched",
     "el2n": "EL2N",
     "grand": "GraNd",
     "margin": "smallest margin",
+    "highest label probability": "highest label probability",
+    "lowest label probability": "lowest label probability",
+    "moderate": "moderate coreset",
+    "small to large": "SmallToLarge",
+    "small to large, 10 epochs": "SmallToLarge, 10 epochs watched",
     "feature herding": "herding of features",
     "craig": "CRAIG",
     "gradmatch": "GradMatch",
@@ -35,11 +47,17 @@ SHOWN = {
 }
 DYNAMIC = (FULL, "rotate", "rotate, refreshed", "rs2", "infobatch")
 WHOLE = (FULL, "infobatch")  # these have no budget: one run for all
-_DATA = {"fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10"}
-CONDITION = (
-    *("data", "noise", "noise_kind", "imbalance", "split", "pool", "network"),
-    *("protocol", "quotas"),
-)
+_DATA = {
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar-10": "CIFAR-10",
+    "digits": "Digits",
+    "trec": "TREC",
+    "subj": "SUBJ",
+    "sst-2": "SST-2",
+}
+_NOISE = {"symmetric": "to any class", "pair": "to the next class", "some": "in half the classes"}
+_DEFAULTS = asdict(Condition(""))  # of fields that were not there when a line was written
+CONDITION = (*_DEFAULTS, "protocol", "quotas")
 
 
 def load(file: str = "quality.jsonl", split: str = "test") -> list[Run]:
@@ -47,7 +65,7 @@ def load(file: str = "quality.jsonl", split: str = "test") -> list[Run]:
     found = []
     for line in (RESULTS / file).read_text().splitlines():
         try:
-            found.append(json.loads(line))
+            found.append(_DEFAULTS | json.loads(line))
         except ValueError:
             continue
     return [run for run in found if run["split"] == split]
@@ -109,12 +127,16 @@ def title(condition: dict[str, Any]) -> str:
     """Return a heading."""
     parts = [_DATA.get(condition["data"], condition["data"])]
     if condition["noise"]:
-        kind = "to the next class" if condition["noise_kind"] == "pair" else "to any class"
+        kind = _NOISE[condition["noise_kind"]]
         parts.append(f"{condition['noise']:.0%} of labels flipped {kind}")
     if condition["imbalance"] > 1:
         parts.append(f"long tail {condition['imbalance']}, {condition['quotas']} quotas")
     if len(parts) == 1:
         parts.append("clean")
+    if condition["pool"] != _DEFAULTS["pool"]:
+        parts.append(f"at most {condition['pool']:,} examples")
+    if condition["warm_up_epochs"] != _DEFAULTS["warm_up_epochs"]:
+        parts.append(f"{condition['warm_up_epochs']} epochs of warm-up")
     parts.append(f"equal {condition['protocol']}")
     if condition["network"] != "small":
         parts.append(condition["network"])
@@ -123,12 +145,13 @@ def title(condition: dict[str, Any]) -> str:
 
 def groups(runs: list[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
     """Return the runs of each condition: balanced data first, then by noise and data set."""
+    order = [CONDITION.index(key) for key in ("imbalance", "protocol", "noise", "data")]
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         found.setdefault(tuple(run[key] for key in CONDITION), []).append(run)
     return [
         (dict(zip(CONDITION, values, strict=True)), found[values])
-        for values in sorted(found, key=lambda values: (values[3], values[7], values[1], values[0]))
+        for values in sorted(found, key=lambda values: [values[place] for place in order])
     ]
 
 
@@ -138,5 +161,7 @@ def is_curve(runs: list[Run]) -> bool:
 
 
 def picture(condition: dict[str, Any]) -> str:
-    """Return the name of a condition's picture."""
-    return f"quality_{'_'.join(str(condition[key]) for key in CONDITION)}.png"
+    """Return the name of a condition's picture: a warm-up of one epoch is not named."""
+    warm_up = condition["warm_up_epochs"]
+    unnamed = ("warm_up_epochs",) if warm_up == _DEFAULTS["warm_up_epochs"] else ()
+    return f"quality_{'_'.join(str(condition[key]) for key in CONDITION if key not in unnamed)}.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import mean, stdev
 
+from benchmarks.quality.baselines import WATCHED
 from benchmarks.quality.runs import (
     BASELINE,
     DYNAMIC,
@@ -82,7 +83,7 @@ def section() -> str:
 def means(noise: float, rules: Iterable[str] | None = None) -> str:
     """Return accuracies, means over both data sets, and the price of a selection."""
     plain = {"imbalance": 1, "noise_kind": "symmetric", "protocol": "steps", "network": "small"}
-    usual = {"pool": 20_000, "quotas": "proportional"}
+    usual = {"pool": 20_000, "quotas": "proportional", "warm_up_epochs": 1}
     runs = [run for run in of(load(), noise=noise, **plain, **usual) if run["data"] in _BOTH]
     keeps = sorted({run["keep"] for run in runs if run["rule"] == BASELINE})
     rows = []
@@ -104,8 +105,9 @@ def price(runs: list[Run], rule: str) -> float:
         usual = mean(run["seconds"]["warm_up"] for run in of(runs, data=data, rule=OURS))
         seconds = [run["seconds"] for run in of(runs, data=data, rule=rule)]
         warm_up, selection = (mean(one[key] for one in seconds) for key in ("warm_up", "selection"))
-        # The machine was busy: the rule's own epoch, where it had one, is the fairest unit.
-        ratios.append((warm_up + selection) / (warm_up or usual))
+        # The machine was busy: the rule's own epochs, where it had some, are the fairest unit.
+        epoch = warm_up / WATCHED.get(rule, 1) or usual
+        ratios.append((warm_up + selection) / epoch)
     return mean(ratios)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from benchmarks.quality.cifar10 import load_cifar10
 from benchmarks.quality.models import resnet18
-from sage_torch.demo.data import DemoData, load
+from benchmarks.quality.recipes import Recipe, Sizes, loaded, recipe
 
 Indices = NDArray[np.int64]
 # Weights (k,) have mean 1, so that the learning rate means the same with and without.
@@ -29,9 +27,7 @@ EpochSet = tuple[Indices, NDArray[np.float32] | None]
 Split = Literal["validation", "test"]
 
 BATCH = 64
-MIRRORED = ("cifar-10",)  # at random while training; not clothes and digits
-PEAK_RATE, WEIGHT_DECAY = 0.05, 5e-4
-MOMENTUM = (0.85, 0.95)  # against the learning rate: lowest where that is highest
+NOISE_KINDS = ("symmetric", "pair", "some")
 HELD_OUT = 10_000  # last examples of a seeded order of the training set: the validation split
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _EVALUATED_AT_ONCE = 1_000
@@ -43,13 +39,16 @@ class Condition:
     """What the learner is given.
 
     Attributes:
-        data: `fashion-mnist`, `cifar-10` or `digits`.
+        data: A data set of `recipes.py`.
         noise: Share of labels that are wrong.
-        noise_kind: `symmetric`: any other class; `pair`: the next class.
+        noise_kind: `symmetric`: any other class; `pair`: the next class; `some`: any other class,
+            but all wrong labels are on examples of the first half of the classes.
         imbalance: Size of the largest class over the smallest (1: as in the pool).
         split: What accuracy is measured on.
         pool: Training examples at most.
         network: `small`, or `resnet-18` (three channels; for a GPU).
+        warm_up_epochs: On the whole pool, before a fixed rule chooses (0: with an untrained
+            network), or before SAGE's rotation does, within its run.
     """
 
     data: str
@@ -59,18 +58,23 @@ class Condition:
     split: Split = "test"
     pool: int = 20_000
     network: str = "small"
+    warm_up_epochs: int = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A pool with labels as the learner sees them, and images to evaluate on."""
+    """A pool with labels as the learner sees them, inputs to evaluate on, and how to learn it.
+
+    Inputs are called images, and are numbers of words where the data are text.
+    """
 
     images: Tensor
     labels: Tensor
     is_wrong: NDArray[np.bool_]
     evaluation: TensorDataset
     classes: int
-    is_mirrored: bool
+    sizes: Sizes
+    recipe: Recipe
 
     @property
     def dataset(self) -> TensorDataset:
@@ -94,7 +98,7 @@ class Trained:
 
 def problem(condition: Condition, seed: int, data_root: Path | None) -> Problem:
     """Return the pool and the evaluation set of a condition and seed."""
-    data = _loaded(condition.data, data_root)
+    data = loaded(condition.data, data_root)
     images, labels = data.train.tensors
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
     held_out = min(HELD_OUT, len(labels) // 5)
@@ -103,23 +107,19 @@ def problem(condition: Condition, seed: int, data_root: Path | None) -> Problem:
     pool = random.permutation(source)[: condition.pool]
     if condition.imbalance > 1:
         pool = _long_tail(pool, labels.numpy(), data.classes, condition.imbalance)
-    true = labels[pool].numpy()
-    seen = true.copy()
-    is_wrong = np.zeros(len(pool), bool)
-    is_wrong[random.permutation(len(pool))[: round(condition.noise * len(pool))]] = True
-    offset = random.integers(1, data.classes, len(pool)) if condition.noise_kind != "pair" else 1
-    seen[is_wrong] = ((true + offset) % data.classes)[is_wrong]
+    seen, is_wrong = _with_noise(labels[pool].numpy(), data.classes, condition, random)
     if condition.split == "test":
         evaluation = data.test
     else:
         evaluation = TensorDataset(images[validation], labels[validation])
     return Problem(
-        images=images[pool].contiguous(memory_format=torch.channels_last).to(DEVICE),
+        images=_laid_out(images[pool]).to(DEVICE),
         labels=torch.from_numpy(seen).to(DEVICE),
         is_wrong=is_wrong,
         evaluation=TensorDataset(*(part.to(DEVICE) for part in evaluation.tensors)),
         classes=data.classes,
-        is_mirrored=condition.data in MIRRORED,
+        sizes=data.sizes,
+        recipe=recipe(condition.data),
     )
 
 
@@ -132,29 +132,14 @@ def clock() -> float:
 
 
 def network(condition: Condition, problem: Problem, seed: int) -> nn.Module:
-    """Return a fresh network for a pool, on the device; its initialisation is named by the seed.
-
-    `small` has 106,000 parameters on Fashion-MNIST and no pooling but strides (Springenberg et al.
-    2015): four times as fast on a CPU.
-    """
-    channels, height, width = problem.images.shape[1:]
-    area = -(-height // 4) * -(-width // 4)
+    """Return a fresh network for a pool, on the device; its initialisation is named by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module
-        if condition.network == "resnet-18":
-            model = resnet18()
-        else:
-            model = nn.Sequential(
-                nn.Conv2d(channels, 16, 5, stride=2, padding=2),
-                nn.ReLU(),
-                nn.Conv2d(16, 32, 3, stride=2, padding=1),
-                nn.ReLU(),
-                nn.Flatten(),
-                nn.Linear(32 * area, 64),
-                nn.ReLU(),
-                nn.Linear(64, problem.classes),
-            )
+        model = (
+            resnet18()
+            if condition.network == "resnet-18"
+            else problem.recipe.network(problem.sizes, problem.classes)
+        )
     return model.to(DEVICE, memory_format=torch.channels_last)
 
 
@@ -171,18 +156,10 @@ class Training:
     def __init__(self, problem: Problem, model: nn.Module, steps: int, seed: int) -> None:
         self.problem, self.model, self.steps = problem, model, steps
         self.taken, self.epochs, self.seconds = 0, 0, 0.0
-        self.was_right = np.zeros(len(problem), bool)  # when last trained on
+        # (N, C), of each example when it was last trained on; NaN where it was not.
+        self.logits = torch.full((len(problem), problem.classes), torch.nan)
         self._seed = seed
-        self._optimizer = torch.optim.SGD(
-            model.parameters(), PEAK_RATE, MOMENTUM[1], weight_decay=WEIGHT_DECAY, nesterov=True
-        )
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer,
-            PEAK_RATE,
-            total_steps=steps,
-            base_momentum=MOMENTUM[0],
-            max_momentum=MOMENTUM[1],
-        )
+        self._optimizer, self._schedule = problem.recipe.optimizer(model, steps)
 
     def epoch(self, indices: Indices, weights: NDArray[np.float32] | None = None) -> Tensor:
         """Train on these examples once, or until the steps are used up.
@@ -202,14 +179,14 @@ class Training:
             part = places[first : first + batch]
             chosen = torch.from_numpy(indices[part])
             images = self.problem.images[chosen]
-            if self.problem.is_mirrored:
+            if self.problem.recipe.is_mirrored:
                 is_turned = torch.from_numpy(random.random(batch) < 0.5)
                 images[is_turned] = images[is_turned].flip(-1)
             labels = self.problem.labels[chosen]
             outputs = self.model(images)
             loss = cross_entropy(outputs, labels, reduction="none")
             losses[chosen] = loss.detach().cpu()
-            self.was_right[indices[part]] = (outputs.argmax(1) == labels).cpu().numpy()
+            self.logits[chosen] = outputs.detach().cpu()
             scale = 1.0 if weights is None else torch.from_numpy(weights[part]).to(DEVICE)
             self._optimizer.zero_grad()
             (loss * scale).mean().backward()
@@ -246,34 +223,6 @@ def evaluate(model: nn.Module, problem: Problem) -> tuple[float, float]:
     return 100 * float(right.mean()), 100 * float(each.mean())
 
 
-@lru_cache(maxsize=2)
-def _loaded(name: str, data_root: Path | None) -> DemoData:
-    """Load once a process; a later call without a root finds what the first one read."""
-    if name in _FOUND:
-        return _FOUND[name]
-    data = load_cifar10(data_root) if name == "cifar-10" else load(name, data_root)
-    images = data.train.tensors[0]
-    mean = images.mean((0, 2, 3), keepdim=True)
-    deviation = images.std((0, 2, 3), keepdim=True)
-
-    def standardised(part: TensorDataset) -> TensorDataset:
-        images, labels = part.tensors
-        return TensorDataset((images - mean) / deviation, labels)
-
-    _FOUND[name] = DemoData(
-        name=data.name,
-        train=standardised(data.train),
-        test=standardised(data.test),
-        classes=data.classes,
-        image_shape=data.image_shape,
-        class_names=data.class_names,
-    )
-    return _FOUND[name]
-
-
-_FOUND: dict[str, DemoData] = {}
-
-
 def _long_tail(pool: Indices, labels: NDArray[np.int64], classes: int, ratio: int) -> Indices:
     """Return a part of the pool in which class c has a share `ratio ** (-c / (C - 1))` of most."""
     members = [pool[labels[pool] == one] for one in range(classes)]
@@ -281,3 +230,33 @@ def _long_tail(pool: Indices, labels: NDArray[np.int64], classes: int, ratio: in
     sizes = [round(most * ratio ** (-place / (classes - 1))) for place in range(classes)]
     kept = np.concatenate([one[:size] for one, size in zip(members, sizes, strict=True)])
     return np.sort(kept)
+
+
+def _with_noise(
+    true: NDArray[np.int64], classes: int, condition: Condition, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return labels (N,) as the learner sees them, and which of them are wrong.
+
+    Raises:
+        ValueError: The kind is unknown, or more are to be wrong than there are in half the classes.
+    """
+    if condition.noise_kind not in NOISE_KINDS:
+        raise ValueError(f"expected noise of {NOISE_KINDS}, got {condition.noise_kind!r}")
+    order = random.permutation(len(true))
+    if condition.noise_kind == "some":
+        order = order[true[order] < (classes + 1) // 2]
+    count = round(condition.noise * len(true))
+    if count > len(order):
+        raise ValueError(
+            f"expected at most the {len(order)} labels of the first half of the classes to be "
+            f"wrong, got {count}; take a lower noise"
+        )
+    is_wrong = np.zeros(len(true), bool)
+    is_wrong[order[:count]] = True
+    offset = random.integers(1, classes, len(true)) if condition.noise_kind != "pair" else 1
+    return np.where(is_wrong, (true + offset) % classes, true), is_wrong
+
+
+def _laid_out(inputs: Tensor) -> Tensor:
+    """Return images with their channels last, as convolutions like them; others as they are."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs

@@ -127,8 +127,8 @@ def test_bad_tasks_are_refused(task: Task) -> None:
         replace(task, quotas=np.array([301, 1, 1]))
     with pytest.raises(ValueError, match="not all 0"):
         replace(task, quotas=np.array([0, 0, 0]))
-    with pytest.raises(ValueError, match=r"shape \(epochs, 700\)"):
-        replace(task, correct=np.ones((3, 9), bool))
+    with pytest.raises(ValueError, match=r"shape \(epochs, 700, 3\), got \(4, 700, 2\)"):
+        replace(task, seen=np.ones((4, 700, 2), np.float32))
 
 
 def test_bad_models_are_refused(task: Task) -> None:
@@ -141,7 +141,7 @@ def test_bad_models_are_refused(task: Task) -> None:
         FIXED["k_center"](plain)
     FIXED["el2n"](plain)  # needs no features
     with pytest.raises(ValueError, match="pass it to Task"):
-        FIXED["forgetting"](replace(task, correct=None))
+        FIXED["forgetting"](replace(task, seen=None))
 
 
 class Sum(nn.Module):
@@ -204,12 +204,13 @@ def test_forgetting_counts_falls_and_puts_the_unlearnt_first() -> None:
         bool,
     )
     for quota, expected in ((1, [1]), (2, [0, 1]), (3, [0, 1, 3])):
-        task = identity_task(np.zeros((5, 2)), [0] * 5, [quota, 0], correct=correct)
+        seen = np.where(correct[..., None], [1.0, 0.0], [0.0, 1.0])
+        task = identity_task(np.zeros((5, 2)), [0] * 5, [quota, 0], seen=seen)
         assert FIXED["forgetting"](task).indices.tolist() == expected
 
 
 def test_equal_scores_are_drawn_from_at_random() -> None:
-    task = identity_task(np.zeros((400, 2)), [0] * 400, [100, 0], correct=np.ones((2, 400), bool))
+    task = identity_task(np.zeros((400, 2)), [0] * 400, [100, 0], seen=np.zeros((2, 400, 2)))
     chosen = FIXED["forgetting"](task).indices
     assert 10 < np.count_nonzero(chosen < 200) < 90  # 50 expected, standard deviation 4.3
     assert not np.array_equal(chosen, FIXED["forgetting"](replace(task, seed=1)).indices)

@@ -77,6 +77,15 @@ def test_herding_follows_the_mean(task: Task) -> None:
     assert set(chosen[task.classes[chosen] == 0]) == set(members[picks])
 
 
+def test_moderate_keeps_what_is_at_the_median_distance() -> None:
+    # Class 0 on a line around 0, at distances 4, 2, 1, 1, 2, 4: the median is 2.
+    line = [[-4.0, 0], [-2, 0], [-1, 0], [1, 0], [2, 0], [4, 0]]
+    # Class 1 around (0, 10), at distances 0, 1, 1, 9, 9: the median is 1.
+    cross = [[0.0, 10], [1, 10], [-1, 10], [0, 19], [0, 1]]
+    task = identity_task(line + cross, [0] * 6 + [1] * 5, [2, 3])
+    assert FIXED["moderate"](task).indices.tolist() == [1, 4, 6, 7, 8]
+
+
 def test_craig_takes_one_of_each_cluster_and_weighs_it_by_the_cluster() -> None:
     centres = np.array([[5.0, 0, 0], [0, 5, 0], [0, 0, 5]])
     logits = np.repeat(centres, [5, 3, 2], axis=0)

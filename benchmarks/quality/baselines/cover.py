@@ -1,11 +1,11 @@
-"""Rules that cover the features of each class: the inputs of the classifier."""
+"""Rules that cover the features of each class (the inputs of the classifier), or their middle."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.baselines.task import Chosen, Task, joined
+from benchmarks.quality.baselines.task import Chosen, Task, highest, joined
 
 
 def k_center(task: Task) -> Chosen:
@@ -73,3 +73,21 @@ def herded(rows: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         is_left[pick] = False
         weight += mean - rows[pick]
     return picks
+
+
+def moderate(task: Task) -> Chosen:
+    """Keep examples that are neither near to nor far from the centre of their class.
+
+    The centre is the mean feature of the class. Those stay whose distance to it is nearest to the
+    median distance of the class.
+
+    Reference:
+        Xia, Liu, Yu, Shen, Han and Liu, "Moderate Coreset: A Universal Method of Data Selection for
+        Real-world Data-efficient Deep Learning", ICLR 2023.
+    """
+    nearness = np.empty(len(task.classes))
+    for _, members, _ in task.members():
+        features = task.features[members]
+        distances = np.linalg.norm(features - features.mean(axis=0), axis=1)
+        nearness[members] = -np.abs(distances - np.median(distances))
+    return highest(task, nearness)

@@ -1,4 +1,4 @@
-"""Rules that keep the examples of highest score of each class, and strata over such a score."""
+"""Rules that keep the examples of highest score of each class, and CCS over such a score."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality.baselines.task import Chosen, Task, highest, joined
+from benchmarks.quality.baselines.task import Chosen, Task, drawn_evenly, highest, joined
 from sage_torch.gradients import choose_gradients, rows_of
 
 STRATA = 50
@@ -53,7 +53,7 @@ def forgetting(task: Task) -> Chosen:
     """Keep the examples that were forgotten most often; those never learnt count as most.
 
     Raises:
-        ValueError: The task does not say what was correct.
+        ValueError: Nobody watched the warm-up.
 
     Reference:
         Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network
@@ -64,13 +64,14 @@ def forgetting(task: Task) -> Chosen:
 
 def forgetting_scores(task: Task) -> NDArray[np.float64]:
     """Return how often each example went from right to wrong, infinity where never right, (N,)."""
-    if task.correct is None:
+    if task.seen is None:
         raise ValueError(
-            "expected correct (epochs, N) for forgetting: note at each warm-up epoch which "
-            "examples were classified correctly when they were trained on, and pass it to Task"
+            "expected seen (epochs, N, C) for forgetting: note at each warm-up epoch the logits of "
+            "the examples when they were trained on, and pass it to Task"
         )
-    forgotten = (task.correct[:-1] & ~task.correct[1:]).sum(axis=0)
-    return np.where(task.correct.any(axis=0), forgotten, np.inf)
+    correct = task.watched.argmax(axis=2) == task.classes
+    forgotten = (correct[:-1] & ~correct[1:]).sum(axis=0)
+    return np.where(correct.any(axis=0), forgotten, np.inf)
 
 
 def margin(task: Task) -> Chosen:
@@ -84,6 +85,16 @@ def margin(task: Task) -> Chosen:
     return highest(task, best[:, 0] - best[:, 1])
 
 
+def highest_probability(task: Task) -> Chosen:
+    """Keep the examples whose label the model finds most probable: the easiest."""
+    return highest(task, task.of_label(task.probabilities))
+
+
+def lowest_probability(task: Task) -> Chosen:
+    """Keep the examples whose label the model finds least probable: the hardest."""
+    return highest(task, -task.of_label(task.probabilities))
+
+
 def ccs_on_el2n(task: Task) -> Chosen:
     """Drop the hardest tenth of each class by EL2N, and draw evenly over strata of the rest.
 
@@ -94,11 +105,34 @@ def ccs_on_el2n(task: Task) -> Chosen:
     return ccs(task, el2n_scores(task))
 
 
+def ccs_on_aum(task: Task) -> Chosen:
+    """Choose as CCS does, with the least area under the margin as the hardest.
+
+    This is the score of the main results of CCS's paper, there averaged over a whole training.
+
+    Reference:
+        Zheng, Liu, Lai and Prakash, as above; Pleiss, Zhang, Elenberg and Weinberger, "Identifying
+        Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020.
+    """
+    return ccs(task, -aum_scores(task))
+
+
+def aum_scores(task: Task) -> NDArray[np.float64]:
+    """Return the mean over the watched epochs of the label's logit less the largest other, (N,).
+
+    One epoch cannot be averaged, and much of it was noted when the model had seen next to nothing:
+    below two watched epochs it is the margin of the warmed-up model.
+    """
+    watched = task.watched if len(task.watched) > 1 else task.logits[None]
+    others = watched.copy()
+    others[:, np.arange(len(task.classes)), task.classes] = -np.inf
+    return np.asarray((task.of_label(watched) - others.max(axis=2)).mean(axis=0))
+
+
 def ccs(task: Task, hardness: NDArray[np.float64]) -> Chosen:
     """Drop the hardest tenth of each class (never below its quota), and draw evenly over strata.
 
-    The strata of a class have equal width. From the smallest up, each gives an even share of what
-    is still to be kept, or all that it has.
+    The strata of a class have equal width.
 
     Args:
         task: The task.
@@ -112,11 +146,7 @@ def ccs(task: Task, hardness: NDArray[np.float64]) -> Chosen:
         values = hardness[np.sort(easiest)]
         edges = np.linspace(values.min(), values.max(), STRATA + 1)
         # The inner edges alone: the hardest example belongs to the last stratum.
-        strata = np.searchsorted(edges[1:-1], hardness[shuffled], side="right")
-        strata[~np.isin(shuffled, easiest)] = STRATA
-        sizes = np.bincount(strata, minlength=STRATA + 1)[:STRATA]
-        for taken, stratum in enumerate(np.argsort(sizes, kind="stable")):
-            share = min(quota // (STRATA - taken), int(sizes[stratum]))
-            parts.append(shuffled[strata == stratum][:share])  # in shuffled order: a random draw
-            quota -= share
+        left_over = shuffled[np.isin(shuffled, easiest)]
+        strata = np.searchsorted(edges[1:-1], hardness[left_over], side="right")
+        parts.append(drawn_evenly(left_over, strata, quota))
     return joined(parts)

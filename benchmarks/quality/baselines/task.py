@@ -30,8 +30,8 @@ class Task:
         labels: int64 (N,), in [0, C), as the learner sees them: some may be wrong.
         quotas: int64 (C,), examples to keep of each class; they sum to k.
         seed: Names every random choice.
-        correct: bool (epochs, N), whether the warm-up's model was right about each example when
-            it trained on it; only forgetting needs it.
+        seen: float32 (epochs, N, C), the logits of each example when the warm-up trained on it,
+            NaN where it did not; None where nobody watched. Only some rules need it.
 
     Raises:
         ValueError: The model is in training mode, lengths disagree, a label is out of range, or a
@@ -43,7 +43,7 @@ class Task:
     labels: Tensor
     quotas: NDArray[np.int64]
     seed: int
-    correct: NDArray[np.bool_] | None = None
+    seen: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.model.training:
@@ -54,9 +54,11 @@ class Task:
                 f"expected one label an image, shape ({count},), got {tuple(self.labels.shape)}"
             )
         check_quotas(self.classes, self.quotas)
-        if self.correct is not None and (self.correct.ndim != 2 or self.correct.shape[1] != count):
+        expected = (count, len(self.quotas))
+        if self.seen is not None and (self.seen.ndim != 3 or self.seen.shape[1:] != expected):
             raise ValueError(
-                f"expected correct of shape (epochs, {count}), got {self.correct.shape}"
+                f"expected seen of shape (epochs, {count}, {len(self.quotas)}), got "
+                f"{self.seen.shape}"
             )
 
     @cached_property
@@ -76,8 +78,22 @@ class Task:
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
         """Softmax of the logits, float64 (N, C)."""
-        shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+        return softmax(self.logits)
+
+    @cached_property
+    def watched(self) -> NDArray[np.float64]:
+        """The logits that the warm-up noted, float64 (epochs, N, C).
+
+        The model's own logits stand in where an example was not trained on. There are no epochs
+        where nobody watched.
+        """
+        if self.seen is None:
+            return np.empty((0, *self.logits.shape))
+        return np.where(np.isnan(self.seen), self.logits, self.seen.astype(np.float64))
+
+    def of_label(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what stands at each example's label, (..., N) of (..., N, C)."""
+        return np.asarray(values[..., np.arange(len(self.classes)), self.classes])
 
     @property
     def features(self) -> NDArray[np.float64]:
@@ -165,6 +181,12 @@ class Chosen:
     weights: NDArray[np.float32] | None = None
 
 
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities (..., C), float64."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
 def check_quotas(classes: NDArray[np.int64], quotas: NDArray[np.int64]) -> None:
     """Refuse quotas that these classes cannot meet.
 
@@ -212,3 +234,25 @@ def highest(task: Task, scores: NDArray[np.float64]) -> Chosen:
         ties = task.permutation(len(members), label)
         parts.append(members[np.lexsort((ties, -scores[members]))[:quota]])
     return joined(parts)
+
+
+def drawn_evenly(
+    shuffled: NDArray[np.int64], groups: NDArray[np.integer], quota: int
+) -> NDArray[np.int64]:
+    """Return `quota` examples, as many of each group as of the others where there are enough.
+
+    From the smallest group up, each gives an even share of what is still to be kept, or all that
+    it has. Both CCS and SmallToLarge spread their budget in this way.
+
+    Args:
+        shuffled: int64 (n,), examples in random order; the first of a group are taken.
+        groups: (n,), the group of each.
+        quota: At most n.
+    """
+    names, sizes = np.unique(groups, return_counts=True)
+    parts = []
+    for taken, place in enumerate(np.argsort(sizes, kind="stable")):
+        share = min(quota // (len(names) - taken), int(sizes[place]))
+        parts.append(shuffled[groups == names[place]][:share])
+        quota -= share
+    return np.concatenate(parts)
