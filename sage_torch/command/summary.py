@@ -6,6 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from sage_torch.selection.facts import label_facts, trim_facts, trims_by_margin
 from sage_torch.selection.result import Selection
 
 
@@ -24,9 +25,12 @@ def summary(selection: Selection) -> Table:
             f"{len(set(labels[selection.indices].tolist())):,} kept of "
             f"{len(set(labels.tolist())):,}",
         )
-    if settings.get("trimmed") is not None:
-        table.add_row("trimmed", f"{settings['trimmed']:,} examples before the rule chose")
-    if selection.margins is not None:
+    if trimmed := trim_facts(settings):
+        words = (f"{number} {words.removeprefix('trimmed ')}" for number, words in trimmed)
+        table.add_row("trimmed", ", ".join(words))
+    if of_labels := label_facts(selection):
+        table.add_row("labels", ", ".join(f"{number} {words}" for number, words in of_labels))
+    if selection.margins is not None and trims_by_margin(settings):
         negative = int((selection.margins < 0).sum())
         table.add_row("below 0", f"{negative:,} margins: examples that side with another class")
     if selection.certificate is not None:

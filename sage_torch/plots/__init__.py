@@ -4,9 +4,9 @@ They need matplotlib (`pip install 'sage-torch[demo]'`), which each function imp
 called. The colours are those of Okabe and Ito, which suit every kind of colour vision.
 
 `score_histogram`, `score_histogram_by_class`
-    the number of examples kept and dropped at each agreement, or at each margin
+    the number of examples kept and dropped at each agreement, margin or label probability
 `kept_and_dropped`, `overview`, `worst`
-    the examples themselves: some of each class, or those with the lowest margin
+    the examples themselves: some of each class, or those whose labels look wrong
 `spectrum`
     the energy in a sketch, with bounds for the exact values
 `accuracy_against_keep`, `accuracy_against_time`

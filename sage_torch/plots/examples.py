@@ -1,4 +1,4 @@
-"""Montages of examples: kept and dropped ones, and those with the lowest margin."""
+"""Montages of examples: kept and dropped ones, and those whose labels look wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from torch.utils.data import Dataset
 
 from sage_torch.plots.images import GAP, draw_grid, read_images, write_under
 from sage_torch.plots.scores import score_histogram
-from sage_torch.plots.style import DROPPED, KEPT, is_kept, known_values, members, name_of
+from sage_torch.plots.style import (
+    DROPPED,
+    KEPT,
+    NAMES,
+    is_kept,
+    known_values,
+    members,
+    most_telling,
+    name_of,
+    written,
+)
 from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
@@ -131,10 +141,11 @@ def worst(
     truth: ArrayLike | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Show the examples with the lowest margins, lowest first: many have wrong labels.
+    """Show the examples whose labels are least likely, lowest first: many labels are wrong.
 
     Args:
-        selection: A selection with margins; an older one without margins is ranked by scores.
+        selection: A selection with probabilities; one without them is ranked by margins, and one
+            without margins by scores.
         dataset: The data set of the selection, of images as in `kept_and_dropped`.
         count: Examples to show, at most.
         columns: Images per row.
@@ -142,8 +153,8 @@ def worst(
         class_names: Names by label; None to show the labels.
 
     Returns:
-        A new figure. Each image has its margin and its label under it; with `truth` also whether
-        the label is right, and otherwise the right label.
+        A new figure. Each image has its probability (margin, score) and its label under it; with
+        `truth` also whether the label is right, and otherwise the right label.
 
     Raises:
         ValueError: The selection has no scores, it has no labels or labels of another shape than
@@ -159,8 +170,8 @@ def worst(
         raise ValueError(
             f"expected at least one example and one column, got count={count}, columns={columns}"
         )
-    has_margins = selection.margins is not None
-    values = known_values(selection, "margins" if has_margins else "scores")
+    of = most_telling(selection)
+    values = known_values(selection, of)
     order = np.argsort(values, kind="stable")[:count]
     right = None if truth is None else _right_labels(selection, truth)
     images = read_images(selection, dataset, order)
@@ -176,7 +187,7 @@ def worst(
     ax.set_yticks([])
     for y, row in enumerate(rows):
         for x, i in enumerate(row):
-            write_under(ax, x, y, f"{values[i]:.2f}", room=room)
+            write_under(ax, x, y, written(values[i], of), room=room)
             if selection.labels is None:
                 continue
             given = int(selection.labels[i])
@@ -186,8 +197,7 @@ def worst(
                 words = "right" if is_right else f"truly {name_of(int(right[i]), class_names)}"
                 colour = KEPT if is_right else DROPPED
                 write_under(ax, x, y, words, room=room, line=2, colour=colour)
-    name = "margin" if has_margins else "agreement"
-    ax.set_title(f"lowest {name} of {len(values):,} examples, lowest first", size=10)
+    ax.set_title(f"lowest {NAMES[of]} of {len(values):,} examples, lowest first", size=10)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Histograms of agreement or margin, for kept and for dropped examples."""
+"""Histograms of agreement, margin or label probability, for kept and for dropped examples."""
 
 from __future__ import annotations
 
@@ -28,25 +28,27 @@ if TYPE_CHECKING:
 
 _UNTRIMMED_RULES = ("agreement", "random", None)
 _COLUMNS = 5
-_WORDS = {
+_WORDS: dict[Values, tuple[str, str]] = {
     "scores": ("agreement with the consensus of the class", " (1: the same direction)"),
     "margins": ("margin: agreement less half the opposition to another class", ""),
+    "probabilities": ("probability of the label", ", by the features of the other examples"),
 }
 
 
 def score_histogram(selection: Selection, ax: Axes | None = None, *, of: Values = "scores") -> Axes:
-    """Draw the number of examples kept and dropped at each agreement, or at each margin.
+    """Draw the number of examples kept and dropped at each agreement, margin or probability.
 
     Args:
         selection: A selection with scores.
         ax: The axes to draw in; None for a new figure.
-        of: `"scores"`, or `"margins"`, with a line at 0 if the trim removed examples below it.
+        of: `"scores"`; `"margins"`, with a line at 0 if the trim removed examples below it; or
+            `"probabilities"` of the labels.
 
     Returns:
         The axes, with counts on a log scale because the interesting tail is thin.
 
     Raises:
-        ValueError: The selection has no scores or no margins, or `of` is neither.
+        ValueError: The selection lacks the values, or `of` is none of the three.
 
     Cost:
         O(N).
@@ -57,7 +59,7 @@ def score_histogram(selection: Selection, ax: Axes | None = None, *, of: Values 
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
     kept = is_kept(selection)
-    _draw(ax, values, kept, _bins(values, 50))
+    _draw(ax, values, kept, _bins(values, 50, of))
     _label(ax, 0, f"kept ({kept.sum():,})")
     _label(ax, 1, f"dropped ({(~kept).sum():,})")
     if of == "margins" and _trimmed_below_zero(selection):
@@ -89,8 +91,8 @@ def score_histogram_by_class(
         A new figure with one axes per class.
 
     Raises:
-        ValueError: The selection has no scores, margins or labels, a label of `classes` does not
-            occur, or `of` is neither.
+        ValueError: The selection lacks the values or labels, a label of `classes` does not occur,
+            or `of` is none of the three.
 
     Cost:
         O(N).
@@ -113,7 +115,7 @@ def score_histogram_by_class(
         layout="constrained",
     )
     kept = is_kept(selection)
-    bins = _bins(values[np.concatenate([ids for _, ids in shown])], 25)
+    bins = _bins(values[np.concatenate([ids for _, ids in shown])], 25, of)
     for place, ax in enumerate(grid.flat):
         if place >= len(shown):
             ax.remove()  # the last row is short
@@ -136,8 +138,10 @@ def score_histogram_by_class(
     return figure
 
 
-def _bins(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def _bins(values: NDArray[np.float64], count: int, of: Values) -> NDArray[np.float64]:
     """Return edges of about `count` equal bins, one at 0 because the trim cuts margins there."""
+    if of == "probabilities":
+        return np.linspace(0, 1, count + 1)
     width = float(values.max() - values.min()) / count or 0.02
     first, last = np.floor(values.min() / width), np.floor(values.max() / width)
     bins: NDArray[np.float64] = width * np.arange(first, last + 2)

@@ -20,7 +20,13 @@ MARKERS = "osD^vP"
 GREY = "0.4"
 _CLASSES_SHOWN = 10
 
-Values = Literal["scores", "margins"]
+Values = Literal["scores", "margins", "probabilities"]
+NAMES: dict[Values, str] = {
+    "scores": "agreement",
+    "margins": "margin",
+    "probabilities": "label probability",
+}
+_LEAST = 0.001  # of a probability that is written as a number
 
 
 def is_kept(selection: Selection) -> NDArray[np.bool_]:
@@ -31,10 +37,10 @@ def is_kept(selection: Selection) -> NDArray[np.bool_]:
 
 
 def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
-    """Return the scores or the margins (N,).
+    """Return the scores, the margins or the probabilities (N,).
 
     Raises:
-        ValueError: There are none, or `of` is neither.
+        ValueError: There are none, or `of` is none of them.
     """
     if of == "scores":
         scores = np.asarray(selection.scores, np.float64)
@@ -43,14 +49,41 @@ def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
                 "expected a selection with scores, got one of rule='random', which scores nothing"
             )
         return scores
+    if of == "probabilities":
+        if selection.probabilities is None:
+            raise ValueError(
+                "expected a selection with probabilities, got one without classes or with another "
+                'trim; draw of="scores", or select again with labels and trim="auto"'
+            )
+        return np.asarray(selection.probabilities, np.float64)
     if of != "margins":
-        raise ValueError(f'expected of="scores" or "margins", got {of!r}')
+        raise ValueError(f'expected of="scores", "margins" or "probabilities", got {of!r}')
     if selection.margins is None:
         raise ValueError(
             "expected a selection with margins, got one of rule='random' or of an older file; "
             'draw of="scores" or select again'
         )
     return np.asarray(selection.margins, np.float64)
+
+
+def most_telling(selection: Selection) -> Values:
+    """Return what tells wrong labels best: probabilities, else margins, else scores."""
+    if selection.probabilities is not None:
+        return "probabilities"
+    return "scores" if selection.margins is None else "margins"
+
+
+def written(value: float, of: Values) -> str:
+    """Return a value as it is written beside an example.
+
+    Example:
+        >>> from sage_torch.plots.style import written
+        >>> written(-0.25, "margins"), written(0.02, "probabilities"), written(0, "probabilities")
+        ('-0.25', '0.020', '<0.001')
+    """
+    if of != "probabilities":
+        return f"{value:.2f}"
+    return f"{value:.3f}" if value >= _LEAST else f"<{_LEAST}"
 
 
 def members(

@@ -27,9 +27,9 @@ def write_report(
 ) -> None:
     """Write a page that shows kept and dropped examples, and how certain the selection is.
 
-    It contains scores and margins, the number kept and the total by class, the spectrum of the
-    sketch, its certificate in words, timings, settings, versions and the command that repeats the
-    selection. The file includes all pictures; opening it executes and fetches nothing.
+    It contains scores, the labels to check, the number kept and the total by class, the spectrum
+    of the sketch, its certificate in words, timings, settings, versions and the command that
+    repeats the selection. The file includes all pictures; opening it executes and fetches nothing.
 
     Args:
         selection: Any selection; parts that it lacks are left out.

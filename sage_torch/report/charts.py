@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sage_torch.plots.scores import score_histogram
 from sage_torch.plots.spectrum import spectrum
-from sage_torch.plots.style import DROPPED, KEPT, Values
+from sage_torch.plots.style import DROPPED, KEPT, NAMES, Values
 from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class Chart(NamedTuple):
 
 
 def charts(selection: Selection) -> list[Chart]:
-    """Return charts of the scores, the margins and the spectrum, as far as a selection has them.
+    """Return charts of the scores, of what tells wrong labels, and of the spectrum.
+
+    Wrong labels are told by probabilities, else by margins. What a selection lacks is left out.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -49,7 +51,16 @@ def charts(selection: Selection) -> list[Chart]:
                 "same direction, 0 is at right angles, below 0 is opposite.",
             )
         )
-    if selection.margins is not None and is_drawable(selection.margins):
+    if selection.probabilities is not None:
+        drawn.append(
+            Chart(
+                "Label probability",
+                _svg(lambda figure: _histogram(figure, selection, "probabilities"), "likely"),
+                "How likely the label of each example is by the features of the other examples. "
+                "Many wrong labels are near 0.",
+            )
+        )
+    elif selection.margins is not None and is_drawable(selection.margins):
         drawn.append(
             Chart(
                 "Margin",
@@ -110,7 +121,7 @@ def _outline(heights: NDArray[np.float64]) -> str:
 
 def _histogram(figure: Figure, selection: Selection, of: Values) -> None:
     ax = score_histogram(selection, figure.subplots(), of=of)
-    ax.set_xlabel("agreement" if of == "scores" else "margin")  # a text beside it explains more
+    ax.set_xlabel(NAMES[of])  # a text beside it explains more
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 

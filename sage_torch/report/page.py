@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from torch.utils.data import Dataset
 
+from sage_torch.plots.style import Values, most_telling, written
 from sage_torch.report.charts import charts, is_drawable
 from sage_torch.report.facts import (
     certificate_words,
@@ -24,9 +25,15 @@ from sage_torch.report.facts import (
     timing_rows,
 )
 from sage_torch.report.shown import Example, show
+from sage_torch.selection.facts import label_facts, trim_facts, trims_by_margin
 from sage_torch.selection.result import Selection
 
 _PARAMETERS = 500  # shown
+_CHECK: dict[Values, str] = {
+    "probabilities": "The labels that are least likely by the features of the other examples, with "
+    "their probability.",
+    "margins": "The examples that agree least with their class, with their margin.",
+}
 
 
 def page(
@@ -40,6 +47,7 @@ def page(
     settings = selection.settings
     rows = class_rows(selection, names)  # may raise, so it comes before the slow charts
     shown = None if dataset is None else show(selection, dataset)
+    of = most_telling(selection)
     return _template().render(
         selection=selection,
         kept=len(selection.indices),
@@ -51,7 +59,8 @@ def page(
         shown=shown,
         name=lambda label: label_name(label, names),
         score_words=_score_words,
-        margin_words=lambda example: _margin_words(example, names),
+        check=_CHECK.get(of, ""),
+        check_words=lambda example: _check_words(example, of, names),
         certificate=certificate_words(selection.certificate),
         timings=timing_rows(selection.seconds),
         command=command_words(settings),
@@ -82,9 +91,10 @@ def _figures(selection: Selection) -> list[tuple[str, str]]:
         known = np.unique(selection.labels)
         kept = np.unique(selection.labels[selection.indices])
         found.append((f"{len(kept):,} of {len(known):,}", "classes kept"))
-    if selection.margins is not None:
-        if isinstance(settings.get("trimmed"), int):
-            found.append((f"{settings['trimmed']:,}", "trimmed before the rule chose"))
+    if settings.get("rule") != "random":
+        found += trim_facts(settings)
+    found += label_facts(selection)
+    if selection.margins is not None and trims_by_margin(settings):
         found.append((f"{int((selection.margins < 0).sum()):,}", "margins below 0"))
     if selection.certificate is not None:
         found.append((f"{selection.certificate.energy_kept:.1%}", "of the energy in the sketch"))
@@ -97,10 +107,11 @@ def _score_words(example: Example) -> list[str]:
     return [] if math.isnan(example.score) else [f"{example.score:.2f}"]
 
 
-def _margin_words(example: Example, names: Sequence[str] | None) -> list[str]:
+def _check_words(example: Example, of: Values, names: Sequence[str] | None) -> list[str]:
     label = [] if example.label is None else [label_name(example.label, names)]
     name = f"example {example.index}"  # as in `dataset[index]`, so without a thousands separator
-    return [name, f"{example.margin:.2f}", *label, "kept" if example.is_kept else "dropped"]
+    value = example.probability if of == "probabilities" else example.margin
+    return [name, written(value, of), *label, "kept" if example.is_kept else "dropped"]
 
 
 def _range(selection: Selection) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from sage_torch.plots.examples import spread
 from sage_torch.plots.images import check_length, read_images
-from sage_torch.plots.style import is_kept, members
+from sage_torch.plots.style import is_kept, known_values, members, most_telling
 from sage_torch.selection.result import Selection
 
 _CLASSES, _COLUMNS, _WORST = 10, 6, 12
@@ -33,6 +33,7 @@ class Example:
         label: Label; None without labels.
         score: Agreement; NaN without scores.
         margin: Margin; NaN without margins.
+        probability: Probability of the label; NaN without probabilities.
         is_kept: Whether the selection keeps it.
         picture: PNG in base64; None if it is not an image.
         text: Its contents in words, if it is not an image.
@@ -42,6 +43,7 @@ class Example:
     label: int | None
     score: float
     margin: float
+    probability: float
     is_kept: bool
     picture: str | None
     text: str
@@ -54,7 +56,8 @@ class Shown:
     Attributes:
         rows: Per class its label or None, some kept and some dropped examples, in even steps of
             rank, highest score first.
-        worst: Examples with the lowest margins, lowest first; empty without margins.
+        worst: Examples with the lowest probabilities, else margins, lowest first; empty without
+            both.
     """
 
     rows: list[tuple[int | None, list[Example], list[Example]]]
@@ -80,17 +83,18 @@ def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
         )
         for label, ids in members(selection, None)[:_CLASSES]
     ]
-    margins = selection.margins
+    of = most_telling(selection)
     worst = np.zeros(0, np.int64)
-    if margins is not None:
-        worst = np.argsort(margins, kind="stable")[:_WORST]
+    if of != "scores":
+        worst = np.argsort(known_values(selection, of), kind="stable")[:_WORST]
     wanted = np.unique(np.concatenate([worst, *(ids for _, *both in rows for ids in both)]))
     by_index = _read(selection, dataset, wanted, kept)
 
-    def of(ids: NDArray[np.int64]) -> list[Example]:
+    def examples(ids: NDArray[np.int64]) -> list[Example]:
         return [by_index[int(i)] for i in ids]
 
-    return Shown([(label, of(first), of(second)) for label, first, second in rows], of(worst))
+    by_class = [(label, examples(first), examples(second)) for label, first, second in rows]
+    return Shown(by_class, examples(worst))
 
 
 def _read(
@@ -106,13 +110,18 @@ def _read(
             index=i,
             label=None if selection.labels is None else int(selection.labels[i]),
             score=float(selection.scores[i]),
-            margin=float("nan") if selection.margins is None else float(selection.margins[i]),
+            margin=_at(selection.margins, i),
+            probability=_at(selection.probabilities, i),
             is_kept=bool(kept[i]),
             picture=pictures.get(i),
             text="" if pictures else described(item),
         )
         for i, item in items.items()
     }
+
+
+def _at(values: NDArray[np.float32] | None, index: int) -> float:
+    return float("nan") if values is None else float(values[index])
 
 
 class _Items(Dataset[Any]):

@@ -15,8 +15,8 @@ from sage_torch.selection.archive import pack, unpack, write_whole
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.draws import Draws
 
-_FORMAT = 3
-_OPTIONAL = ("labels", "weights", "margins", "singular_values")
+_FORMAT = 4
+_OPTIONAL = ("labels", "weights", "margins", "singular_values", "probabilities")
 _OF_DRAWS = ("order", "starts", "classes", "quotas")
 
 
@@ -35,17 +35,27 @@ class Selection:
         settings: The settings used, in a form that fits into JSON: options, gradients, versions.
             `classes` counts the classes, 0 without; `classes_because` says how that is known.
             `trimmed` is the number of examples that the trim dropped, and `trimmed_because` says
-            why it could drop none.
+            why it could drop none. With `trim="auto"` also: `temperature`, which calibrates the
+            probabilities; `rho`, the estimated share of wrong labels; `threshold`, the least odds
+            against chance that were kept; `trimmed_by_budget` and `trimmed_by_noise`, the numbers
+            of examples that the trim dropped as too hard for so small a subset, and as probably
+            wrong.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
             each kept one represents, itself included; None without the option `weights`.
         draws: The subset of each epoch; None for `draw="fixed"`.
         margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class minus half
-            of its opposition to the class that it opposes most. The trim reads margins: they mark
-            wrong labels better than `scores`, few of which are negative. Below 0, an example
-            opposes another class more than twice as much as it agrees with its own. Without
-            at least two classes the margin is the agreement itself. None for `rule="random"`.
+            of its opposition to the class that it opposes most. `trim="negative"` and a trim of a
+            share read margins: they mark wrong labels better than `scores`, few of which are
+            negative. Below 0, an example opposes another class more than twice as much as it
+            agrees with its own. Without at least two classes the margin is the agreement itself.
+            None for `rule="random"`.
         singular_values: float64 (l,), descending: the lengths of the sketch's rows, its spectrum;
             None for `rule="random"`.
+        probabilities: float32 (N,) in [0, 1]: how likely every example's label is, judged by a
+            ridge regression of the labels on the model's features that left the example itself
+            out, and calibrated by one temperature. `trim="auto"` reads them, and the lowest mark
+            wrong labels. None where there is no such regression: without classes, with
+            `trim="negative"` or `rule="random"`.
 
     Example:
         >>> import tempfile, torch
@@ -71,6 +81,7 @@ class Selection:
     draws: Draws | None = None
     margins: NDArray[np.float32] | None = None
     singular_values: NDArray[np.float64] | None = None
+    probabilities: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in ("indices", "scores", *_OPTIONAL):
@@ -202,6 +213,7 @@ class Selection:
             (self.weights, np.float32, (k,)),
             (self.margins, np.float32, (total,)),
             (self.singular_values, np.float64, None),
+            (self.probabilities, np.float32, (total,)),
         ]
         shapes_fit = all(
             array is None
@@ -210,13 +222,16 @@ class Selection:
         )
         if not shapes_fit or not k:
             raise ValueError(
-                "expected int64 indices (k,) and labels (N,), float32 scores and margins (N,) and "
-                "weights (k,), float64 singular values (l,)"
+                "expected int64 indices (k,) and labels (N,), float32 scores, margins and "
+                "probabilities (N,) and weights (k,), float64 singular values (l,)"
             )
         if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():
             raise ValueError(f"expected ascending indices within [0, {total})")
         if self.weights is not None and not (self.weights >= 1).all():
             raise ValueError("expected weights of at least 1")
+        likely = self.probabilities
+        if likely is not None and not ((likely >= 0) & (likely <= 1)).all():  # nor NaN
+            raise ValueError("expected probabilities within [0, 1]")
         if self.draws is not None and not (
             self.draws.order.max() < total and np.array_equal(self.draws.epoch(0), self.indices)
         ):

@@ -5,6 +5,7 @@ Selection files and configurations; mutated snapshots are in test_checkpoint.py.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -36,12 +37,13 @@ fuzz = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-ARRAYS = ("indices", "scores", "labels", "weights", "margins", "singular_values")
+ARRAYS = ("indices", "scores", "labels", "weights", "margins", "singular_values", "probabilities")
 OPTIONS: dict[str, dict[str, Any]] = {
     "weights": {"weights": True},
     "rotate": {"draw": "rotate"},
     "random": {"rule": "random", "draw": "random"},
 }
+READOUT = {"rho": 0.25, "trimmed_by_budget": 1, "trimmed_by_noise": 2}  # settings of trim="auto"
 
 
 class Malicious:
@@ -62,10 +64,16 @@ def good() -> dict[str, bytes]:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     data = TensorDataset(inputs, labels)
-    return {
-        name: select_subset(model, data, 0.5, sketch_size=4, progress=False, **options).to_bytes()
+    made = {
+        name: select_subset(model, data, 0.5, sketch_size=4, progress=False, **options)
         for name, options in OPTIONS.items()
     }
+    made["weights"] = dataclasses.replace(
+        made["weights"],
+        probabilities=np.linspace(0, 1, 24, dtype=np.float32),
+        settings=made["weights"].settings | READOUT,
+    )
+    return {name: selection.to_bytes() for name, selection in made.items()}
 
 
 @pytest.fixture(autouse=True)

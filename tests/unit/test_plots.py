@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from sage_torch.plots import (  # noqa: E402
 
 N = 40
 SETTINGS = {"rule": "herding", "trim": "negative", "trimmed": 7}
+AUTOMATIC = SETTINGS | {"trim": "auto", "trimmed_by_budget": 5, "trimmed_by_noise": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,12 @@ def selection(**changes: Any) -> Selection:
         "margins": np.linspace(1, -0.2, N, dtype=np.float32),
     }
     return Selection(**given | changes)
+
+
+def judged() -> Selection:
+    """A selection whose labels are the less likely the nearer they are to example 20."""
+    likely = np.abs(np.arange(N) - 20) / 20
+    return selection(probabilities=likely.astype(np.float32), settings=AUTOMATIC)
 
 
 def images(*shape: int) -> TensorDataset:
@@ -104,6 +112,27 @@ def test_histogram_of_margins_draws_margins() -> None:
     assert counted(kept) == pytest.approx(5)
 
 
+def test_histogram_of_probabilities_draws_probabilities_from_0_to_1() -> None:
+    ax = score_histogram(judged(), of="probabilities")
+    assert ax.get_xlabel().startswith("probability of the label")
+    assert not ax.lines, "no margin was cut"
+    for outline, count in zip(ax.patches, (14, 26), strict=True):
+        assert counted(outline) == pytest.approx(count)
+        places = outline.get_xy()[:, 0]
+        assert (places.min(), places.max()) == (0, 1)
+    unlikely = dataclasses.replace(judged(), indices=np.arange(16, 25))
+    kept, _ = score_histogram(unlikely, of="probabilities").patches
+    assert kept.get_xy()[:, 0][kept.get_xy()[:, 1] > 0].max() < 0.25
+    figure = score_histogram_by_class(judged(), of="probabilities")
+    assert [len(ax.lines) for ax in figure.axes] == [0, 0]
+    assert sum(counted(patch) for ax in figure.axes for patch in ax.patches) == N
+    assert figure.get_supxlabel() == "probability of the label"
+
+
+def test_margins_below_0_are_marked_only_where_the_trim_read_margins() -> None:
+    assert not score_histogram(judged(), of="margins").lines
+
+
 def test_histogram_draws_where_it_is_told() -> None:
     _, ax = pyplot.subplots()
     assert score_histogram(selection(), ax) is ax
@@ -125,7 +154,9 @@ def test_histogram_of_a_selection_without_scores() -> None:
     for draw in (score_histogram, score_histogram_by_class):
         with pytest.raises(ValueError, match="with margins, got one of rule='random' or of an old"):
             draw(nothing, of="margins")
-        with pytest.raises(ValueError, match='"scores" or "margins", got \'losses\''):
+        with pytest.raises(ValueError, match="with probabilities, got one without classes"):
+            draw(selection(), of="probabilities")
+        with pytest.raises(ValueError, match='"margins" or "probabilities", got \'losses\''):
             draw(nothing, of="losses")
     assert not pyplot.get_fignums()
 
@@ -162,6 +193,16 @@ def test_histogram_by_class_errors() -> None:
     with pytest.raises(ValueError, match=r"got \[7\]"):
         score_histogram_by_class(selection(), classes=[7])
     assert not pyplot.get_fignums()
+
+
+def test_worst_ranks_by_probability() -> None:
+    (ax,) = worst(judged(), images(4, 4), 4).axes
+    np.testing.assert_allclose(drawn(ax), [2 / 3, 1 / 3, 1, 0], atol=1e-6)  # 20, 19, 21, 18
+    assert [text.get_text() for text in ax.texts[::2]] == ["<0.001", "0.050", "0.050", "0.100"]
+    assert [text.get_text() for text in ax.texts[1::2]] == [
+        f"label {i % 2}" for i in (20, 19, 21, 18)
+    ]
+    assert ax.get_title() == "lowest label probability of 40 examples, lowest first"
 
 
 def test_worst_ranks_by_margin() -> None:

@@ -144,7 +144,71 @@ def test_it_says_what_the_selection_says(selection: Selection, tmp_path: Path) -
         *selection.settings["parameters"],
     ):
         assert expected in words
-    assert "Lowest margins" not in words, "no data set, no examples"
+    assert "to check" not in words, "no data set, no examples"
+
+
+@pytest.fixture(scope="module")
+def judged(selection: Selection) -> Selection:
+    """The selection as `trim="auto"` would leave it: a probability of each label."""
+    return dataclasses.replace(
+        selection,
+        probabilities=np.random.default_rng(0).permutation(90).astype(np.float32) / 90,
+        settings=selection.settings
+        | {"trim": "auto", "rho": 0.04, "trimmed_by_budget": 5, "trimmed_by_noise": 2},
+    )
+
+
+@quick
+def test_it_says_which_labels_look_wrong(judged: Selection) -> None:
+    words = read(page(judged)).words
+    for expected in (
+        "5 trimmed as too hard for so small a subset",
+        "2 trimmed as probably wrong",
+        "about 4% of labels look wrong",
+        "30 labels are less likely than a guess",  # of three classes
+    ):
+        assert expected in words
+    assert "margins below 0" not in words
+    assert "before the rule chose" not in words
+
+
+@quick
+@pytest.mark.parametrize(
+    ("changes", "heading", "explained"),
+    [
+        ({}, "Labels to check", "The labels that are least likely by the features"),
+        ({"probabilities": None}, "Labels to check", "agree least with their class"),
+        (
+            {"probabilities": None, "labels": None},
+            "Examples to check",
+            "with their margin. dataset[",
+        ),
+        ({"probabilities": None, "margins": None}, None, ""),
+    ],
+)
+def test_the_labels_to_check_are_explained(
+    changes: dict[str, Any], heading: str | None, explained: str, judged: Selection
+) -> None:
+    given = dataclasses.replace(judged, **changes)
+    words = read(page(given, Items(lambda i, label: (str(i), label)))).words
+    if heading is None:
+        assert "to check" not in words
+    else:
+        assert explained in words.partition(heading)[2]
+        assert ("Look here first for wrong labels." in words) == ("labels" not in changes)
+
+
+@quick
+def test_the_least_likely_labels_come_first(judged: Selection) -> None:
+    data = Items(lambda i, label: (str(i), label))
+    assert judged.probabilities is not None
+    lowest = np.argsort(judged.probabilities)[:12].tolist()
+    worst = show(judged, data).worst
+    assert [e.index for e in worst] == lowest
+    assert [e.probability for e in worst] == pytest.approx(np.arange(12) / 90)
+    words = read(page(judged, data)).words.partition("Labels to check")[2]
+    assert f"example {lowest[0]} <0.001 {lowest[0] % 3} " in words
+    assert f"example {lowest[1]} 0.011 {lowest[1] % 3} " in words
 
 
 @quick
@@ -177,14 +241,15 @@ def test_many_classes_stay_a_page(selection: Selection) -> None:
     assert len(page(many)) < 300_000
 
 
-def test_scores_margins_and_spectrum_are_drawn(
-    drawn: str, selection: Selection, at_random: Selection
+def test_scores_what_tells_wrong_labels_and_spectrum_are_drawn(
+    drawn: str, selection: Selection, at_random: Selection, judged: Selection
 ) -> None:
     for text, headings in (
         (drawn, ["Agreement", "Margin", "Spectrum of the sketch"]),
         (page(dataclasses.replace(selection, margins=None)),
          ["Agreement", "Spectrum of the sketch"]),
         (page(dataclasses.replace(selection, singular_values=None)), ["Agreement", "Margin"]),
+        (page(judged), ["Agreement", "Label probability", "Spectrum of the sketch"]),
         (page(at_random), []),
     ):  # fmt: skip
         read(text)

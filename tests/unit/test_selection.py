@@ -22,14 +22,24 @@ from torch.utils.data import TensorDataset
 
 from sage_torch import Selection, select_subset
 
+ARRAYS = (
+    "indices", "scores", "labels", "weights", "margins", "singular_values", "probabilities",
+)  # fmt: skip
+
 
 @pytest.fixture
 def selection(network: nn.Module, blobs: TensorDataset) -> Selection:
     return select_subset(network, blobs, 0.25)
 
 
+@pytest.fixture
+def judged(selection: Selection) -> Selection:
+    """The selection with a probability of each label, from 0 to 1."""
+    return dataclasses.replace(selection, probabilities=np.linspace(0, 1, 90, dtype=np.float32))
+
+
 def assert_same(first: Selection, second: Selection) -> None:
-    for name in ("indices", "scores", "labels", "weights", "margins"):
+    for name in ARRAYS:
         one, other = getattr(first, name), getattr(second, name)
         if one is None:
             assert other is None
@@ -54,8 +64,7 @@ def assert_frozen(selection: Selection) -> None:
     if selection.certificate is not None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             selection.certificate.shrinkage = 0.0  # type: ignore[misc]
-    names = ("indices", "scores", "labels", "weights", "margins")
-    for array in (getattr(selection, name) for name in names):
+    for array in (getattr(selection, name) for name in ARRAYS):
         if array is not None:
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
@@ -80,19 +89,20 @@ def test_contents(selection: Selection) -> None:
     assert (selection.margins <= selection.scores).all()
 
 
-def test_it_is_frozen(selection: Selection) -> None:
+def test_it_is_frozen(selection: Selection, judged: Selection) -> None:
     assert_frozen(selection)
+    assert_frozen(judged)
 
 
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
 )
 def test_copies_are_the_same_and_frozen(
-    duplicate: Callable[[Selection], Selection], selection: Selection
+    duplicate: Callable[[Selection], Selection], judged: Selection
 ) -> None:
-    assert_same(duplicate(selection), selection)
-    assert_frozen(duplicate(selection))
-    assert_frozen(selection)
+    assert_same(duplicate(judged), judged)
+    assert_frozen(duplicate(judged))
+    assert_frozen(judged)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +132,42 @@ def test_round_trip(
     assert_frozen(loaded)
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
+def test_probabilities_are_saved_and_loaded(
+    selection: Selection, judged: Selection, tmp_path: Path
+) -> None:
+    judged.save(tmp_path / "subset.npz")
+    loaded = Selection.load(tmp_path / "subset.npz")
+    assert loaded.probabilities is not None
+    assert loaded.probabilities.tolist() == np.linspace(0, 1, 90, dtype=np.float32).tolist()
+    assert_same(loaded, judged)
+    assert_frozen(loaded)
+    without = Selection.from_bytes(dataclasses.replace(judged, probabilities=None).to_bytes())
+    assert without.probabilities is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros(89, np.float32),
+        np.zeros(90),
+        np.zeros((90, 1), np.float32),
+        np.full(90, -1e-6, np.float32),
+        np.full(90, 1.001, np.float32),
+        np.append(np.zeros(89), np.nan).astype(np.float32),
+        None,
+    ],
+    ids=["short", "float64", "matrix", "below 0", "above 1", "NaN", "missing"],
+)
+def test_loading_wrong_probabilities(wrong: Any, judged: Selection, tmp_path: Path) -> None:
+    good = altering(judged, tmp_path)
+    assert_same(Selection.load(good()), judged)
+    with pytest.raises(ValueError, match=r"holds no readable selection.*probabilities"):
+        Selection.load(good(probabilities=wrong))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_a_file_of_another_format_is_refused(altered: Callable[..., Path], number: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected format 3, got {number}; read it with"):
+    with pytest.raises(ValueError, match=rf"expected format 4, got {number}; read it with"):
         Selection.load(altered(meta={"format": number}))
 
 
@@ -350,7 +393,7 @@ def test_loading_inconsistent_draws(
 
 
 def test_loading_a_newer_format_says_so(altered: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="expected format 3, got 999"):
+    with pytest.raises(ValueError, match="expected format 4, got 999"):
         Selection.load(altered(meta={"format": 999}))
 
 
