@@ -90,15 +90,15 @@ def keep_in_range(keep: object) -> None:
 
 
 def trim_in_range(trim: object) -> None:
-    """Refuse what is neither `"negative"`, a share of a class, nor None.
+    """Refuse what is neither `"auto"`, `"negative"`, a share of a class, nor None.
 
     Raises:
         ValueError: It is something else.
     """
     is_share = isinstance(trim, Real) and not isinstance(trim, bool) and 0 <= float(trim) < 1
-    if not (is_share or trim is None or trim == "negative"):
+    if not (is_share or trim is None or (isinstance(trim, str) and trim in ("auto", "negative"))):
         raise ValueError(
-            'expected trim "negative" (drop negative margins), a share in [0, 1) or None, '
+            'expected trim "auto", "negative" (drop negative margins), a share in [0, 1) or None, '
             f"got {trim!r}"
         )
 

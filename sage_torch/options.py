@@ -48,7 +48,7 @@ class SelectionOptions(TypedDict, total=False):
     rule: Rule
     draw: Draw
     weights: bool
-    trim: Literal["negative"] | float | None
+    trim: Literal["auto", "negative"] | float | None
     labels: LabelChoice
     class_balanced: Literal["auto"] | bool
     quotas: Quotas
@@ -120,13 +120,16 @@ class Options:
         `Selection.weights`. Rule "random" has none; in streaming mode only herding has them.""",
         given_as="switch",
     )
-    trim: Literal["negative"] | float | None = _option(
-        "negative",
-        """What is dropped before the rule chooses: negative, a share of each class, or none.
-        `"negative"` drops examples with a negative margin: they oppose another class more than
-        twice as much as they agree with their own. Without at least two classes it drops nothing. A
-        share drops the lowest margins of each class. The trim never leaves fewer than the quota.
-        The rules "agreement" and "random" do not trim.""",
+    trim: Literal["auto", "negative"] | float | None = _option(
+        "auto",
+        """What is dropped before the rule chooses: auto, negative, a share of each class, or none.
+        `"auto"` reads the probability of each label off the model's features: labels that are
+        probably wrong go, and at small budgets what is hard; of the rest, herding prefers what has
+        not been learnt. Where there are no features it is `"negative"`: examples with a negative
+        margin go, which oppose another class more than twice as much as they agree with their own.
+        Without at least two classes both drop nothing. A share drops the lowest margins of each
+        class. The trim never leaves fewer than the quota. The rules "agreement" and "random" do not
+        trim.""",
     )
     labels: LabelChoice = _option(
         "auto",
@@ -157,9 +160,10 @@ class Options:
     gradients: GradientChoice = _option(
         "auto",
         """Which gradients: auto, functional, projected, last_layer or a computer of your own.
-        `"auto"` takes `"functional"` up to 8,192 parameters, else `"projected"`. `"functional"` is
-        exact. `"projected"` is of the whole network and cheaper than a training step. For your own
-        see `sage_torch.gradients`.""",
+        `"auto"` takes `"last_layer"`, for the price of a forward pass, where `trim="auto"` finds
+        classes and a Linear layer that makes the logits; else `"functional"` (exact) up to 8,192
+        parameters and `"projected"` (of the whole network, cheaper than a training step) above. For
+        your own see `sage_torch.gradients`.""",
     )
     params: ParameterChoice | None = _option(
         None,
@@ -188,7 +192,8 @@ class Options:
     )
     memory_budget: int = _option(
         2**30,
-        """Bytes for gradients held at once. With consensus "auto" also for exact scoring.""",
+        """Bytes for gradients held at once. With consensus "auto" also for exact scoring, and for
+        the factors of last-layer gradients, which save the second reading.""",
     )
     loss: LossFunction | None = _option(
         None,

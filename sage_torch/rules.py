@@ -6,8 +6,8 @@ chooses when all scores are known (`finish`). It gives every rank the same subse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.options import Options
 from sage_torch.passes.job import Job
+from sage_torch.passes.rating import Rating
 from sage_torch.passes.scoring import Scored, ScoredBatch
+from sage_torch.passes.sketching import Sketched
+from sage_torch.passes.views import Views
 from sage_torch.reading.classes import ClassBook
 from sage_torch.selection.draws import Draws
 
@@ -31,6 +34,7 @@ class Chosen:
     trimmed: int  # examples that the trim dropped
     draws: Draws | None = None  # None for draw="fixed"
     weights: NDArray[np.float32] | None = None  # (k,)
+    settings: dict[str, Any] = field(default_factory=dict)  # what the trim went by
 
 
 class Rule(Protocol):
@@ -49,34 +53,49 @@ class Rule(Protocol):
         ...
 
 
-def rule_for(job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int) -> Rule:
+def rule_for(job: Job, sketched: Sketched, quotas: NDArray[np.int64]) -> Rule:
     """Return the rule that the options name.
 
     Args:
         job: `options.rule`, `draw`, `trim`, `weights`, `seed`; the mode; the shards.
-        classes: The class and the group of every example.
+        sketched: The results of pass 1: the class and the group of every example, the readout.
         quotas: int64 (C,), how many of each group to keep.
-        width: Rows l of the sketch.
     """
+    classes = sketched.classes
+    rating = _rating(job.options, sketched, quotas)
+    trim = job.options.trim
     if trims_nothing(job.options, classes):
-        job = replace(job, options=replace(job.options, trim=None))
-    options, class_ids = job.options, classes.groups()
+        trim = None
+    elif trim == "auto":
+        trim = "negative"  # margins, or what the rating puts in their place
+    options, class_ids = replace(job.options, trim=trim), classes.groups()
     if options.rule == "agreement":
         return Agreement(class_ids, quotas, options)
     if options.draw == "random":
-        return RandomDraws(class_ids, quotas, options)
+        return RandomDraws(class_ids, quotas, options, rating)
     if job.mode.is_streaming:
-        return HerdingInBlocks(job, classes, quotas, width)
-    return Herding(class_ids, quotas, options)
+        width = Views.compared_width(sketched)
+        return HerdingInBlocks(replace(job, options=options), classes, quotas, width, rating)
+    return Herding(class_ids, quotas, options, rating)
+
+
+def _rating(options: Options, sketched: Sketched, quotas: NDArray[np.int64]) -> Rating | None:
+    readout, classes = sketched.readout, sketched.classes
+    if readout is None:
+        return None
+    sizes = classes.sizes()
+    shares = np.divide(quotas, sizes, out=np.ones(len(sizes)), where=sizes > 0)
+    groups = classes.groups(readout.sample_places)
+    return Rating.of(readout, groups, shares, has_budget=options.draw == "fixed")
 
 
 def trims_nothing(options: Options, classes: ClassBook) -> bool:
-    """Return whether a trim of negative margins has nothing to go by.
+    """Return whether a trim by classes has nothing to go by.
 
     With one consensus for all, the trim would drop whatever opposes the majority: the rarer of two
     classes, one sign of a regression's residuals, the smaller of two domains.
     """
-    return options.trim == "negative" and classes.count < 2
+    return options.trim in ("auto", "negative") and classes.count < 2
 
 
 @dataclass(frozen=True)
@@ -86,12 +105,14 @@ class _OnScores:
     class_ids: NDArray[np.int32]  # (N,) of groups
     quotas: NDArray[np.int64]  # (C,)
     options: Options
+    rating: Rating | None = None  # in place of margins
 
     def take(self, batch: ScoredBatch) -> None:
         """Ignore the batch."""
 
     def _untrimmed(self, scored: Scored) -> NDArray[np.int64]:
-        return _core.untrimmed(scored.margins, self.class_ids, self.quotas, trim=self.options.trim)
+        trimmed_by = _trimmed_by(self.rating, scored, self.class_ids)
+        return _core.untrimmed(trimmed_by, self.class_ids, self.quotas, trim=self.options.trim)
 
     def _chosen(
         self, scored: Scored, left: NDArray[np.int64], indices: NDArray[np.int64]
@@ -103,7 +124,29 @@ class _OnScores:
             weights = _core.weights(
                 scored.coordinates, self.class_ids, classes, left, indices, seed=seed
             )
-        return Chosen(indices, trimmed, weights=weights)
+        settings = _settings(self.rating, scored, self.class_ids)
+        return Chosen(indices, trimmed, weights=weights, settings=settings)
+
+
+def _trimmed_by(
+    rating: Rating | None, scored: Scored | ScoredBatch, groups: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Return what the trim reads: below 0 goes."""
+    if rating is None or scored.probabilities is None:
+        return scored.margins
+    return rating.quality(scored.probabilities, groups)
+
+
+def _masses(rating: Rating | None, scored: Scored | ScoredBatch) -> NDArray[np.float32] | None:
+    if rating is None or scored.probabilities is None:
+        return None
+    return rating.masses(scored.probabilities)
+
+
+def _settings(rating: Rating | None, scored: Scored, groups: NDArray[np.int32]) -> dict[str, Any]:
+    if rating is None or scored.probabilities is None:
+        return {}
+    return rating.settings(scored.probabilities, groups)
 
 
 class Agreement(_OnScores):
@@ -123,7 +166,9 @@ class RandomDraws(_OnScores):
         """Choose the subset."""
         left = self._untrimmed(scored)
         draws = draws_of(left, self.class_ids, self.quotas, "random", self.options.seed)
-        return Chosen(draws.epoch(0), len(self.class_ids) - len(left), draws)
+        settings = _settings(self.rating, scored, self.class_ids)
+        trimmed = len(self.class_ids) - len(left)
+        return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
 
 
 class Herding(_OnScores):
@@ -135,10 +180,11 @@ class Herding(_OnScores):
             return self._in_order(scored)
         indices = _core.herding(
             scored.coordinates,
-            scored.margins,
+            _trimmed_by(self.rating, scored, self.class_ids),
             self.class_ids,
             self.quotas,
             trim=self.options.trim,
+            masses=_masses(self.rating, scored),
             seed=self.options.seed,
         )
         return self._chosen(scored, self._untrimmed(scored), indices)
@@ -146,16 +192,18 @@ class Herding(_OnScores):
     def _in_order(self, scored: Scored) -> Chosen:
         order, starts, of_blocks = _core.herding_order(
             scored.coordinates,
-            scored.margins,
+            _trimmed_by(self.rating, scored, self.class_ids),
             self.class_ids,
             self.quotas,
             trim=self.options.trim,
+            masses=_masses(self.rating, scored),
             block_size=_ORDER_BLOCK,
             seed=self.options.seed,
         )
         seed, trimmed = self.options.seed, len(self.class_ids) - len(order)
         draws = Draws("rotate", order, starts, of_blocks, self.quotas, seed, is_herded=True)
-        return Chosen(draws.epoch(0), trimmed, draws)
+        settings = _settings(self.rating, scored, self.class_ids)
+        return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
 
 
 _Order = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # order, starts, classes
@@ -175,8 +223,15 @@ class _Picked:
 class HerdingInBlocks:
     """Herding on a stream: block by block and shard by shard, without all coordinates."""
 
-    def __init__(self, job: Job, classes: ClassBook, quotas: NDArray[np.int64], width: int) -> None:
-        self._job, self._quotas = job, quotas
+    def __init__(
+        self,
+        job: Job,
+        classes: ClassBook,
+        quotas: NDArray[np.int64],
+        width: int,
+        rating: Rating | None,
+    ) -> None:
+        self._job, self._quotas, self._rating = job, quotas, rating
         self._class_ids = classes.groups()
         self._is_order = job.options.draw == "rotate"
         self._of_shards = self._quotas_of_shards()
@@ -197,7 +252,9 @@ class HerdingInBlocks:
         """Put a batch's examples into their blocks; herd full blocks."""
         stream = self._streams[batch.shard.number]
         groups = self._class_ids[batch.indices]
-        stream.add(batch.coordinates, batch.margins, groups, batch.indices)
+        trimmed_by = _trimmed_by(self._rating, batch, groups)
+        masses = _masses(self._rating, batch)
+        stream.add(batch.coordinates, trimmed_by, groups, batch.indices, masses=masses)
 
     def finish(self, scored: Scored) -> Chosen:
         """Choose the subset."""
@@ -207,12 +264,13 @@ class HerdingInBlocks:
         )
         picked = [part for of_rank in parts for part in of_rank]
         trimmed = sum(part.trimmed for part in picked)
+        settings = _settings(self._rating, scored, self._class_ids)
         if self._is_order:
             draws = self._joined([part.order for part in picked if part.order is not None])
-            return Chosen(draws.epoch(0), trimmed, draws)
+            return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
         indices = np.concatenate([part.indices for part in picked])  # ascending, as shards are
         weights = self._weights(picked, indices) if job.options.weights else None
-        return Chosen(indices, trimmed, weights=weights)
+        return Chosen(indices, trimmed, weights=weights, settings=settings)
 
     def _quotas_of_shards(self) -> NDArray[np.int64]:
         """Return how many of each class to keep in each shard, (S, C); they add up to quotas."""
@@ -234,7 +292,8 @@ class HerdingInBlocks:
         if weights is not None:
             places, quotas = self._job.shards[number].places, self._of_shards[number]
             ids, trim = self._class_ids[places], self._job.options.trim
-            left = _core.untrimmed(scored.margins[places], ids, quotas, trim=trim)
+            trimmed_by = _trimmed_by(self._rating, scored, self._class_ids)[places]
+            left = _core.untrimmed(trimmed_by, ids, quotas, trim=trim)
             counts = np.bincount(ids[left], minlength=len(quotas))
             left_alone = np.where(quotas == 0, counts, 0)
         return _Picked(stream.trimmed, indices, weights, left_alone)

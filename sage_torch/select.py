@@ -22,10 +22,12 @@ from typing_extensions import Unpack
 import sage_torch._core as _core
 from sage_torch.checks import warn
 from sage_torch.gradients.choice import handling_of, reason_of
+from sage_torch.gradients.features import ClassifierInputs
 from sage_torch.gradients.loss import unwrap
 from sage_torch.options import Options, SeededOptions
 from sage_torch.passes.identity import identified
-from sage_torch.passes.job import Job
+from sage_torch.passes.job import Job, with_features
+from sage_torch.passes.readout import Readout
 from sage_torch.passes.scoring import score
 from sage_torch.passes.sketching import label_pass, sketch_pass
 from sage_torch.reading.classes import ClassBook
@@ -145,6 +147,7 @@ def select(
         with closing(job.reader):
             if not is_random:  # the first reading: everything has been checked
                 group.together(job.reader.warn_if_random)
+                job = group.together(lambda: with_features(job, inner))
             job, finished = identified(job, inner, dataset)
             if finished is not None:
                 return finished
@@ -158,14 +161,14 @@ def select(
 
 
 def _by_gradients(model: nn.Module, job: Job) -> Selection:
-    begin, options = time.perf_counter(), job.options
+    begin = time.perf_counter()
     sketched = sketch_pass(job)
     sketch, classes = sketched.sketch, sketched.classes
     parameters = handling_of(model, job.computer)
     _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))
     quotas = _quotas(classes, job)
     sketched_at = time.perf_counter()
-    rule = job.ranks.together(lambda: rule_for(job, classes, quotas, sketch.sketch_size))
+    rule = job.ranks.together(lambda: rule_for(job, sketched, quotas))
     scored = score(job, sketched, rule.take)
     scored_at = time.perf_counter()
     chosen = rule.finish(scored)
@@ -184,17 +187,33 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
+        probabilities=scored.probabilities,
         singular_values=sketch.singular_values(),
         settings=_settings(model, job, classes, chosen)
         | {
             "gradients": getattr(job.computer, "describe", lambda: repr(job.computer))(),
-            "gradients_because": reason_of(model, options.gradients, options.params),
+            "gradients_because": _gradients_because(model, job),
             "consensus": job.mode.name,
             "parameters": parameters,
             "dim": sketch.dim,
             "sketch_rows": sketch.sketch_size,
+            **_of_readout(sketched.readout),
         },
     )
+
+
+def _gradients_because(model: nn.Module, job: Job) -> str:
+    options = job.options
+    is_last = isinstance(job.features, ClassifierInputs) and options.params is None
+    if options.gradients == "auto" and is_last:
+        return "auto: examples have classes, and a Linear layer makes the logits"
+    return reason_of(model, options.gradients, options.params)
+
+
+def _of_readout(readout: Readout | None) -> dict[str, float]:
+    if readout is None:
+        return {}
+    return {"temperature": readout.temperature, "rho": readout.rho}
 
 
 def _at_random(model: nn.Module, job: Job) -> Selection:
@@ -244,13 +263,14 @@ def _because(classes: ClassBook, job: Job) -> str:
 def _settings(model: nn.Module, job: Job, classes: ClassBook, chosen: Chosen) -> dict[str, Any]:
     reason = {}
     if job.options.rule == "herding" and trims_nothing(job.options, classes):
-        reason["trimmed_because"] = 'trim="negative" needs at least two classes'
+        reason["trimmed_because"] = f'trim="{job.options.trim}" needs at least two classes'
     return job.options.as_json() | {
         "k": job.plan.k,
         "shards": len(job.shards),
         "classes": classes.count if classes.are_classes else 0,
         "classes_because": _because(classes, job),
         "trimmed": chosen.trimmed,
+        **chosen.settings,
         **reason,
         "versions": {
             "sage_torch": __version__,

@@ -228,7 +228,7 @@ class Snapshots(NoSnapshots):
             state, done = _state(meta, arrays), int(meta["done"])
             if not (0 < done <= len(shard) and len(arrays["ids"]) == done == state["rows_seen"]):
                 raise ValueError(f"expected 1 to {len(shard)} examples, got {done}")
-            load(state, {name: arrays[name] for name in ("values", "ids", "kind")})
+            load(state, arrays)
         except Exception as error:  # inconsistent numbers may raise anything
             self._ignore(path, error)
             return 0

@@ -9,7 +9,7 @@ import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.computer import GradientComputer, rows_of
 from sage_torch.gradients.count_sketch import DEFAULT_WIDTH, CountSketch
-from sage_torch.gradients.last_layer import LastLayerGradients
+from sage_torch.gradients.last_layer import LastLayerGradients, outer_products
 from sage_torch.gradients.loss import rows_counted_from
 
 __all__ = ["CompressedGradients", "CountSketch", "compressed"]
@@ -87,6 +87,25 @@ class CompressedGradients:
                 rows = rows_of(self.gradients, batches.take(batch, start, stop), stop - start)
                 parts.append(self._sketch(rows))
         return torch.cat(parts)
+
+    @property
+    def shortens(self) -> bool:
+        """Whether rows have turned out to be longer than `width`."""
+        return self._sketch is not None
+
+    def shortened(self, delta: Tensor, hidden: Tensor, *, bias: bool) -> Tensor:
+        """Return compressed gradients (n, width) of a linear layer, given by their factors.
+
+        Args:
+            delta: (n, C) float32.
+            hidden: (n, H) float32.
+            bias: Whether the layer has a bias.
+        """
+        if self._sketch is None:
+            raise RuntimeError("expected rows that are too long; ask `shortens` first")
+        at_once = max(1, self._memory_budget // (8 * self._sketch.dim))
+        parts = zip(delta.split(at_once), hidden.split(at_once), strict=True)
+        return torch.cat([self._sketch(outer_products(d, h, bias=bias)) for d, h in parts])
 
     def _can_cut(self, batch: Batch, n: int) -> bool:
         return self._splits or batches.has_rows_only(batch, n)

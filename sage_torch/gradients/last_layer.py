@@ -131,7 +131,7 @@ class LastLayerGradients:
             SageError: A loss is not finite; `row` is its position in the batch.
         """
         delta, inputs, has_bias = self._factors(batch)
-        return _outer_products(delta, inputs, bias=has_bias)
+        return outer_products(delta, inputs, bias=has_bias)
 
     def factors(self, batch: Batch) -> tuple[Tensor, Tensor, bool] | Tensor:
         """Return the two factors of the gradients, for a sketch that does not need the products.
@@ -149,7 +149,7 @@ class LastLayerGradients:
         """
         delta, inputs, has_bias = self._factors(batch)
         if inputs.ndim > 2:
-            return _outer_products(delta, inputs, bias=has_bias)
+            return outer_products(delta, inputs, bias=has_bias)
         return delta.float(), inputs.float(), has_bias
 
     def find(self, batch: Batch) -> str:
@@ -292,7 +292,14 @@ def _why_none(last: list[str], beside: list[str], layers: dict[str, nn.Linear]) 
     )
 
 
-def _outer_products(delta: Tensor, inputs: Tensor, *, bias: bool) -> Tensor:
+def outer_products(delta: Tensor, inputs: Tensor, *, bias: bool) -> Tensor:
+    """Return the gradients (n, D) of a linear layer: its weight's, row by row, then its bias's.
+
+    Args:
+        delta: (n, C) or (n, ..., C), gradients of the losses with respect to its outputs.
+        inputs: (n, H) or (n, ..., H).
+        bias: Whether it has a bias.
+    """
     delta = delta.detach().flatten(1, -2) if delta.ndim > 2 else delta.detach()[:, None]
     inputs = inputs.flatten(1, -2) if inputs.ndim > 2 else inputs[:, None]
     delta, inputs = delta.float(), inputs.float()

@@ -43,9 +43,12 @@ def given_by(gradients: GradientComputer, batch: Batch, n: int) -> Rows:
     if isinstance(found, Tensor):
         return rows_of(lambda _: found, batch, n)
     delta, hidden, bias = found
-    if delta.device.type not in ("cpu", "cuda"):
-        delta, hidden = delta.cpu(), hidden.cpu()
-    return OuterRows(delta, hidden, bias)
+    return OuterRows(on_host_or_cuda(delta), on_host_or_cuda(hidden), bias)
+
+
+def on_host_or_cuda(tensor: Tensor) -> Tensor:
+    """Return a tensor on a device that the sketch can read."""
+    return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
 
 
 def size_of(rows: Rows) -> tuple[int, torch.device]:

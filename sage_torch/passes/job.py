@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from sage_torch.checkpoint.fingerprint import probed
 from sage_torch.checkpoint.snapshots import NoSnapshots
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.choice import choose_gradients
 from sage_torch.gradients.compressed import compressed
 from sage_torch.gradients.computer import GradientComputer, device_of
+from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look
 from sage_torch.options import Options
-from sage_torch.passes.mode import Mode
+from sage_torch.passes.mode import Mode, exact_bytes
+from sage_torch.passes.readout import MOST_COMPARED
+from sage_torch.reading.classes import may_be_classes
 from sage_torch.reading.loading import Loading
 from sage_torch.reading.ranks import Ranks
-from sage_torch.reading.reader import Reader, takes_any
+from sage_torch.reading.reader import Reader, naming_the_example, takes_any
 from sage_torch.reading.shards import Shard, cut, of_rank, places_of
 
 _SHARDS_OF_GROUP = 8  # unless the caller names another number
@@ -39,7 +43,7 @@ class Plan:
     shards: list[Shard]
 
     @classmethod
-    def of(cls, options: Options, total: int, *, is_group: bool) -> Plan:
+    def of(cls, options: Options, total: int, *, is_group: bool, of_features: int = 0) -> Plan:
         """Return the plan for `total` examples, alone or in a process group.
 
         Raises:
@@ -48,7 +52,7 @@ class Plan:
         count = options.shards
         if count is None:
             count = min(_SHARDS_OF_GROUP, total) if is_group else 1
-        return cls(options.budget(total), Mode.of(options, total), cut(total, count))
+        return cls(options.budget(total), Mode.of(options, total, of_features), cut(total, count))
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class Job:
         computer: Computes gradients; rule "random" never uses it.
         snapshots: What a killed selection resumes from.
         device: The device of the gradients, if it is known before pass 1.
+        features: Where the features of the examples are found; None if nobody needs them.
+        keeps_factors: Whether pass 1 keeps the factors of all gradients, so that nothing is read
+            again.
     """
 
     options: Options
@@ -72,6 +79,8 @@ class Job:
     computer: GradientComputer
     snapshots: NoSnapshots
     device: torch.device | None = None
+    features: Features | None = None
+    keeps_factors: bool = False
 
     @classmethod
     def of(
@@ -142,6 +151,11 @@ def computer_for(model: nn.Module, options: Options) -> GradientComputer:
         seed=options.seed,
         memory_budget=options.memory_budget,
     )
+    return shortened(computer, options)
+
+
+def shortened(computer: GradientComputer, options: Options) -> GradientComputer:
+    """Return the computer, with a count sketch behind it where rows are longer than `compress`."""
     return compressed(
         computer,
         options.compress,
@@ -153,3 +167,44 @@ def computer_for(model: nn.Module, options: Options) -> GradientComputer:
 
 def _no_gradients(batch: Batch) -> Tensor:
     raise RuntimeError('expected no gradients to be asked for with rule="random"')
+
+
+def with_features(job: Job, model: nn.Module) -> Job:
+    """Return the job, with features where the trim reads them and there are any.
+
+    A few examples show whether they have classes and where the model's features are. The gradients
+    of the last layer then cost nothing more.
+
+    Args:
+        job: The result of `Job.of`.
+        model: As there.
+
+    Raises:
+        SageError: A loss is not finite.
+    """
+    options, total = job.options, job.reader.total
+    reads_features = options.rule == "herding" and options.trim == "auto"
+    if not reads_features or options.consensus == "one_pass" or takes_any(options):
+        return job
+    indices = probed(total)
+    batch = job.reader.some(indices)
+    if not may_be_classes(job.reader.labels.of(batch, indices)):
+        return job
+    with naming_the_example(indices):
+        features = find_features(model, options.loss, batch)
+        if features is None:
+            return job
+        computer = job.computer
+        takes_last = options.gradients in ("auto", "last_layer") and options.params is None
+        if takes_last and isinstance(features, ClassifierInputs):
+            computer = shortened(features.last, options)
+        looked = look(computer, features, batch, len(indices))
+    assert looked.features is not None
+    width = looked.features.shape[1]
+    reduced = min(width, MOST_COMPARED)
+    plan = Plan.of(options, total, is_group=job.ranks.is_group, of_features=reduced)
+    keeps = False
+    if looked.outer is not None and plan.mode.name == "exact" and options.checkpoint is None:
+        held = 4 * total * (looked.outer.delta.shape[1] + width)
+        keeps = held + exact_bytes(options, total, reduced) <= options.memory_budget
+    return replace(job, plan=plan, computer=computer, features=features, keeps_factors=keeps)

@@ -27,14 +27,19 @@ class Mode:
     name: Literal["exact", "streaming", "one_pass"]
 
     @classmethod
-    def of(cls, options: Options, total: int) -> Mode:
+    def of(cls, options: Options, total: int, of_features: int = 0) -> Mode:
         """Return the mode of a data set of `total` examples.
+
+        Args:
+            options: `consensus`, `sketch_size`, `memory_budget`, `weights`, `rule`.
+            total: Number of examples N.
+            of_features: Numbers of an example's features that herding compares; 0 without any.
 
         Raises:
             ValueError: The mode is streaming, and the options want weights from a rule that needs
                 all coordinates for them.
         """
-        needed = 4 * total * first_rows(options)
+        needed = exact_bytes(options, total, of_features)
         if options.consensus == "one_pass":
             return cls("one_pass")
         if options.consensus == "streaming" or (
@@ -64,6 +69,12 @@ class Mode:
     def carried_ids(self, class_ids: NDArray[np.int32]) -> NDArray[np.int32] | None:
         """Return the class ids for the sketch: None unless it carries a consensus."""
         return class_ids if self.is_streaming else None
+
+
+def exact_bytes(options: Options, total: int, of_features: int) -> int:
+    """Return the bytes of exact scoring: coordinates, and beside features a copy of them."""
+    rows = first_rows(options)
+    return 4 * total * (rows if not of_features else 2 * rows + of_features + 1)
 
 
 def first_rows(options: Options) -> int:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.gradients.outer import given_by
+from sage_torch.gradients.features import look
 from sage_torch.passes.job import Job
 from sage_torch.passes.sketching import Sketched
+from sage_torch.passes.views import Views
 from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
 
@@ -31,9 +33,9 @@ class ScoredBatch:
 
     shard: Shard
     indices: NDArray[np.int64]  # (n,)
-    class_ids: NDArray[np.int32]  # (n,)
-    coordinates: NDArray[np.float32]  # (n, l) orthonormal
+    coordinates: NDArray[np.float32]  # (n, w) as in `Scored`
     margins: NDArray[np.float32]  # (n,)
+    probabilities: NDArray[np.float32] | None  # (n,) as in `Scored`
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ class Scored:
 
     scores: NDArray[np.float32]  # (N,) agreement
     margins: NDArray[np.float32]  # (N,) the trim reads them
-    coordinates: NDArray[np.float32]  # (N, l) orthonormal; (0, l) when streaming
+    # What herding compares: orthonormal (N, l), or beside features (N, l + r), both at length 1;
+    # (0, l) when streaming.
+    coordinates: NDArray[np.float32]
     consensus_cosine: float  # NaN if the exact consensus is not known
+    probabilities: NDArray[np.float32] | None = None  # (N,) of the labels; None without a readout
 
 
 def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> Scored:
@@ -62,30 +67,34 @@ def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> 
         SageError: A loss or gradient is not finite (names the example), or another rank failed.
 
     Cost:
-        Per example one gradient (none in one pass) and l d multiply-adds. Memory: 8 bytes per
-        example, and 4 l more on every rank unless streaming.
+        Per example one gradient (none in one pass, or if pass 1 has kept its factors) and l d
+        multiply-adds. Memory: 8 bytes per example (12 with a readout), and 4 l more on every rank
+        unless streaming; beside features of which r numbers are compared, 4 (2 l + r).
     """
     if job.mode.is_streaming:
         return _streamed(job, sketched, take)
     if job.mode.is_one_pass:
-        return _scored(sketched, _in_order(job, sketched.sketch.take_coordinates()), math.nan)
-    return _scored(sketched, _of_all_ranks(job, job.ranks.together(lambda: _read(job, sketched))))
+        coordinates = _in_order(job, sketched.sketch.take_coordinates())
+        return _scored(sketched, Views(coordinates), math.nan)
+    own = job.ranks.together(lambda: _read(job, sketched))
+    return _scored(sketched, Views(*(_of_all_ranks(job, part) for part in own)))
 
 
-def _read(job: Job, sketched: Sketched) -> NDArray[np.float32]:
-    """Return the weighted coordinates of this rank's examples."""
+def _read(job: Job, sketched: Sketched) -> Views:
+    """Return the views of this rank's examples."""
     own = job.own_places
-    coordinates = np.empty((own.stop - own.start, sketched.sketch.sketch_size), np.float32)
+    views = Views.empty(own.stop - own.start, sketched)
     with job.reader.progress(_TITLE, job.own) as bar:
         for shard in job.own:
-            for indices, _, part in _sketched_gradients(job, sketched, shard):
-                coordinates[indices - own.start] = part
-                bar.update(len(part))
-    return coordinates
+            for indices, _, part in _views(job, sketched, shard):
+                views.put(indices - own.start, part)
+                bar.update(len(indices))
+    return views
 
 
-def _scored(sketched: Sketched, coordinates: NDArray[np.float32], cosine: float = 1.0) -> Scored:
-    """Score all weighted coordinates (N, l); they become orthonormal in place."""
+def _scored(sketched: Sketched, views: Views, cosine: float = 1.0) -> Scored:
+    """Score all examples by their weighted coordinates; these become orthonormal in place."""
+    coordinates = views.coordinates
     class_ids = sketched.classes.of(slice(None))
     consensus = _core.Consensus(sketched.classes.count, coordinates.shape[1])
     consensus.add(coordinates, class_ids)
@@ -93,24 +102,29 @@ def _scored(sketched: Sketched, coordinates: NDArray[np.float32], cosine: float 
     scorer = _core.Scorer(consensus.directions(), scores, margins, first=0)
     scorer.score(coordinates, class_ids, np.arange(len(coordinates)))
     coordinates *= _to_orthonormal(sketched.sketch)
-    return Scored(scores, margins, coordinates, cosine)
+    return Scored(scores, margins, views.compared(), cosine, views.probabilities)
 
 
 def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> Scored:
     """Score each batch at once with the consensus of pass 1, and forget it."""
     own, sketch = job.own_places, sketched.sketch
-    scores, margins = _empty(own.stop - own.start), _empty(own.stop - own.start)
+    count = own.stop - own.start
+    scores, margins = _empty(count), _empty(count)
+    probabilities = None if sketched.readout is None else _empty(count)
     to_orthonormal = _to_orthonormal(sketch)
     directions = unit_rows(sketch.class_directions().cpu().numpy()[sketched.order])
 
     def scored(shard: Shard, advance: Callable[[int], object]) -> NDArray[np.float64]:
         places = slice(shard.start - own.start, shard.stop - own.start)
         scorer = _core.Scorer(directions, scores[places], margins[places], first=shard.start)
-        for indices, class_ids, part in _sketched_gradients(job, sketched, shard):
-            scorer.score(part, class_ids, indices)
-            of_batch = margins[indices - own.start]
-            take(ScoredBatch(shard, indices, class_ids, part * to_orthonormal, of_batch))
-            advance(len(part))
+        for indices, class_ids, part in _views(job, sketched, shard):
+            scorer.score(part.coordinates, class_ids, indices)
+            at = indices - own.start
+            if probabilities is not None:
+                probabilities[at] = part.probabilities
+            part = part._replace(coordinates=part.coordinates * to_orthonormal)
+            take(ScoredBatch(shard, indices, part.compared(), margins[at], part.probabilities))
+            advance(len(indices))
         return scorer.exact_sums()
 
     def all_scored() -> list[NDArray[np.float64]]:
@@ -127,35 +141,46 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
         _of_all_ranks(job, margins),
         np.empty((0, sketch.sketch_size), np.float32),
         _smallest_cosine(directions, exact.directions()),
+        None if probabilities is None else _of_all_ranks(job, probabilities),
     )
 
 
-def _sketched_gradients(
+def _views(
     job: Job, sketched: Sketched, shard: Shard
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
-    """Yield indices (n,), class ids (n,) and weighted coordinates (n, l), batch by batch.
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], Views]]:
+    """Yield indices (n,), class ids (n,) and views of the examples of a shard, batch by batch.
 
-    Coordinates from a snapshot come first; the others are computed.
+    Views from a snapshot come first; the others are computed, from what pass 1 has kept or from the
+    data.
     """
+    if sketched.kept is not None:
+        for indices, rows, hidden in sketched.kept.rows(job, shard):
+            class_ids = sketched.classes.of(indices)
+            yield indices, class_ids, Views.of(sketched, rows, hidden, class_ids)
+        return
     done = 0
-    for part in job.snapshots.rows(shard, sketched.sketch.sketch_size):
+    for part in job.snapshots.rows(shard, Views.width(sketched)):
         indices = job.reader.indices(shard, done, len(part))
         done += len(part)
-        yield indices, sketched.classes.of(indices), part
+        yield indices, sketched.classes.of(indices), Views.unpacked(sketched, part)
     if done == len(shard):
         return
     for indices, batch, labels in job.reader.batches(shard, begin=done):
         class_ids = sketched.classes.check(indices, labels)
+        features = job.features if sketched.readout is not None else None
         with naming_the_example(indices):
-            part = sketched.sketch.sketched(given_by(job.computer, batch, len(indices)))
+            looked = look(job.computer, features, batch, len(indices))
+            known = None if looked.features is None else looked.features.cpu().numpy()
+            views = Views.of(sketched, looked.rows, known, class_ids)
         done += len(indices)
-        yield indices, class_ids, part
-        job.snapshots.save_rows(shard, done, part)
+        yield indices, class_ids, views
+        job.snapshots.save_rows(shard, done, views.packed())
 
 
-def _of_all_ranks(job: Job, own: NDArray[np.float32]) -> NDArray[np.float32]:
+def _of_all_ranks(job: Job, own: Any) -> Any:
+    """Return the arrays of all ranks in one; None where there are none."""
     parts = job.ranks.gather(own)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return parts[0] if len(parts) == 1 or own is None else np.concatenate(parts)
 
 
 def _in_order(job: Job, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
+from sage_torch.gradients.features import look
 from sage_torch.gradients.interaction import all_zero
-from sage_torch.gradients.outer import given_by, size_of
+from sage_torch.gradients.outer import size_of
+from sage_torch.passes.features import FeatureBook, Kept
 from sage_torch.passes.growth import Growth
 from sage_torch.passes.job import Job
 from sage_torch.passes.merging import joined, new_sketch, of_one_class, sketch_of, tree_of
+from sage_torch.passes.readout import Readout
 from sage_torch.reading.classes import EARLY, ClassBook
 from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
@@ -30,6 +33,8 @@ class Sketched:
     sketch: _core.FrequentDirections
     classes: ClassBook
     order: NDArray[np.int64]  # (C,) for each class here, its id in the sketch
+    readout: Readout | None = None  # of the features
+    kept: Kept | None = None  # factors of this rank's gradients
 
 
 def sketch_pass(job: Job) -> Sketched:
@@ -51,15 +56,18 @@ def sketch_pass(job: Job) -> Sketched:
         log2(shards) times, and 4 bytes per example. To this, streaming adds C d numbers, and
         one-pass mode 4 l bytes per example.
     """
-    classes = _book(job)
+    classes, features = _book(job), FeatureBook(job)
     tree = tree_of(job)
-    title = "SAGE pass 1 of 1" if job.mode.is_one_pass else "SAGE pass 1 of 2: sketch"
+    reads_once = job.mode.is_one_pass or job.keeps_factors
+    title = "SAGE pass 1 of 1" if reads_once else "SAGE pass 1 of 2: sketch"
     with job.reader.progress(title, job.own) as bar:
-        rows, opened = _settled(job, classes, bar.update)
+        rows, opened = _settled(job, classes, features, bar.update)
 
         def sketched(shard: Shard) -> _core.FrequentDirections:
             is_open = opened is not None and shard is job.shards[0]
-            reading = opened if is_open else _sketching(job, shard, classes, bar.update, rows)
+            reading = (
+                opened if is_open else _sketching(job, shard, classes, features, bar.update, rows)
+            )
             *_, sketch = reading  # type: ignore[misc]
             return sketch
 
@@ -72,11 +80,12 @@ def sketch_pass(job: Job) -> Sketched:
     if job.mode.is_streaming and not classes.are_classes:
         sketch = of_one_class(sketch)
     job.snapshots.follow(sketch)
-    return Sketched(sketch, classes, order)
+    readout = job.ranks.together(lambda: features.finish(classes, order))
+    return Sketched(sketch, classes, order, readout, features.kept)
 
 
 def _settled(
-    job: Job, classes: ClassBook, advance: Callable[[int], object]
+    job: Job, classes: ClassBook, features: FeatureBook, advance: Callable[[int], object]
 ) -> tuple[int, Iterator[_core.FrequentDirections] | None]:
     """Return the rows of all sketches, and the first shard's reading if it has begun.
 
@@ -88,7 +97,7 @@ def _settled(
     def ask() -> tuple[int, Iterator[_core.FrequentDirections] | None]:
         if job.ranks.rank != 0:
             return 0, None
-        reading = _sketching(job, job.shards[0], classes, advance, None)
+        reading = _sketching(job, job.shards[0], classes, features, advance, None)
         return next(reading).sketch_size, reading
 
     size, reading = job.ranks.together(ask)
@@ -99,6 +108,7 @@ def _sketching(
     job: Job,
     shard: Shard,
     classes: ClassBook,
+    features: FeatureBook,
     advance: Callable[[int], object],
     size: int | None,
 ) -> Iterator[_core.FrequentDirections]:
@@ -108,6 +118,7 @@ def _sketching(
         job: The data to read, and the options.
         shard: The examples to read.
         classes: The book that notes their classes.
+        features: The book that notes their features.
         advance: Called with the number of further examples done.
         size: Rows of the sketch; None if this shard decides.
     """
@@ -118,10 +129,12 @@ def _sketching(
         nonlocal sketch
         growth.check(len(state["sketch"]))
         indices = job.reader.indices(shard, 0, len(of_classes["ids"]))
-        sketch = sketch_of(job, state, classes.adopt(indices, of_classes))  # all or nothing
+        positions = classes.adopt(indices, of_classes)
+        features.adopt(shard, of_classes, positions)
+        sketch = sketch_of(job, state, positions)  # all or nothing
 
     def so_far() -> dict[str, NDArray[Any]]:
-        return classes.part(job.reader.indices(shard, 0, done))
+        return classes.part(job.reader.indices(shard, 0, done)) | features.part(shard)
 
     done = job.snapshots.sketch(shard, resume)
     advance(done)
@@ -137,7 +150,9 @@ def _sketching(
         if gave_up and job.mode.is_streaming and sketch is not None:
             sketch = of_one_class(sketch)  # the sums of many classes may be large
         with naming_the_example(indices):
-            rows = given_by(job.computer, batch, len(indices))
+            looked = look(job.computer, job.features, batch, len(indices))
+        rows = looked.rows
+        features.note(shard, indices, class_ids, looked)
         if sketch is None:
             sketch = new_sketch(job, *size_of(rows), growth.first_rows)
         growth.update(sketch, rows, job.mode.carried_ids(class_ids), indices)

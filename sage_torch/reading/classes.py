@@ -291,6 +291,11 @@ class ClassBook(Classes):
         return self._ids
 
 
+def may_be_classes(labels: NDArray[Any] | None) -> bool:
+    """Return whether the labels of one batch may be classes."""
+    return _kind_at_sight(labels) == CLASSES
+
+
 def _kind_at_sight(labels: NDArray[Any] | None) -> int:
     """Return what the labels of one batch may be, whatever those of others are."""
     if labels is None:

@@ -155,6 +155,16 @@ class Reader:
         (second,) = self._reading([places], _digest)
         return batches.to_device(batch, self.device) if first == second else None
 
+    def some(self, indices: NDArray[np.int64]) -> Batch:
+        """Return some examples as a batch on the device.
+
+        Raises:
+            ValueError: The collate function dropped examples.
+        """
+        (batch,) = self._reading([(indices.tolist(), self._options.seed)])
+        check_count(batch, len(indices), takes_any=takes_any(self._options))
+        return batches.to_device(batch, self.device)
+
     def _reading(self, places: Iterable[Places], ask: Ask | None = None) -> Iterator[Any]:
         self._check_length()
         if self._loader is None:

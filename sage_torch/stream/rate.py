@@ -50,6 +50,28 @@ class RateKeeper:
         """How many of them were kept."""
         return sum(self._kept)
 
+    def drawn(
+        self, quality: NDArray[np.float32], masses: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """Return scores whose highest are random draws in proportion to masses, float32 (n,).
+
+        Args:
+            quality: float32 (n,); what is below 0 comes after all others, the highest first. NaN
+                where nothing is known: so is the score.
+            masses: float32 (n,) above 0; None where all are the same: equal scores are drawn from.
+
+        Reference:
+            Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information
+            Processing Letters 2006.
+        """
+        if masses is None:
+            return np.minimum(quality, 0)
+        draws = torch.rand(
+            len(quality), generator=self._draws, dtype=torch.float64, device="cpu"
+        ).numpy()
+        drawn = draws ** (1.0 / masses.astype(np.float64))
+        return np.where(quality >= 0, drawn, quality).astype(np.float32)
+
     def decide(
         self, scores: NDArray[np.float32], class_ids: NDArray[np.int32]
     ) -> NDArray[np.bool_]:

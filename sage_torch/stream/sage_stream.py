@@ -38,11 +38,12 @@ class SageStream(IterableDataset[Any]):
     """Yields the examples of a stream that are worth a gradient step: a share of `keep`.
 
     Each batch's gradients go into a Frequent Directions sketch that slowly forgets, with a running
-    consensus of each class. An example's agreement `a_i = <z_i/|z_i|, u_c>` with it is compared
-    with the recent ones of its class, and the highest are kept. Examples come out as the stream
-    gave them, one by one: batch them with a DataLoader without workers (give the workers to this
-    stream, which is read ahead while the model trains). Each batch is scored with the model as it
-    is then, in evaluation mode; afterwards, everything that this changed is restored.
+    consensus of each class, which gives each example's agreement and margin. Examples are drawn at
+    random, in proportion to what is left to learn of them; labels that are probably wrong are left
+    out. Examples come out as the stream gave them, one by one: batch them with a DataLoader without
+    workers (give the workers to this stream, which is read ahead while the model trains). Each
+    batch is scored with the model as it is then, in evaluation mode; afterwards, everything that
+    this changed is restored.
 
     Decisions are final and depend on what came before, on `batch_size` and on the workers, whose
     batches take turns. The first `warm_up` examples, and the first few of each class, are kept at
@@ -55,9 +56,11 @@ class SageStream(IterableDataset[Any]):
         stream: An IterableDataset of `(input, target)` pairs, of dicts with `"labels"`, or of
             anything that `collate_fn` and `loss` understand.
         keep: Share of the examples to keep, in (0, 1], of the stream and of each class.
-        rule: `"agreement"` (the highest scores of each class, as the rule of `select_subset`) or
-            `"random"` (random ones of those with a margin of at least 0; where a class has too
-            few of them, also the highest of the others; of all, without two classes).
+        rule: `"random"` draws from the examples whose label is probably right, the less often the
+            better it has been learnt: by the readout of `trim="auto"`, solved anew as the stream
+            goes on. Without features it draws alike from those with a margin of at least 0. Where a
+            class has too few of these, the best of the others come too. `"agreement"` is the
+            paper's: the highest scores of each class.
         labels: As in `select_subset`, without an array; None if there are no classes. Memory grows
             with their number. With a loss of your own, `"auto"` gives up labels that nearly all
             differ among the first 512 examples.
@@ -114,7 +117,7 @@ class SageStream(IterableDataset[Any]):
         stream: IterableDataset[Any],
         keep: float = 0.25,
         *,
-        rule: Literal["agreement", "random"] = "agreement",
+        rule: Literal["random", "agreement"] = "random",
         labels: str | Callable[[Any], Any] | None = "auto",
         class_balanced: Literal["auto"] | bool = "auto",
         half_life: Literal["auto"] | int | None = "auto",
@@ -264,16 +267,16 @@ class SageStream(IterableDataset[Any]):
                 refuse_batches(examples)
             batch = joined(examples) if collate is None else collate(examples)
             check_count(batch, n, takes_any=is_any)
-            agreement, margins, class_ids = self._scores(
+            judged = self._scores(
                 batches.to_device(batch, device_of(self._model)),
                 n,
                 self._scores.labels.of(batch, np.arange(n)),
                 self._read,
             )
-        # Ties are broken at random: all examples that the trim leaves are ties. It needs classes.
-        left = np.minimum(margins, 0) if self._scores.can_trim else 0 * margins
-        scores = agreement if self._options.rule == "agreement" else left
-        return self._rate.decide(scores, self._scores.groups_of(class_ids))
+        scores = judged.agreement
+        if self._options.rule == "random":
+            scores = self._rate.drawn(judged.quality, judged.masses)
+        return self._rate.decide(scores, self._scores.groups_of(judged.class_ids))
 
     def _check_turn(self, turn: int) -> None:
         if turn != self._turn:

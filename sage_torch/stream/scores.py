@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 import sage_torch._core as _core
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.compressed import counted_rows
 from sage_torch.gradients.computer import device_of
+from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look
+from sage_torch.gradients.last_layer import outer_products
+from sage_torch.gradients.outer import OuterRows
 from sage_torch.options import Options
-from sage_torch.passes.job import computer_for
+from sage_torch.passes.job import computer_for, shortened
 from sage_torch.passes.merging import of_one_class
 from sage_torch.passes.mode import first_rows
 from sage_torch.passes.scoring import unit_rows
-from sage_torch.reading.classes import Classes
+from sage_torch.reading.classes import Classes, may_be_classes
 from sage_torch.reading.labels import Labels
-from sage_torch.reading.reader import naming_the_example
+from sage_torch.reading.reader import naming_the_example, takes_any
+from sage_torch.stream.readout import OnlineReadout
 
 # The first examples of a class are their own consensus, and would all agree with it.
 _FIRST_OF_CLASS = 16
@@ -29,6 +32,16 @@ _LOOK_AT = 512
 _SHORTEST_HALF_LIFE, _HALF_LIFE_OF_CLASS = 5_000, 500
 
 HalfLife: TypeAlias = Literal["auto"] | int | None
+
+
+class Judged(NamedTuple):
+    """What is known of the n examples of a batch; NaN during warm-up."""
+
+    agreement: NDArray[np.float32]
+    # Below 0 goes: margins, or by the readout what odds the label has above the least that stay.
+    quality: NDArray[np.float32]
+    masses: NDArray[np.float32] | None  # how often each is drawn; None: all the same
+    class_ids: NDArray[np.int32]
 
 
 class OnlineScores:
@@ -56,10 +69,11 @@ class OnlineScores:
         self.labels = Labels(options)
         self._classes = Classes(options.class_balanced, self.labels.certainty)
         self._counts = np.zeros(1, np.int64)  # by class id
+        self._has_looked = False
+        self._features: Features | None = None
+        self._readout: OnlineReadout | None = None
 
-    def __call__(
-        self, batch: Batch, n: int, labels: NDArray[Any] | None, first: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+    def __call__(self, batch: Batch, n: int, labels: NDArray[Any] | None, first: int) -> Judged:
         """Add a batch to the sketch and score it.
 
         Args:
@@ -68,23 +82,25 @@ class OnlineScores:
             labels: Whole numbers (n,), floats or None.
             first: Place of the first example in the stream, for errors.
 
-        Returns:
-            Agreement and margins (n,), NaN during warm-up; class ids (n,).
-
         Raises:
             SageError: A loss or gradient is not finite; `index` is the example's place.
             ValueError: Labels are missing, or a batch or a loss has a wrong form.
         """
         with naming_the_example(range(first, 2**62), of="the stream"):
-            rows = counted_rows(self._computer, batch, n)
+            self._find_features(batch, labels)
+            looked = look(self._computer, self._features, batch, n)
+            rows = looked.rows
+            if isinstance(rows, OuterRows):
+                rows = outer_products(rows.delta, rows.hidden, bias=rows.bias)
             class_ids = self._classes.ids_of(labels, len(rows))
             sketch = self._sketch
             if sketch is None:
                 sketch = self._new_sketch(rows.shape[1])
             rows = rows.to(sketch.device)
             _refuse_if_not_finite(rows)  # before they make the sketch forget
+            weight = self._weight_after(len(rows))
             if sketch.rows_seen:
-                sketch.forget(self._weight_after(len(rows)))
+                sketch.forget(weight)
             sketch.update(rows, class_ids)
         counts = np.bincount(class_ids, minlength=max(self._classes.count, len(self._counts)))
         counts[: len(self._counts)] += self._counts
@@ -93,6 +109,7 @@ class OnlineScores:
             self._classes.doubt(self._classes.count, seen)
         if len(counts) > 1 and not self._classes.are_classes:  # given up just now
             sketch, counts, class_ids = of_one_class(sketch), np.array([seen]), 0 * class_ids
+            self._readout = None
         self._sketch, self._counts = sketch, counts
         agreement, margins = np.full((2, len(rows)), np.nan, np.float32)
         if sketch.rows_seen >= self._warm_up:
@@ -102,7 +119,41 @@ class OnlineScores:
             scorer.score(weighted, class_ids, np.arange(len(rows)))
             is_new = counts[class_ids] <= _FIRST_OF_CLASS
             agreement[is_new] = margins[is_new] = np.nan
-        return agreement, margins, class_ids
+        return self._judged(agreement, margins, class_ids, looked.features, weight)
+
+    def _judged(
+        self,
+        agreement: NDArray[np.float32],
+        margins: NDArray[np.float32],
+        class_ids: NDArray[np.int32],
+        features: Tensor | None,
+        weight: float,
+    ) -> Judged:
+        masses, found = None, None
+        if features is not None and self._classes.are_classes:
+            if self._readout is None:
+                self._readout = OnlineReadout(features.shape[1])
+            found = self._readout(features, class_ids, weight)
+            masses = np.ones_like(margins)
+        quality = margins if self.can_trim else 0 * margins
+        if masses is not None and found is not None:
+            is_known = ~np.isnan(quality) & ~np.isnan(found[0])
+            quality = np.where(is_known, found[0], quality)
+            masses = np.where(is_known, found[1], masses)
+        return Judged(agreement, quality, masses, class_ids)
+
+    def _find_features(self, batch: Batch, labels: NDArray[Any] | None) -> None:
+        """Look once, on the first batch, where the features are, if draws go by the readout."""
+        options = self._options
+        if self._has_looked:
+            return
+        self._has_looked = True
+        if options.rule == "agreement" or takes_any(options) or not may_be_classes(labels):
+            return
+        self._features = find_features(self._model, options.loss, batch)
+        takes_last = options.gradients in ("auto", "last_layer") and options.params is None
+        if takes_last and isinstance(self._features, ClassifierInputs):
+            self._computer = shortened(self._features.last, options)
 
     def groups_of(self, class_ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the group of each example, whose share is kept: its class, or all examples."""
@@ -121,6 +172,7 @@ class OnlineScores:
             "classes": self._classes.values().tolist(),
             "counts": self._counts.tolist(),
             "kind": self._classes.kind,
+            "readout": None if self._readout is None else self._readout.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -143,10 +195,14 @@ class OnlineScores:
         counts = state["counts"]
         if len(counts) < classes.count or not all(type(n) is int and n >= 0 for n in counts):
             raise ValueError(f"expected a count of at least 0 for each class, got {counts}")
+        found = state["readout"]
+        readout = None if found is None else OnlineReadout.of_state(found)
         self._sketch, self._classes, self._counts = sketch, classes, np.array(counts, np.int64)
+        self._readout = readout
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sketch": None, "_computer": None, "state": self.state_dict()}
+        without = {"_sketch": None, "_computer": None, "_features": None, "_has_looked": False}
+        return self.__dict__ | without | {"state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("state")
@@ -156,6 +212,9 @@ class OnlineScores:
 
     def _known_dim(self) -> int | None:
         """Return the length of the sketch's rows, if it is known before the first batch."""
+        options = self._options
+        if options.rule != "agreement" and options.gradients == "auto" and not self._has_looked:
+            return None  # the first batch decides which gradients
         try:
             return self._computer.dim
         except (AttributeError, RuntimeError):

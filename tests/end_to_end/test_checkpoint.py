@@ -65,11 +65,12 @@ def killed_and_resumed(folder: Path, mode: str, kills: int, draw: random.Random)
             kills, of_run = kills - 1, of_run + 1
         ours = select(**MODES[mode], checkpoint=at, collate_fn=Counting(counting.path))
         assert_same(ours, expected)
-        # Each start reads the probe: those that were killed, one that may have ended, and the last.
+        # Each start looks for features and reads the probe: those that were killed, one that may
+        # have ended, and the last.
         # A kill costs the batch that was being worked on besides.
         shards = MODES[mode].get("shards", 1)
         once = sum(-(-(N * (s + 1) // shards - N * s // shards) // BATCH) for s in range(shards))
-        assert counting.batches <= 2 * once + of_run + (of_run + 2)
+        assert counting.batches <= 2 * once + of_run + 2 * (of_run + 2)
         assert sorted(path.name for path in at.iterdir()) == ["fingerprint.json", "selection.npz"]
 
 
@@ -103,7 +104,7 @@ def test_a_finished_selection_is_returned_at_once(tmp_path: Path) -> None:
     assert_same(again, first)
     assert again.seconds == first.seconds
     assert_same(select(checkpoint=tmp_path, collate_fn=counting), first)
-    assert counting.batches == 1  # what the examples are is seen from a few
+    assert counting.batches == 2  # where the features are, and what the examples are
 
 
 def test_snapshots_of_something_else_are_refused(tmp_path: Path) -> None:

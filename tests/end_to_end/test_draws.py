@@ -58,7 +58,8 @@ def test_draws_never_show_what_was_trimmed(
     data = Subset(digits[0], range(700))
     # Two coarse classes, so that many margins are negative.
     halves = digits[0].tensors[1][:700] // 5
-    drawn = select_subset(warm(), data, 0.2, draw=draw, consensus=consensus, labels=halves)
+    options = {"draw": draw, "consensus": consensus, "labels": halves}
+    drawn = select_subset(warm(), data, 0.2, trim="negative", **options)
     seen = np.unique(np.concatenate([drawn.epoch_indices(epoch) for epoch in range(40)]))
     assert drawn.margins is not None
     negative = np.flatnonzero(drawn.margins < 0)
@@ -72,7 +73,7 @@ def test_herding_trims_and_the_other_rules_do_not(digits: Digits, warm: Warm) ->
     data = TensorDataset(inputs, torch.where(torch.arange(700) % 5 == 0, (right + 3) % 10, right))
 
     def kept(rule: Any) -> Selection:
-        return select_subset(warm(), data, 0.2, rule=rule)
+        return select_subset(warm(), data, 0.2, rule=rule, trim="negative")
 
     trimmed = kept("herding")
     assert trimmed.margins is not None

@@ -379,10 +379,16 @@ class Counting(Dataset[Any]):
 @modes
 def test_the_data_is_read_twice(consensus: Any, network: nn.Module, blobs: TensorDataset) -> None:
     data = Counting(blobs)
-    select_subset(network, data, 0.25, consensus=consensus, batch_size=32)
+    select_subset(network, data, 0.25, trim="negative", consensus=consensus, batch_size=32)
     looked_at = [0, 18, 36, 54, 72]  # three times more, to see whether readings differ
     assert data.readings[looked_at].tolist() == [5] * 5
     assert (np.delete(data.readings, looked_at) == 2).all()
+    by_features = Counting(blobs)
+    select_subset(network, by_features, 0.25, consensus=consensus, batch_size=32)
+    readings = np.delete(by_features.readings, looked_at)
+    passes = 1 if consensus == "exact" else 2  # the factors of the gradients are kept
+    assert sorted(np.unique(readings)) == [passes, passes + 1]
+    assert 11 <= (readings == passes + 1).sum() <= 16  # the look for features
     labels_only = Counting(blobs)
     select_subset(network, labels_only, 0.25, rule="random")
     assert (labels_only.readings == 1).all()

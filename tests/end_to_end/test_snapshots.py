@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_work(tmp_path: Path) ->
     counting = Counting(tmp_path / "read")
     with pytest.raises(OSError, match="file"):
         select(checkpoint=tmp_path / "file" / "folder", collate_fn=counting)
-    assert counting.batches == 1  # the probe
+    assert counting.batches == 2  # the look for features, and the probe
 
 
 def test_segments_after_a_gap_are_read_again(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_segments_after_a_gap_are_read_again(tmp_path: Path) -> None:
     segments[2].unlink()
     counting = Counting(tmp_path / "read")
     assert_same(select(checkpoint=tmp_path, collate_fn=counting), select(collate_fn=collate))
-    assert counting.batches == 1 + BATCHES - 2
+    assert counting.batches == 2 + BATCHES - 2
 
 
 def test_a_broken_example_of_the_probe_is_named(tmp_path: Path) -> None:

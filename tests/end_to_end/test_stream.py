@@ -49,7 +49,7 @@ def test_the_share_is_kept(digits: Digits, warm: Warm, rule: str) -> None:
 
 def test_it_keeps_what_two_passes_would(digits: Digits, warm: Warm) -> None:
     source, model = Repeated(digits[0], 7), warm()
-    kept = set(places(filtered(model, source)))
+    kept = set(places(filtered(model, source, rule="agreement")))
     data = TensorDataset(source.inputs[source.order], source.labels[source.order])
     wanted = select_subset(model, data, 0.25, rule="agreement", sketch_size=32, progress=False)
     overlap = len(kept.intersection(wanted.indices.tolist())) / len(wanted.indices)
@@ -122,7 +122,7 @@ def test_the_live_model_decides(digits: Digits, warm: Warm) -> None:
     for *_, place in filtered(model, source):
         if not changed:
             with torch.no_grad():
-                model[2].weight.neg_()
+                model[0].weight.neg_()
         changed.append(place)
     assert changed != left_alone
     assert changed[:10] == left_alone[:10]
@@ -174,17 +174,21 @@ def test_a_class_that_comes_late_gets_its_share(digits: Digits, warm: Warm) -> N
     order = torch.cat([order[labels[order] != 7], late])
     kept = places(filtered(warm(), Repeated(digits[0], order=order)))
     share = sum(place >= len(order) - len(late) for place in kept) / len(late)
-    assert share == pytest.approx(0.25, rel=0.15)
+    assert share == pytest.approx(0.25, rel=error)
 
 
-def test_a_stream_sorted_by_class_keeps_the_share_of_each(digits: Digits, warm: Warm) -> None:
+# Draws lag behind while a class that has just begun is being learnt.
+@pytest.mark.parametrize(("rule", "error"), [("agreement", 0.15), ("random", 0.3)])
+def test_a_stream_sorted_by_class_keeps_the_share_of_each(
+    rule: str, error: float, digits: Digits, warm: Warm
+) -> None:
     source = Repeated(digits[0], 4)
     labels = source.labels[source.order]
     source.order = source.order[labels.argsort(stable=True)]
-    kept = places(filtered(warm(), source))
+    kept = places(filtered(warm(), source, rule=rule))
     found = Counter(source.labels[source.order[kept]].tolist())
     for label, count in Counter(labels.tolist()).items():
-        assert found[label] / count == pytest.approx(0.25, rel=0.15)
+        assert found[label] / count == pytest.approx(0.25, rel=error)
 
 
 def test_a_stream_that_changes_is_followed_by_forgetting() -> None:
@@ -199,13 +203,16 @@ def test_a_stream_that_changes_is_followed_by_forgetting() -> None:
     source = Repeated(TensorDataset(inputs, labels), order=torch.arange(8_000))
 
     def found_of_the_last_quarter(half_life: int | None) -> float:
-        options: dict[str, Any] = {"gradients": lambda batch: batch[0], "compress": None}
-        stream = filtered(nn.Linear(4, 2), source, half_life=half_life, sketch_size=4, **options)
+        options: dict[str, Any] = {
+            "rule": "agreement",
+            "gradients": lambda batch: batch[0],
+            "compress": None,
+            "sketch_size": 4,
+        }
+        stream = filtered(nn.Linear(4, 2), source, half_life=half_life, **options)
         kept = {place for place in places(stream) if place >= 6_000}
         last = TensorDataset(inputs[6_000:], labels[6_000:])
-        wanted = select_subset(
-            nn.Linear(4, 2), last, 0.25, rule="agreement", sketch_size=4, progress=False, **options
-        )
+        wanted = select_subset(nn.Linear(4, 2), last, 0.25, progress=False, **options)
         return len(kept.intersection((6_000 + wanted.indices).tolist())) / len(wanted.indices)
 
     forgetting, remembering = found_of_the_last_quarter(500), found_of_the_last_quarter(None)

@@ -135,7 +135,7 @@ def test_a_state_can_be_loaded_in_the_middle(make: Callable[..., SageStream]) ->
     ("options", "match"),
     [
         ({"keep": 0.5}, "keep=0.5, got 0.25"),
-        ({"rule": "random"}, "rule='random', got 'agreement'"),
+        ({"rule": "agreement"}, "rule='agreement', got 'random'"),
         ({"batch_size": 64}, "batch_size=64, got 128"),
         ({"sketch_size": 8}, "sketch_size=8, got 16"),
         ({"seed": 1}, "seed=1, got 0"),

@@ -27,23 +27,25 @@ class Items(Dataset[Any]):
         return self.item, index % 2
 
 
+@pytest.mark.parametrize("of", ["margins", "probabilities"])
 @pytest.mark.parametrize(
     "item", [torch.rand(1, 6, 6), torch.rand(3), "text"], ids=["picture", "numbers", "text"]
 )
-def test_the_lowest_margins_are_named_by_index(item: Any) -> None:
-    margins = np.linspace(0.1, 1, N, dtype=np.float32)
+def test_the_labels_to_check_are_named_by_index(item: Any, of: str) -> None:
+    values = np.linspace(0.1, 1, N, dtype=np.float32)
     worst = [2_017, 1_204, 33]
-    margins[worst] = [-0.9, -0.8, -0.7]
+    values[worst] = [0.01, 0.02, 0.03]
     selection = Selection(
         indices=np.arange(0, N, 5),
         scores=np.linspace(-1, 1, N, dtype=np.float32),
         labels=np.arange(N) % 2,
         certificate=None,
         seconds={},
-        margins=margins,
+        margins=values if of == "margins" else values[::-1].copy(),
+        probabilities=values if of == "probabilities" else None,
     )
     text = page(selection, Items(item))
-    lowest = text[text.index("Lowest margins") :]
+    lowest = text[text.index("Labels to check") :]
     named = re.findall(r"<span>example (\d+)</span>", lowest)
     assert named[:3] == ["2017", "1204", "33"]
     assert len(named) == 12

@@ -118,7 +118,7 @@ def oracle(batch_size: int, balanced: bool) -> Oracle:
 
 
 def select(keep: float = 0.3, **options: Any) -> Selection:
-    defaults = {"sketch_size": SIZE, "seed": SEED, "batch_size": 64, "progress": False}
+    defaults = {"sketch_size": SIZE, "seed": SEED, "batch_size": 64, "trim": "negative"}
     return select_subset(*problem(), keep, **{**defaults, **options})
 
 

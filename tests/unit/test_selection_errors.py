@@ -127,7 +127,7 @@ def test_not_finite(
             inputs[5] = 1.0 if what == "gradient" else torch.nan
         return inputs, label
 
-    options = {"consensus": consensus, "batch_size": 32}
+    options = {"consensus": consensus, "batch_size": 32, "trim": "negative"}  # two readings
     if what == "gradient":
         options["loss"] = marked_loss
     sampler = of(data, computer(network, **options))
@@ -165,7 +165,11 @@ def test_class_out_of_range(when: int, network: nn.Module, data: Pliable) -> Non
     if when == 2:  # then it is another label than before, and that comes first
         message = f"example {GUILTY} to keep its label"
     assert_refused(
-        SageSampler(network, data, keep=0.5, batch_size=32), data, change, ValueError, message
+        SageSampler(network, data, keep=0.5, batch_size=32, trim="negative"),
+        data,
+        change,
+        ValueError,
+        message,
     )
 
 
@@ -191,7 +195,7 @@ def test_labels_change_between_passes(
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return model(batch[0]).square().sum(1)  # of no label at all
 
-    options = {"loss": loss, "consensus": consensus, "batch_size": 32}
+    options = {"loss": loss, "consensus": consensus, "batch_size": 32, "trim": "negative"}
     sampler = SageSampler(network, data, keep=0.5, **options)  # type: ignore[misc]
     assert_refused(sampler, data, change, ValueError, "label.*do not change the data set")
 
@@ -207,7 +211,8 @@ def test_length_changes(
             data.total = now
         return inputs, label
 
-    sampler = SageSampler(network, data, keep=0.5, consensus=consensus, batch_size=16)  # type: ignore[misc]
+    options = {"consensus": consensus, "trim": "negative"}
+    sampler = SageSampler(network, data, keep=0.5, batch_size=16, **options)  # type: ignore[misc]
     assert_refused(sampler, data, change, ValueError, f"{N} examples.*{now} now")
 
 

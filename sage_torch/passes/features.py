@@ -1,0 +1,155 @@
+"""What pass 1 notes of the features: sums for the readout, and the factors that pass 2 needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sage_torch.gradients.features import Looked, rows_from
+from sage_torch.gradients.outer import OuterRows, Rows
+from sage_torch.passes.job import Job
+from sage_torch.passes.readout import FeatureSums, Readout, sampled
+from sage_torch.reading.classes import ClassBook
+from sage_torch.reading.shards import Shard
+
+_PREFIX = "features_"
+_AT_ONCE = 1_024  # kept examples that pass 2 takes at once
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The factors of all gradients of this rank, on the host: pass 2 then reads no data."""
+
+    delta: NDArray[np.float32]  # (n, C)
+    hidden: NDArray[np.float32]  # (n, H)
+    bias: bool
+    first: int  # example of the first row
+    device: torch.device
+
+    def put(self, indices: NDArray[np.int64], outer: OuterRows) -> None:
+        """Keep those of a batch."""
+        self.delta[indices - self.first] = outer.delta.cpu().numpy()
+        self.hidden[indices - self.first] = outer.hidden.cpu().numpy()
+
+    def rows(
+        self, job: Job, shard: Shard
+    ) -> Iterator[tuple[NDArray[np.int64], Rows, NDArray[np.float32]]]:
+        """Yield indices (n,), gradients and features (n, H) of a shard, in order."""
+        for start in range(shard.start, shard.stop, _AT_ONCE):
+            indices = np.arange(start, min(start + _AT_ONCE, shard.stop))
+            place = slice(start - self.first, start - self.first + len(indices))
+            outer = OuterRows(
+                self._there(self.delta[place]), self._there(self.hidden[place]), self.bias
+            )
+            yield indices, rows_from(job.computer, outer), self.hidden[place]
+
+    def _there(self, rows: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)
+
+
+class FeatureBook:
+    """Notes the features of the examples that this rank reads in pass 1.
+
+    Args:
+        job: `features` is None where nobody needs them; nothing is noted then.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._sums: dict[int, FeatureSums] = {}  # by shard
+        self.kept: Kept | None = None
+
+    def note(
+        self,
+        shard: Shard,
+        indices: NDArray[np.int64],
+        class_ids: NDArray[np.int32],
+        looked: Looked,
+    ) -> None:
+        """Note a batch; `class_ids` are those of the book at this time."""
+        if looked.features is None:
+            return
+        if shard.number not in self._sums:
+            self._sums[shard.number] = self._empty(looked.features.shape[1])
+        self._sums[shard.number].add(looked.features, class_ids, indices)
+        if looked.outer is None or not self._job.keeps_factors:
+            return
+        if self.kept is None:
+            own, outer = self._job.own_places, looked.outer
+            sides = outer.delta.shape[1], outer.hidden.shape[1]
+            delta, hidden = (np.empty((own.stop - own.start, s), np.float32) for s in sides)
+            self.kept = Kept(delta, hidden, outer.bias, own.start, outer.delta.device)
+        self.kept.put(indices, looked.outer)
+
+    def part(self, shard: Shard) -> dict[str, NDArray[Any]]:
+        """Return what a snapshot of a shard needs."""
+        sums = self._sums.get(shard.number)
+        return {} if sums is None else {_PREFIX + k: v for k, v in sums.state().items()}
+
+    def adopt(
+        self, shard: Shard, arrays: dict[str, NDArray[Any]], positions: NDArray[np.int32]
+    ) -> None:
+        """Go on from a snapshot of a shard.
+
+        Args:
+            shard: The shard.
+            arrays: What `part` gave.
+            positions: int32 (C,), for each class id there the id here.
+
+        Raises:
+            ValueError: They do not fit.
+        """
+        if self._job.features is None:
+            return
+        moments, of_labels, sample = (
+            arrays[_PREFIX + name] for name in ("moments", "of_labels", "sample")
+        )
+        sums = self._empty(len(moments) - 1)
+        fits = (
+            moments.shape == sums.moments.shape
+            and sample.shape == sums.sample.shape
+            and of_labels.ndim == 2
+            and of_labels.shape[1] == len(moments)
+            and len(of_labels) <= max(len(positions), 1)
+            and all(np.isfinite(each).all() for each in (moments, of_labels, sample))
+        )
+        if not fits:
+            raise ValueError("expected the sums of features of this data set")
+        other = self._empty(len(moments) - 1)
+        other.moments, other.of_labels, other.sample = moments, of_labels, sample
+        sums.merge(other, positions)
+        self._sums[shard.number] = sums
+
+    def finish(self, classes: ClassBook, order: NDArray[np.int64]) -> Readout | None:
+        """Return the readout of all examples, the same on every rank; None without classes.
+
+        Args:
+            classes: The final classes.
+            order: int64 (C,), the id in this book's sums of each final class.
+        """
+        job = self._job
+        if job.features is None or not classes.are_classes or classes.count < 2:
+            return None
+        positions = np.empty(len(order), np.int32)
+        positions[order] = np.arange(len(order), dtype=np.int32)
+        own = {}
+        for shard in job.own:
+            found = self._sums[shard.number]
+            own[shard.number] = self._empty(len(found.moments) - 1)
+            own[shard.number].merge(found, positions)
+        self._sums.clear()
+        everyone = {n: sums for of_rank in job.ranks.gather(own) for n, sums in of_rank.items()}
+        whole = self._empty(len(everyone[0].moments) - 1)
+        for shard in job.shards:  # in one order, whoever has read them
+            whole.merge(everyone[shard.number], np.arange(len(order), dtype=np.int32))
+        return Readout.of(whole, classes.of(whole.places))
+
+    def _empty(self, width: int) -> FeatureSums:
+        total, seed = self._job.reader.total, self._job.options.seed
+        return FeatureSums(width, sampled(total, width, seed))

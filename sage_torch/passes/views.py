@@ -1,0 +1,95 @@
+"""What pass 2 sees of each example: sketched gradient, features, probability of its label."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sage_torch.gradients.outer import Rows
+from sage_torch.passes.sketching import Sketched
+
+
+class Views(NamedTuple):
+    """What is seen of n examples; features and probabilities are None without a readout."""
+
+    coordinates: NDArray[np.float32]  # (n, l), weighted by singular values until they are scored
+    features: NDArray[np.float32] | None = None  # (n, r) at length 1
+    probabilities: NDArray[np.float32] | None = None  # (n,)
+
+    @classmethod
+    def of(
+        cls,
+        sketched: Sketched,
+        rows: Rows,
+        features: NDArray[np.float32] | None,
+        class_ids: NDArray[np.int32],
+    ) -> Views:
+        """Return the views of a batch.
+
+        Args:
+            sketched: The results of pass 1.
+            rows: Gradients of n examples.
+            features: float32 (n, H); None without a readout.
+            class_ids: int32 (n,).
+        """
+        coordinates, readout = sketched.sketch.sketched(rows), sketched.readout
+        if readout is None or features is None:
+            return cls(coordinates)
+        probabilities = readout.probabilities(features, class_ids)
+        return cls(coordinates, readout.reduced(features), probabilities)
+
+    @classmethod
+    def empty(cls, count: int, sketched: Sketched) -> Views:
+        """Return views of so many examples, to be filled by `put`."""
+        coordinates = np.empty((count, sketched.sketch.sketch_size), np.float32)
+        if sketched.readout is None:
+            return cls(coordinates)
+        features = np.empty((count, sketched.readout.compared), np.float32)
+        return cls(coordinates, features, np.empty(count, np.float32))
+
+    def put(self, places: NDArray[np.int64], part: Views) -> None:
+        """Copy the views of some examples to their places."""
+        for whole, of_part in zip(self, part, strict=True):
+            if whole is not None and of_part is not None:
+                whole[places] = of_part
+
+    def compared(self) -> NDArray[np.float32]:
+        """Return what herding compares (n, w): coordinates, or beside features both at length 1."""
+        if self.features is None:
+            return self.coordinates
+        rows, width = self.coordinates, self.coordinates.shape[1]
+        both = np.empty((len(rows), width + self.features.shape[1]), np.float32)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+        np.multiply(rows, scale[:, None], out=both[:, :width], casting="same_kind")
+        both[:, width:] = self.features
+        return both
+
+    def packed(self) -> NDArray[np.float32]:
+        """Return all numbers as rows (n, w), for a snapshot."""
+        if self.features is None or self.probabilities is None:
+            return self.coordinates
+        return np.hstack([self.coordinates, self.features, self.probabilities[:, None]])
+
+    @classmethod
+    def unpacked(cls, sketched: Sketched, rows: NDArray[np.float32]) -> Views:
+        """Return what was packed into rows (n, w)."""
+        if sketched.readout is None:
+            return cls(rows)
+        width = sketched.sketch.sketch_size
+        parts = rows[:, :width], rows[:, width:-1], rows[:, -1]
+        return cls(*(np.ascontiguousarray(part) for part in parts))
+
+    @staticmethod
+    def compared_width(sketched: Sketched) -> int:
+        """Return the length of a row that herding compares."""
+        of_features = 0 if sketched.readout is None else sketched.readout.compared
+        return sketched.sketch.sketch_size + of_features
+
+    @staticmethod
+    def width(sketched: Sketched) -> int:
+        """Return the length w of a packed row."""
+        of_features = 0 if sketched.readout is None else sketched.readout.compared + 1
+        return sketched.sketch.sketch_size + of_features

@@ -1,0 +1,162 @@
+"""The default rule against its float64 reference: readout, calibration, trim, masses, subset."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import reference
+import reference_readout
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from sage_torch import Selection, _core, select_subset
+from sage_torch.passes.readout import FeatureSums, Readout
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+N, CLASSES, WIDTH = 300, 3, 7
+
+
+def features_of(seed: int, n: int = N, noise: float = 0.2) -> tuple[npt.NDArray[Any], Ints]:
+    """Features of three classes, of uneven scale, one of them constant, and labels partly wrong."""
+    random = np.random.default_rng(seed)
+    true = random.integers(0, CLASSES, n)
+    h = random.normal(size=(n, WIDTH)) + 1.5 * random.normal(size=(CLASSES, WIDTH))[true]
+    h = h * 10.0 ** random.uniform(-2, 2, WIDTH) + random.normal(size=WIDTH)
+    h[:, 3] = 0.7
+    labels = np.where(random.random(n) < noise, random.integers(0, CLASSES, n), true)
+    return h.astype(np.float32), labels
+
+
+def solved(h: npt.NDArray[Any], labels: Ints, batch: int = 64) -> Readout:
+    sums = FeatureSums(h.shape[1], np.arange(len(h)))
+    ids = labels.astype(np.int32)
+    for part in np.array_split(np.random.default_rng(1).permutation(len(h)), -(-len(h) // batch)):
+        sums.add(torch.from_numpy(h[part]), ids[part], part)
+    return Readout.of(sums, ids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_example_is_judged_by_all_others(seed: int) -> None:
+    h, labels = features_of(seed)
+    ours = solved(h, labels).scores(h, labels.astype(np.int32))
+    expected = reference_readout.left_out_scores(h, labels, CLASSES)
+    assert np.abs(ours - expected).max() < 1e-9
+
+
+def test_sums_do_not_depend_on_the_batches() -> None:
+    h, labels = features_of(4)
+    ids = labels.astype(np.int32)
+    one, other = (solved(h, labels, batch).scores(h, ids) for batch in (300, 17))
+    assert np.abs(one - other).max() < 1e-11
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("seed", range(2))
+def test_calibration_is_of_greatest_likelihood(seed: int, noise: float) -> None:
+    h, labels = features_of(seed, n=600, noise=noise)
+    ours = solved(h, labels)
+    scores = reference_readout.left_out_scores(h, labels, CLASSES)
+    of = reference_readout.calibration(scores, labels)
+    assert ours.rho == pytest.approx(of.rho, abs=0.02)
+    assert ours.skill == pytest.approx(of.skill, abs=0.01)
+    assert ours.noise_share == pytest.approx(of.share, abs=0.01)
+    assert ours.temperature == pytest.approx(of.temperature, rel=0.02)
+    assert (of.share > 0) == (noise > 0)
+    expected = reference_readout.probabilities(scores, labels, of.temperature, of.share)
+    assert np.abs(ours.of_sample - expected).max() < 0.01
+    assert abs(ours.rho - noise * (1 - 1 / CLASSES)) < 0.1  # what was put in
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 10**6), st.integers(2, 40), st.sampled_from([0.0, 0.5, 0.9]))
+def test_herding_follows_masses(seed: int, n: int, zeros: float) -> None:
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(n, 4)).astype(np.float32)
+    masses = random.uniform(0.01, 1, n).astype(np.float32) ** 2
+    masses[random.random(n) < zeros] = 0
+    k = int(random.integers(1, n))
+    nothing, one_class = np.zeros(n, np.float32), np.zeros(n, np.int32)
+    ours = _core.herding(
+        rows, nothing, one_class, np.array([k]), trim=None, masses=masses, block_size=n
+    )
+    expected = reference_readout.herd_toward(rows, masses.astype(np.float64), k)
+    assert ours.tolist() == sorted(expected.tolist())
+    order, _, _ = _core.herding_order(
+        rows, nothing, one_class, np.array([k]), trim=None, masses=masses, block_size=n
+    )
+    if masses.any():
+        whole = reference_readout.herd_toward(rows, masses.astype(np.float64), n)
+        assert order.tolist() == whole.tolist()
+
+
+@cache
+def task(noise: float) -> tuple[nn.Module, TensorDataset]:
+    """A network of a few steps, on blobs of three classes with some wrong labels."""
+    torch.manual_seed(3)
+    h, labels = features_of(11, 420, noise)
+    inputs = torch.from_numpy((h - h.mean(0)) / (h.std(0) + 1e-6))
+    data = TensorDataset(inputs, torch.from_numpy(labels))
+    model = nn.Sequential(nn.Linear(WIDTH, 12), nn.Tanh(), nn.Linear(12, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for _ in range(8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), data.tensors[1]).backward()
+        optimizer.step()
+    return model.eval(), data
+
+
+def selected(noise: float, keep: float, **options: Any) -> Selection:
+    return select_subset(*task(noise), keep, sketch_size=16, seed=5, progress=False, **options)
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_the_subset_is_that_of_the_reference(noise: float, keep: float) -> None:
+    model, data = task(noise)
+    inputs, labels = data.tensors[0], data.tensors[1].numpy()
+    kept = selected(noise, keep)
+    assert kept.settings["gradients"].startswith("last layer")
+    assert kept.probabilities is not None
+    with torch.no_grad():
+        h = model[:-1](inputs).double().numpy()
+        error = model(inputs).double().softmax(1).numpy()
+    scores = reference_readout.left_out_scores(h, labels, CLASSES)
+    of = reference_readout.calibration(scores, labels)
+    p = reference_readout.probabilities(scores, labels, of.temperature, of.share)
+    assert np.abs(kept.probabilities - p).max() < 0.01
+    rho = kept.settings["rho"]
+    # The sketch in float64 of the same gradients, in the order of reading.
+    from sage_torch.reading.reader import SeededOrder
+    from sage_torch.reading.shards import Shard
+
+    error[np.arange(len(labels)), labels] -= 1
+    rows = np.hstack([(error[:, :, None] * h[:, None]).reshape(len(h), -1), error])
+    order = SeededOrder(Shard(0, 0, len(h)), 5).indices(0, len(h))
+    sketch = reference.FrequentDirections(16, rows.shape[1], 16)
+    sketch.update(rows[order])
+    z = sketch.project(rows, "orthonormal")
+    both = np.hstack([reference.unit(z), reference.unit(h)])
+    quotas = reference.class_quotas(np.bincount(labels), round(keep * len(h)))
+    expected = reference_readout.subset(both, kept.probabilities, labels, quotas, rho, of.skill)
+    assert np.intersect1d(kept.indices, expected).size >= 0.98 * len(expected)
+    rated = reference_readout.rated(kept.probabilities, labels, quotas, rho)
+    assert kept.settings["trimmed_by_noise"] + kept.settings["trimmed_by_budget"] == pytest.approx(
+        int((~rated.is_left).sum()), abs=2
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_modes_agree_on_the_probabilities(noise: float) -> None:
+    exact = selected(noise, 0.3)
+    for options in ({"consensus": "streaming"}, {"memory_budget": 50_000}, {"batch_size": 33}):
+        other = selected(noise, 0.3, **options)
+        assert other.probabilities == pytest.approx(exact.probabilities, abs=1e-6)
+        assert other.settings["rho"] == pytest.approx(exact.settings["rho"], abs=1e-9)

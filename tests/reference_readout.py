@@ -1,0 +1,170 @@
+"""The default rule in plain float64 NumPy: slow, small, one regression for each example.
+
+* Readout: ridge regression of the labels on standardised features, without the example it judges.
+* Calibration: (1 - r) softmax(s / T) + r / C of greatest likelihood, r = 0 unless the Bayesian
+  information criterion is for it.
+* Trim: labels that are probably wrong, and at small budgets what is hard.
+* Herding toward masses sqrt(1 - p) P(right), on [z / |z|, h / |h|].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import reference
+from reference import Floats, Ints
+from scipy.optimize import minimize, minimize_scalar
+
+PENALTY = 0.01
+
+
+def left_out_scores(features: npt.ArrayLike, class_ids: Ints, classes: int) -> Floats:
+    """What a ridge regression on all other examples says of each, (N, C); N regressions."""
+    h = np.asarray(features, np.float64)
+    spread = h.std(axis=0)
+    x = np.where(spread > 0, (h - h.mean(axis=0)) / np.where(spread > 0, spread, 1), 0)
+    x = np.column_stack([x, np.ones(len(x))])
+    targets = np.eye(classes)[class_ids]
+    scores = np.empty((len(x), classes))
+    for i in range(len(x)):
+        others = np.arange(len(x)) != i
+        gram = x[others].T @ x[others] + PENALTY * len(x) * np.eye(x.shape[1])
+        scores[i] = x[i] @ np.linalg.solve(gram, x[others].T @ targets[others])
+    return scores
+
+
+def softmax(scores: Floats) -> Floats:
+    """Rows that sum to 1."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How scores become probabilities, and what they say of the data."""
+
+    temperature: float
+    share: float  # of labels as if drawn at random
+    rho: float  # estimated share of wrong labels
+    skill: float  # explained share of the entropy
+
+
+def calibration(scores: Floats, class_ids: Ints) -> Calibration:
+    """Calibrate left-out scores (N, C)."""
+    n, classes = scores.shape
+
+    def loss(log_t: float, share: float) -> float:
+        clean = softmax(scores / np.exp(log_t))[np.arange(n), class_ids]
+        return -float(np.log((1 - share) * clean + share / classes).mean())
+
+    bounds = (np.log(0.002), np.log(50))
+    alone = minimize_scalar(lambda t: loss(t, 0.0), bounds=bounds, method="bounded")
+    both = min(
+        (
+            minimize(
+                lambda v: loss(v[0], v[1]), start, bounds=[bounds, (0.0, 0.999)], method="L-BFGS-B"
+            )
+            for start in ((alone.x, 0.05), (alone.x - 1, 0.2), (alone.x - 2, 0.4))
+        ),
+        key=lambda found: found.fun,
+    )
+    log_t, share = alone.x, 0.0
+    if n * (alone.fun - both.fun) > np.log(n) / 2:
+        log_t, share = both.x
+    skill = max(0.0, 1 - loss(log_t, share) / np.log(classes))
+    sure = softmax(scores / np.exp(alone.x)).max(axis=1)
+    confident = np.argsort(-sure, kind="stable")[: max(20, round(0.05 * n))]
+    contradicted = float((scores[confident].argmax(axis=1) != class_ids[confident]).mean())
+    in_doubt = 0.25 * contradicted * max(0.0, 1 - skill / 0.25)
+    rho = (max(share * (1 - 1 / classes), in_doubt) * contradicted) ** 0.5
+    return Calibration(float(np.exp(log_t)), float(share), float(rho), float(skill))
+
+
+def probabilities(scores: Floats, class_ids: Ints, temperature: float, share: float) -> Floats:
+    """Of each example's label, (N,)."""
+    clean = softmax(scores / temperature)[np.arange(len(scores)), class_ids]
+    calibrated: Floats = (1 - share) * clean + share / scores.shape[1]
+    return calibrated
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Which examples the trim leaves, before it fills up the quotas, and how much each counts."""
+
+    is_left: npt.NDArray[np.bool_]
+    masses: Floats
+
+
+def rated(p: npt.ArrayLike, class_ids: Ints, quotas: Ints, rho: float, skill: float = 1.0) -> Rated:
+    """The trim and the masses by the probabilities of the labels; groups are classes."""
+    p, classes = np.asarray(p, np.float64), len(quotas)
+    odds = (classes - 1) * p / np.maximum(1 - p, 1e-9)
+    is_wrong = rho / (classes - 1) / np.maximum(p, 1e-12)  # posterior
+    is_left = np.ones(len(p), bool)
+    for class_id in range(classes):
+        members = np.flatnonzero(class_ids == class_id)
+        n, ranks = len(members), np.argsort(np.argsort(odds[members], kind="stable"))
+        budget = 3.5 * (1 - quotas[class_id] / n) ** 6
+        noise = (
+            (is_wrong[members] > 0.25) & (odds[members] < 1) & (ranks < int(rho * (1.5 - rho) * n))
+        )
+        hard = (odds[members] < budget) & (ranks < int((0.3 + 2 * rho) * n))
+        is_left[members] = ~(noise | hard)
+    to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * min(1.0, skill / 0.25))
+    return Rated(is_left, to_learn * np.maximum(1 - is_wrong, 0))
+
+
+def inclusion(masses: Floats, count: int) -> Floats:
+    """min(1, c w) that sums to the count, by bisection on c."""
+    if count >= (masses > 0).sum():
+        return np.ones(len(masses))
+    low, high = 0.0, 1 / masses[masses > 0].min()
+    for _ in range(200):
+        middle = (low + high) / 2
+        enough = np.minimum(1, middle * masses).sum() >= count
+        low, high = (low, middle) if enough else (middle, high)
+    shares: Floats = np.minimum(1, high * masses)
+    return shares
+
+
+def herd_toward(rows: npt.ArrayLike, masses: Floats, k: int) -> Ints:
+    """k rows whose mean follows the mean of given masses, in the order of picking."""
+    units = reference.unit(rows)
+    distances = np.linalg.norm(units[:, None] - units[None], axis=2)
+    kernel = np.exp(-(distances**2) / (2 * reference.bandwidth(rows) ** 2))
+    shares = inclusion(masses, k) if k < len(masses) else masses
+    mean = kernel @ shares / shares.sum()
+    covered, picked = np.zeros(len(kernel)), []
+    for step in range(k):
+        gain = mean - covered / (step + 1)
+        gain[picked] = -np.inf
+        picked.append(int(np.argmax(gain)))
+        covered += kernel[:, picked[-1]]
+    return np.array(picked, dtype=np.int64)
+
+
+def subset(
+    rows: npt.ArrayLike,
+    p: npt.ArrayLike,
+    class_ids: Ints,
+    quotas: Ints,
+    rho: float,
+    skill: float = 1.0,
+) -> Ints:
+    """The whole rule, from probabilities and what herding compares; one block a class."""
+    p, rows = np.asarray(p, np.float64), np.asarray(rows, np.float64)
+    of = rated(p, class_ids, quotas, rho, skill)
+    kept = []
+    for class_id, quota in enumerate(quotas.tolist()):
+        members = np.flatnonzero(class_ids == class_id)
+        left = members[of.is_left[members]]
+        missing = max(0, quota - len(left))
+        gone = members[~of.is_left[members]]
+        back = gone[np.argsort(-p[gone], kind="stable")[:missing]]
+        left = np.sort(np.concatenate([left, back]))
+        if quota:
+            kept.append(left[herd_toward(rows[left], of.masses[left], quota)])
+    return np.sort(np.concatenate(kept))
