@@ -74,9 +74,12 @@ def select_subset(
     Pass 1 streams per-example gradients into a Frequent Directions sketch. Pass 2 scores each
     example by its agreement `a_i = <z_i/|z_i|, u_c>` with the consensus of its class c, and takes
     its margin `m_i = a_i - o_i/2` against the class that it opposes most,
-    `o_i = max(0, -min_b <z_i/|z_i|, u_b>)`. The trim drops by margin, and a rule turns scores and
-    sketched gradients of the rest into a subset. The model is in evaluation mode meanwhile.
-    Afterwards its parameters, buffers, mode and the random states are what they were before.
+    `o_i = max(0, -min_b <z_i/|z_i|, u_b>)`. Where examples have classes, a ridge regression of the
+    labels on the model's features, solved without the example that it judges, gives the probability
+    of each label. The trim drops labels that are probably wrong, and at small budgets what is hard;
+    herding then takes examples whose mean follows what is left to learn. Otherwise the trim drops
+    by margin. The model is in evaluation mode meanwhile. Afterwards its parameters, buffers, mode
+    and the random states are what they were before.
 
     Args:
         model: A trained or at least warmed-up model (an epoch will do); DataParallel,
@@ -88,7 +91,7 @@ def select_subset(
         {options}
 
     Returns:
-        The selection: indices, scores, margins, labels, certificate, seconds.
+        The selection: indices, scores, margins, probabilities, labels, certificate, seconds.
 
     Raises:
         TypeError: `keep` is no number, the data set is a stream, an option is of a wrong kind.
@@ -101,17 +104,20 @@ def select_subset(
         OSError: Snapshots cannot be written.
 
     Warns:
-        UserWarning: A class gets no example; items change from reading to reading; memory ran out
-            and the chunk size was halved; a damaged snapshot is ignored.
+        UserWarning: The model predicts no better than chance; a class gets no example; items change
+            from reading to reading; memory ran out and the chunk size was halved; a damaged
+            snapshot is ignored.
 
     Cost:
-        Two gradients per example (one in one pass), and about 9 l d operations. With
-        `checkpoint`, on disk until it is finished: 4 l bytes per example and 10 l d bytes per shard
-        (and C d numbers when streaming).
+        One forward pass where the last layer's gradients do and their factors fit `memory_budget`
+        (two beyond it, and with `checkpoint`); else two gradients per example (one in one pass).
+        About 9 l d operations for each. With `checkpoint`, on disk until it is finished: 4 l bytes
+        per example and 10 l d bytes per shard (and C d numbers when streaming).
 
     Reference:
         Jha and Ahmadi-Asl, "SAGE: Streaming Agreement-Driven Gradient Sketches for Representative
         Subset Selection", arXiv 2510.02470. Kernel herding: Chen, Welling and Smola, UAI 2010.
+        Leaving one out: Allen, Technometrics 1974.
 
     Example:
         >>> import torch

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sage_torch.checks import warn
 from sage_torch.gradients.features import Looked, rows_from
 from sage_torch.gradients.outer import OuterRows, Rows
 from sage_torch.passes.job import Job
@@ -20,6 +21,7 @@ from sage_torch.reading.shards import Shard
 
 _PREFIX = "features_"
 _AT_ONCE = 1_024  # kept examples that pass 2 takes at once
+_KNOWS_NOTHING, _ENOUGH = 0.98, 256  # of the loss of a guess; examples that show it
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class FeatureBook:
         self._job = job
         self._sums: dict[int, FeatureSums] = {}  # by shard
         self.kept: Kept | None = None
+        self._loss, self._count, self._logits = 0.0, 0, 0  # the model's own, where they are known
 
     def note(
         self,
@@ -78,7 +81,10 @@ class FeatureBook:
         if shard.number not in self._sums:
             self._sums[shard.number] = self._empty(looked.features.shape[1])
         self._sums[shard.number].add(looked.features, class_ids, indices)
-        if looked.outer is None or not self._job.keeps_factors:
+        if looked.outer is None:
+            return
+        self._note_loss(looked.outer)
+        if not self._job.keeps_factors:
             return
         if self.kept is None:
             own, outer = self._job.own_places, looked.outer
@@ -86,6 +92,26 @@ class FeatureBook:
             delta, hidden = (np.empty((own.stop - own.start, s), np.float32) for s in sides)
             self.kept = Kept(delta, hidden, outer.bias, own.start, outer.delta.device)
         self.kept.put(indices, looked.outer)
+
+    def _note_loss(self, outer: OuterRows) -> None:
+        """Add up the cross-entropy; `p - y` is negative at the label alone: `p_y - 1`."""
+        if self._job.options.loss is None and outer.delta.shape[1] > 1:
+            of_labels = (1.0 + outer.delta.min(1).values).clamp(min=1e-12)
+            self._loss -= float(of_labels.double().log().sum())
+            self._count += len(of_labels)
+            self._logits = outer.delta.shape[1]
+
+    def _warn_if_untrained(self) -> None:
+        if self._count < _ENOUGH or self._loss < _KNOWS_NOTHING * self._count * np.log(
+            self._logits
+        ):
+            return
+        warn(
+            f"the model predicts no better than chance (mean loss {self._loss / self._count:.2f}, "
+            f"chance {np.log(self._logits):.2f}): a subset chosen with it is little better than "
+            "herding of its untrained features; train it for an epoch first, or pass "
+            "warmup_epochs=1 to SageSampler"
+        )
 
     def part(self, shard: Shard) -> dict[str, NDArray[Any]]:
         """Return what a snapshot of a shard needs."""
@@ -138,6 +164,7 @@ class FeatureBook:
             return None
         positions = np.empty(len(order), np.int32)
         positions[order] = np.arange(len(order), dtype=np.int32)
+        self._warn_if_untrained()
         own = {}
         for shard in job.own:
             found = self._sums[shard.number]
