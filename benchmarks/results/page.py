@@ -17,6 +17,7 @@ from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
     calls,
+    cost,
     derived_weights,
     determinism,
     gradients,
@@ -45,6 +46,7 @@ same code (`backend="torch"`). What waits for a machine: `tests/parity/test_cuda
 GPU = "\nFigures measured on a GPU say so."
 SECTIONS: tuple[Callable[[], str], ...] = (
     tables.section,
+    cost.section,
     subset.section,
     tasks.section,
     compression.section,
@@ -65,6 +67,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     sketch_size.section,
     consensus.section,
     finished.section,
+    tables.former_section,
 )
 BLOCKS: dict[str, Callable[[], str]] = {
     "quality": lambda: tables.means(0.0, tables.README_RULES),

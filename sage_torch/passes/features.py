@@ -101,17 +101,19 @@ class FeatureBook:
             self._count += len(of_labels)
             self._logits = outer.delta.shape[1]
 
-    def _warn_if_untrained(self) -> None:
-        if self._count < _ENOUGH or self._loss < _KNOWS_NOTHING * self._count * np.log(
-            self._logits
-        ):
-            return
+    def _is_trained(self) -> bool:
+        """Return whether the model predicts better than chance or little is known; else warn."""
+        losses = self._job.ranks.gather((self._loss, self._count, self._logits))
+        loss, count = sum(each[0] for each in losses), sum(each[1] for each in losses)
+        guess = float(np.log(max(1, *(each[2] for each in losses), 1)))
+        if count < _ENOUGH or loss < _KNOWS_NOTHING * count * guess:
+            return True
         warn(
-            f"the model predicts no better than chance (mean loss {self._loss / self._count:.2f}, "
-            f"chance {np.log(self._logits):.2f}): a subset chosen with it is little better than "
-            "herding of its untrained features; train it for an epoch first, or pass "
-            "warmup_epochs=1 to SageSampler"
+            f"the model predicts no better than chance (mean loss {loss / count:.2f}, chance "
+            f"{guess:.2f}), so little is known of what is hard or wrong; train it for an epoch "
+            "first, or pass warmup_epochs=1 to SageSampler"
         )
+        return False
 
     def part(self, shard: Shard) -> dict[str, NDArray[Any]]:
         """Return what a snapshot of a shard needs."""
@@ -164,7 +166,7 @@ class FeatureBook:
             return None
         positions = np.empty(len(order), np.int32)
         positions[order] = np.arange(len(order), dtype=np.int32)
-        self._warn_if_untrained()
+        is_trained = self._is_trained()
         own = {}
         for shard in job.own:
             found = self._sums[shard.number]
@@ -175,7 +177,7 @@ class FeatureBook:
         whole = self._empty(len(everyone[0].moments) - 1)
         for shard in job.shards:  # in one order, whoever has read them
             whole.merge(everyone[shard.number], np.arange(len(order), dtype=np.int32))
-        return Readout.of(whole, classes.of(whole.places))
+        return Readout.of(whole, classes.of(whole.places), is_trained=is_trained)
 
     def _empty(self, width: int) -> FeatureSums:
         total, seed = self._job.reader.total, self._job.options.seed

@@ -59,20 +59,21 @@ class Rating:
         """
         classes = readout.classes
         odds = _odds(readout.of_sample, classes)
-        chance = readout.rho / (classes - 1)
+        # What untrained features fail to explain is no sign of a wrong or a hard label.
+        trust = min(1.0, readout.skill / ENOUGH)
+        believed = 1.0 if readout.is_trained else trust
+        rho = believed * readout.rho
+        chance = rho / (classes - 1)
         least = min(chance / _WRONG, 1.0)  # where P(wrong) = chance / p is `_WRONG`
         least_odds = min(1.0, float(_odds(np.array([least]), classes)[0]))
         noise = np.full(len(shares), least_odds)
         budget = _BUDGET * (1.0 - shares) ** _POWER if has_budget else np.zeros(len(shares))
-        most_hard = _MOST_HARD + _HARD_BESIDE * readout.rho
+        most_hard = believed * _MOST_HARD + _HARD_BESIDE * rho
         for group in range(len(shares)):
             of_group = odds[groups == group]
-            noise[group] = min(
-                noise[group], _at(of_group, readout.rho * (_MOST_WRONG - readout.rho))
-            )
+            noise[group] = min(noise[group], _at(of_group, rho * (_MOST_WRONG - rho)))
             budget[group] = min(budget[group], _at(of_group, most_hard))
-        exponent = _EXPONENT * min(1.0, readout.skill / ENOUGH)
-        return cls(noise, budget, chance, exponent, classes)
+        return cls(noise, budget, chance, _EXPONENT * trust, classes)
 
     def quality(
         self, probabilities: NDArray[np.float32], groups: NDArray[np.int32]

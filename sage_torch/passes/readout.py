@@ -122,6 +122,7 @@ class Readout:
         noise_share: Share of labels that are as if drawn at random from all classes.
         rho: Estimated share of labels that are wrong.
         skill: Share of the labels' entropy that the probabilities explain, in [0, 1].
+        is_trained: Whether the model is known to predict better than chance, or nothing is known.
         sample_places: int64 (m,) ascending, the examples that the calibration was taken from.
         of_sample: float32 (m,), the probabilities of their labels.
     """
@@ -135,16 +136,20 @@ class Readout:
     noise_share: float = 0.0
     rho: float = 0.0
     skill: float = 1.0
+    is_trained: bool = True
     sample_places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     of_sample: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @classmethod
-    def of(cls, sums: FeatureSums, class_ids: NDArray[np.int32]) -> Readout:
+    def of(
+        cls, sums: FeatureSums, class_ids: NDArray[np.int32], *, is_trained: bool = True
+    ) -> Readout:
         """Solve the regression and calibrate it.
 
         Args:
             sums: Those of all examples, by final class ids.
             class_ids: int32 (m,), the classes of the sample.
+            is_trained: As the attribute.
 
         Cost:
             O(H^3 + H^2 C), and O(m (H + 1) (H + C)) for the sample.
@@ -153,7 +158,9 @@ class Readout:
         scores = readout.scores(sums.sample, class_ids)
         readout = replace(readout, **calibration(scores, class_ids)._asdict())
         of_sample = readout._calibrated(scores, class_ids)
-        return replace(readout, sample_places=sums.places, of_sample=of_sample)
+        return replace(
+            readout, is_trained=is_trained, sample_places=sums.places, of_sample=of_sample
+        )
 
     @property
     def classes(self) -> int:
