@@ -31,7 +31,8 @@ def test_compression_of_long_gradients(digits: Digits) -> None:
     exact = select_subset(model, data, 0.25, gradients="functional", compress=None)
     assert exact.settings["dim"] == 9610
     assert np.corrcoef(kept.scores, exact.scores)[0, 1] > 0.99
-    projected = select_subset(model, data, 0.25)  # "auto": longer than the sketch takes as it is
+    # "auto" for margins: longer than the sketch takes as it is.
+    projected = select_subset(model, data, 0.25, trim="negative")
     assert projected.settings["gradients"].startswith("projected: width 32 over 4 parameters")
     assert projected.settings["gradients_because"] == "auto: D = 9,610 > 8,192"
     assert projected.settings["dim"] == 32 * 64 + 128 + 10 * 32 + 10
@@ -47,9 +48,9 @@ def test_last_layer_gradients_are_never_formed(
     model = nn.Sequential(nn.Linear(64, 900), nn.ReLU(), nn.Linear(900, 10))  # D = 9,010
     data = Subset(digits[0], range(300))
     formed = LastLayerGradients(model)
-    options: Any = {"compress": None, "consensus": consensus, "batch_size": 64}
+    options: Any = {"compress": None, "consensus": consensus, "batch_size": 64, "trim": "negative"}
     by_rows = select_subset(model, data, 0.25, gradients=lambda batch: formed(batch), **options)
-    monkeypatch.setattr(last_layer, "_outer_products", None)
+    monkeypatch.setattr(last_layer, "outer_products", None)
     by_factors = select_subset(model, data, 0.25, gradients="last_layer", **options)
     assert by_factors.settings["dim"] == 9010
     np.testing.assert_allclose(by_factors.scores, by_rows.scores, atol=1e-4)
@@ -80,7 +81,8 @@ def test_params_choose_what_is_scored(
 ) -> None:
     *_, (last, parameter) = network.named_parameters()
     with caplog.at_level("INFO", logger="sage_torch"):
-        kept = select_subset(network, blobs, 0.25, gradients=gradients, params=[last])
+        options: Any = {"params": [last], "trim": "negative"}
+        kept = select_subset(network, blobs, 0.25, gradients=gradients, **options)
     assert kept.settings["dim"] == parameter.numel()
     assert kept.settings["params"] == [last]
     handled = kept.settings["parameters"]

@@ -113,7 +113,8 @@ def test_weights_count_every_untrimmed_example(rule: str, consensus: str, order:
 @pytest.mark.parametrize("consensus", ["exact", "streaming", "one_pass"])
 def test_a_turn_shows_every_untrimmed_example(consensus: str) -> None:
     data = examples(noise=0.1)
-    selection = select(data, shards=8, draw="rotate", consensus=consensus)
+    options = {"draw": "rotate", "consensus": consensus, "trim": "negative"}
+    selection = select(data, shards=8, **options)
     seen = np.unique(np.concatenate([selection.epoch_indices(e) for e in range(4)]))
     left = len(data) - selection.settings["trimmed"]
     assert len(seen) == left < len(data)

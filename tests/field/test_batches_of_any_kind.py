@@ -229,7 +229,7 @@ def test_a_sampler_and_a_stream_take_any_batch() -> None:
 def test_gradients_of_ours_still_count_the_batch() -> None:
     with pytest.raises(ValueError, match=r"collate function.*gradients=, a function batch"):
         select(Bags(), collate_fn=Graphs)
-    with pytest.raises(ValueError, match="expected a batch of 10 examples, got 9"):
+    with pytest.raises(ValueError, match="expected a batch of 16 examples, got 15"):
         select(plain(), collate_fn=lambda part: torch.stack([row for (row,) in part[1:]]))
 
 

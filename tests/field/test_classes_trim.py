@@ -54,7 +54,7 @@ def test_both_signs_of_skewed_residuals_are_kept(consensus: str, draw: str) -> N
     with torch.no_grad():
         over = (data.tensors[1] > model(INPUTS)[:, 0]).numpy()
     assert found.settings["trimmed"] == 0
-    assert found.settings["trim"] == "negative"
+    assert found.settings["trim"] == "auto"
     assert "two classes" in found.settings["trimmed_because"]
     assert abs(over[found.indices].mean() - over.mean()) < 0.15
     assert found.margins is not None
@@ -96,8 +96,9 @@ def test_scores_go_by_class_whatever_the_quotas(consensus: str) -> None:
     data = TensorDataset(INPUTS, labels)
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none")  # noqa: E731
     model = warmed(2, data, loss)
-    by_class = select(model, data, loss, consensus=consensus)
-    over_all = select(model, data, loss, consensus=consensus, class_balanced=False)
+    options = {"consensus": consensus, "trim": "negative"}
+    by_class = select(model, data, loss, **options)
+    over_all = select(model, data, loss, class_balanced=False, **options)
     assert np.array_equal(over_all.scores, by_class.scores)
     assert over_all.margins is not None
     assert np.array_equal(over_all.margins, by_class.margins)  # type: ignore[arg-type]

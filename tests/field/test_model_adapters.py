@@ -90,7 +90,7 @@ def test_a_selection_by_auto_is_that_of_functional() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept = [
-            select_subset(adapted(), data, 0.5, gradients=kind, batch_size=8, progress=False)
+            select_subset(adapted(), data, 0.5, gradients=kind, trim="negative", progress=False)
             for kind in ("auto", "functional")
         ]
     assert kept[0].indices.tolist() == kept[1].indices.tolist()

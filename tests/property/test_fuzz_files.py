@@ -231,7 +231,10 @@ def test_other_arrays_are_refused_or_consistent(
                 continue
             if how == "cast":
                 kind = data.draw(st.sampled_from(["<i4", ">i8", "<u8", "<f8", "S8", "<c8", "?"]))
-                array = array.astype(kind)
+                try:
+                    array = array.astype(kind)
+                except ValueError:  # a text, changed before, that is no number
+                    continue
             elif how == "cut":
                 array = array[: data.draw(st.integers(0, len(array)))]
             elif array.size:

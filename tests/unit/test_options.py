@@ -290,7 +290,7 @@ def test_settings_are_written_as_json(blobs: TensorDataset) -> None:
     assert type(written["keep"]) is int
     assert written["loss"] == "cross_entropy"
     assert written["score_dataset"] == "TensorDataset"
-    assert (written["trim"], written["compress"]) == ("negative", "auto")
+    assert (written["trim"], written["compress"]) == ("auto", "auto")
 
 
 def test_each_option_is_written_once() -> None:

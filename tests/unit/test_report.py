@@ -99,7 +99,8 @@ def selection() -> Selection:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    return select_subset(model, TensorDataset(inputs, labels), 0.25, progress=False)
+    data = TensorDataset(inputs, labels)
+    return select_subset(model, data, 0.25, trim="negative", progress=False)
 
 
 @pytest.fixture(scope="module")
