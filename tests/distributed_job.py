@@ -125,6 +125,7 @@ def selections(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
             selection.epoch_indices(3),
             selection.scores,
             selection.margins,
+            selection.probabilities,
             selection.labels,
             selection.weights,
             None if selection.certificate is None else asdict(selection.certificate),

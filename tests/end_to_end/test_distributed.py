@@ -104,7 +104,7 @@ def test_the_subset_is_that_of_one_process(
     for other in together[1:]:
         for ours, theirs in zip(of_first, other["selections"][case], strict=True):
             np.testing.assert_equal(theirs, ours)  # bit by bit, on every rank
-    indices, scores, margins, labels, weights, certificate = alone[case]
+    indices, scores, margins, probabilities, labels, weights, certificate = alone[case]
     differing = len(np.setxor1d(of_first[0], indices))
     # The arithmetic is the same, shard by shard and in the same order: here not one differs. Sums
     # of a consensus that is carried along are matrix products over classes, whose order, of first
@@ -112,13 +112,15 @@ def test_the_subset_is_that_of_one_process(
     allowed = 2 if "streaming" in CASES[case].get("consensus", "") else 0
     assert differing <= allowed, f"{differing} of {len(indices)} indices differ"
     np.testing.assert_allclose(of_first[1], scores, atol=1e-5)
-    np.testing.assert_equal(of_first[3], labels)
+    np.testing.assert_equal(of_first[4], labels)
     if margins is not None:
         np.testing.assert_allclose(of_first[2], margins, atol=1e-5)
+    if probabilities is not None:
+        np.testing.assert_allclose(of_first[3], probabilities, atol=1e-6)
     if weights is not None and not differing:
-        np.testing.assert_allclose(of_first[4], weights, rtol=1e-5)
+        np.testing.assert_allclose(of_first[5], weights, rtol=1e-5)
     if certificate is not None:
-        assert of_first[5]["shrinkage"] == pytest.approx(certificate["shrinkage"], rel=1e-6)
+        assert of_first[6]["shrinkage"] == pytest.approx(certificate["shrinkage"], rel=1e-6)
 
 
 def test_one_failing_rank_fails_all(together: list[dict[str, Any]]) -> None:

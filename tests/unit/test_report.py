@@ -141,7 +141,7 @@ def test_it_says_what_the_selection_says(selection: Selection, tmp_path: Path) -
         f"together {selection.seconds['total']:.2f} s",
         f"torch {torch.__version__}",
         "sketch_size 64",
-        "select_subset(model, dataset, 0.25, shards=1)",
+        "select_subset(model, dataset, 0.25, trim='negative', shards=1)",
         *selection.settings["parameters"],
     ):
         assert expected in words

@@ -1,0 +1,171 @@
+"""Where the features of a model are found, and what the default does with them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from model_state import bits, registered
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from sage_torch import select_subset
+
+N, CLASSES = 400, 4
+
+
+def images(wrong: float = 0.0) -> tuple[TensorDataset, np.ndarray[Any, Any]]:
+    """Pictures of four classes, some with wrong labels."""
+    random = torch.Generator().manual_seed(0)
+    true = torch.randint(CLASSES, (N,), generator=random)
+    centres = torch.randn(CLASSES, 1, 6, 6, generator=random)
+    pixels = centres[true] + 0.7 * torch.randn(N, 1, 6, 6, generator=random)
+    is_wrong = torch.rand(N, generator=random) < wrong
+    labels = torch.where(is_wrong, (true + 1) % CLASSES, true)
+    return TensorDataset(pixels, labels), is_wrong.numpy()
+
+
+class Pooled(nn.Module):
+    """Its logits come of a convolution and a mean, not of a Linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).mean((2, 3))
+
+
+class Scaled(nn.Module):
+    """Its Linear layer makes logits that are scaled, and its name says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_of_all = nn.Linear(16, CLASSES)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.first_of_all(self.body(x))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def trained(model: nn.Module, data: TensorDataset, steps: int = 20) -> nn.Module:
+    inputs, labels = data.tensors
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def select(model: nn.Module, data: Any, keep: float = 0.25, **options: Any) -> Any:
+    return select_subset(model, data, keep, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "gradients"),
+    [(plain, "last layer"), (Scaled, "last layer"), (Pooled, "functional")],
+)
+def test_features_are_found_by_watching(make: Any, gradients: str) -> None:
+    torch.manual_seed(0)
+    data, is_wrong = images(wrong=0.2)
+    model = trained(make(), data)
+    before = registered(model), bits(model), model.training
+    found = select(model, data)
+    assert (registered(model), bits(model), model.training) == before
+    assert found.settings["gradients"].startswith(gradients)
+    assert found.probabilities is not None
+    assert roc_auc_score(is_wrong, -found.probabilities) > 0.9
+    assert found.settings["rho"] == pytest.approx(is_wrong.mean(), abs=0.08)
+    assert is_wrong[found.indices].mean() < 0.3 * is_wrong.mean()
+
+
+def test_gradients_that_were_asked_for_stay() -> None:
+    torch.manual_seed(0)
+    data, _ = images(wrong=0.2)
+    model = trained(plain(), data)
+    by_default = select(model, data)
+    for kind in ("functional", "projected"):
+        found = select(model, data, gradients=kind)
+        assert found.settings["gradients"].startswith(kind)
+        assert found.probabilities == pytest.approx(by_default.probabilities, abs=1e-5)
+    of_some = select(model, data, params="1.*")
+    assert "1.weight" in of_some.settings["params"] or of_some.settings["dim"] < 36 * 16 + 17
+    assert of_some.probabilities == pytest.approx(by_default.probabilities, abs=1e-5)
+
+
+def test_without_features_margins_trim() -> None:
+    torch.manual_seed(0)
+    data, _ = images(wrong=0.2)
+    model = trained(plain(), data)
+
+    def own(batch: Any) -> Tensor:
+        return batch[0].flatten(1)
+
+    for options in ({"gradients": own}, {"consensus": "one_pass"}, {"trim": "negative"}):
+        found = select(model, data, **options)
+        assert found.probabilities is None
+        assert found.settings["trimmed"] == (found.margins < 0).sum()
+        assert "rho" not in found.settings
+    assert select(model, data, rule="agreement").probabilities is None
+
+
+def test_a_model_at_chance_is_named() -> None:
+    data, _ = images()
+    torch.manual_seed(0)
+    model = plain()
+    nn.init.zeros_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    with pytest.warns(UserWarning, match="no better than chance.*train it for an epoch first"):
+        select(model, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select(trained(plain(), data), data)
+
+
+@pytest.mark.parametrize("consensus", ["exact", "streaming"])
+def test_a_turn_shows_all_but_what_is_probably_wrong(consensus: str) -> None:
+    torch.manual_seed(0)
+    data, is_wrong = images(wrong=0.2)
+    model = trained(plain(), data)
+    found = select(model, data, draw="rotate", consensus=consensus)
+    assert found.settings["trimmed_by_budget"] == 0
+    assert 0.5 * is_wrong.sum() < found.settings["trimmed"] < 1.5 * is_wrong.sum()
+    seen = np.unique(np.concatenate([found.epoch_indices(epoch) for epoch in range(5)]))
+    assert len(seen) == N - found.settings["trimmed"]
+    assert is_wrong[seen].mean() < 0.5 * is_wrong.mean()
+
+
+def test_a_class_that_is_kept_whole_loses_nothing_to_the_budget() -> None:
+    torch.manual_seed(0)
+    data, _ = images()
+    inputs, labels = data.tensors
+    is_rare = (labels == 0) & (torch.arange(N) % 8 > 0)
+    data = TensorDataset(inputs[~is_rare], labels[~is_rare])
+    model = trained(plain(), data)
+    rare = int((data.tensors[1] == 0).sum())
+    found = select(model, data, 4 * rare, quotas="equal")
+    assert (found.labels[found.indices] == 0).sum() == rare
+    assert np.bincount(found.labels[found.indices]).tolist() == [rare] * CLASSES
+
+
+def test_two_passes_choose_what_one_chooses() -> None:
+    torch.manual_seed(0)
+    data, _ = images(wrong=0.1)
+    model = trained(plain(), data)
+    once = select(model, data)
+    twice = select(model, data, consensus="exact", memory_budget=1_000)
+    assert np.array_equal(once.indices, twice.indices)
+    assert once.scores == pytest.approx(twice.scores, abs=1e-5)
+    by_batches = select(model, data, batch_size=37)
+    assert np.array_equal(once.indices, by_batches.indices)
