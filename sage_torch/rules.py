@@ -132,21 +132,26 @@ def _trimmed_by(
     rating: Rating | None, scored: Scored | ScoredBatch, groups: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     """Return what the trim reads: below 0 goes."""
-    if rating is None or scored.probabilities is None:
+    if rating is None or scored.judged is None:
         return scored.margins
-    return rating.quality(scored.probabilities, groups)
+    return rating.quality(scored.judged, groups)
 
 
 def _masses(rating: Rating | None, scored: Scored | ScoredBatch) -> NDArray[np.float32] | None:
-    if rating is None or scored.probabilities is None:
+    if rating is None or scored.judged is None:
         return None
-    return rating.masses(scored.probabilities)
+    return rating.masses(scored.judged)
 
 
 def _settings(rating: Rating | None, scored: Scored, groups: NDArray[np.int32]) -> dict[str, Any]:
-    if rating is None or scored.probabilities is None:
+    if rating is None or scored.judged is None:
         return {}
-    return rating.settings(scored.probabilities, groups)
+    by_noise, by_budget = rating.counts(scored.judged, groups)
+    return {
+        "threshold": rating.threshold,
+        "trimmed_by_noise": by_noise,
+        "trimmed_by_budget": by_budget,
+    }
 
 
 class Agreement(_OnScores):

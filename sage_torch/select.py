@@ -193,7 +193,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
-        probabilities=scored.probabilities,
+        probabilities=None if scored.judged is None else scored.judged.probabilities,
         singular_values=sketch.singular_values(),
         settings=_settings(model, job, classes, chosen)
         | {
@@ -219,7 +219,7 @@ def _gradients_because(model: nn.Module, job: Job) -> str:
 def _of_readout(readout: Readout | None) -> dict[str, float]:
     if readout is None:
         return {}
-    return {"temperature": readout.temperature, "rho": readout.rho}
+    return {"temperature": readout.calibration.temperature, "rho": readout.calibration.rho}
 
 
 def _at_random(model: nn.Module, job: Job) -> Selection:

@@ -1,4 +1,4 @@
-"""What an example is worth, by the probability of its label: whether it stays, what it counts.
+"""What an example is worth, by what is known of its label: whether it stays, and what it counts.
 
 Labels that are probably wrong go; at small budgets what is hard goes, too. Of the rest, what has
 been learnt counts less.
@@ -7,41 +7,39 @@ been learnt counts less.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch.passes.readout import ENOUGH, Readout
+from sage_torch.passes.calibration import ENOUGH, Judged
+from sage_torch.passes.readout import Readout
 
 Floats = NDArray[np.float64]
 
 # The budget term: at a share `keep` of a class, labels go whose odds against chance are below
 # `_BUDGET (1 - keep)^_POWER`: the smaller the budget, the more of what is hard. Never more than
 # `_MOST_HARD` of the class, and so many times the share that is estimated to be wrong.
-_BUDGET, _POWER, _MOST_HARD = 3.5, 6, 0.3
-_HARD_BESIDE = 2.0  # times the share of wrong labels
-# The noise term: labels go that are wrong with more than this probability, but none better than a
-# guess, and never more of a class than `rho (1.5 - rho)`, where a share `rho` is wrong.
+_BUDGET, _POWER, _MOST_HARD, _HARD_BESIDE = 3.5, 6, 0.3, 2.0
+# The noise term: labels go that are wrong with more than this probability, but never more of a
+# class than `rho (1.5 - rho)`, where a share `rho` is wrong.
 _WRONG, _MOST_WRONG = 0.25, 1.5
 _EXPONENT = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rating:
-    """Turns probabilities of labels into what the trim reads, and into masses.
+    """Turns what is known of labels into what the trim reads, and into masses.
 
     Attributes:
-        noise: float64 (G,), the least odds of each group that the noise term leaves.
-        budget: float64 (G,), the same of the budget term; 0 where a turn shows all examples.
-        chance: Probability that a label is wrong and yet as it is: `rho / (C - 1)`.
-        exponent: Of the probability of being wrong, in the masses.
+        noise: float64 (G,), the greatest probability of being wrong of each group that stays.
+        budget: float64 (G,), the least odds of each group that the budget term leaves; 0 where a
+            turn shows all examples.
+        exponent: Of `1 - p`, in the masses.
         classes: C.
     """
 
     noise: Floats
     budget: Floats
-    chance: float
     exponent: float
     classes: int
 
@@ -57,61 +55,59 @@ class Rating:
             shares: float64 (G,), the share of each group that is to be kept.
             has_budget: Whether only the budget is chosen, or a turn shows all that the trim leaves.
         """
-        classes = readout.classes
-        odds = _odds(readout.of_sample, classes)
-        # What untrained features fail to explain is no sign of a wrong or a hard label.
-        trust = min(1.0, readout.skill / ENOUGH)
-        believed = 1.0 if readout.is_trained else trust
-        rho = believed * readout.rho
-        chance = rho / (classes - 1)
-        least = min(chance / _WRONG, 1.0)  # where P(wrong) = chance / p is `_WRONG`
-        least_odds = min(1.0, float(_odds(np.array([least]), classes)[0]))
-        noise = np.full(len(shares), least_odds)
+        of = readout.calibration
+        odds, is_wrong = _odds(readout.of_sample, readout.classes), readout.of_sample.is_wrong
+        noise = np.full(len(shares), _WRONG)
         budget = _BUDGET * (1.0 - shares) ** _POWER if has_budget else np.zeros(len(shares))
-        most_hard = believed * _MOST_HARD + _HARD_BESIDE * rho
+        most_hard = of.trust * _MOST_HARD + _HARD_BESIDE * of.rho
         for group in range(len(shares)):
-            of_group = odds[groups == group]
-            noise[group] = min(noise[group], _at(of_group, rho * (_MOST_WRONG - rho)))
-            budget[group] = min(budget[group], _at(of_group, most_hard))
-        return cls(noise, budget, chance, _EXPONENT * trust, classes)
+            is_here = groups == group
+            most_wrong = -_at(
+                -is_wrong[is_here].astype(np.float64), of.rho * (_MOST_WRONG - of.rho)
+            )
+            noise[group] = max(noise[group], most_wrong)
+            budget[group] = min(budget[group], _at(odds[is_here], most_hard))
+        exponent = _EXPONENT * min(1.0, of.skill / ENOUGH)
+        return cls(noise, budget, exponent, readout.classes)
 
-    def quality(
-        self, probabilities: NDArray[np.float32], groups: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Return odds less the least that stay, float32 (n,): what is below 0 goes."""
-        least = np.maximum(self.noise, self.budget)[groups]
-        left: NDArray[np.float32] = (_odds(probabilities, self.classes) - least).astype(np.float32)
-        return left
+    def quality(self, judged: Judged, groups: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return what the trim reads, float32 (n,): what is below 0 goes, the lowest first."""
+        is_noise, is_hard = self._trimmed(judged, groups)
+        p = judged.probabilities * (1.0 - judged.is_wrong)
+        return np.where(is_noise | is_hard, p - np.float32(1.001), p).astype(np.float32)
 
-    def masses(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    def masses(self, judged: Judged) -> NDArray[np.float32]:
         """Return how much each example counts, float32 (n,) above 0.
 
         It is the square root of `1 - p`, times the probability that the label is right. A readout
         that knows little does not know what has been learnt: then the root is of a higher degree.
         """
-        p = np.maximum(probabilities.astype(np.float64), 1e-12)
-        is_right = np.maximum(1.0 - self.chance / p, 0.0)
-        left = np.maximum(1.0 - p, 1e-6) ** self.exponent
-        masses: NDArray[np.float32] = np.maximum(left * is_right, 1e-6).astype(np.float32)
+        left = np.maximum(1.0 - judged.probabilities.astype(np.float64), 1e-6) ** self.exponent
+        masses: NDArray[np.float32] = np.maximum(left * (1.0 - judged.is_wrong), 1e-6).astype(
+            np.float32
+        )
         return masses
 
-    def settings(
-        self, probabilities: NDArray[np.float32], groups: NDArray[np.int32]
-    ) -> dict[str, Any]:
-        """Return what the settings of a selection say of the trim."""
-        odds = _odds(probabilities, self.classes)
-        is_noise = odds < self.noise[groups]
-        is_hard = ~is_noise & (odds < self.budget[groups])
-        return {
-            "threshold": float(np.maximum(self.noise, self.budget).max()),
-            "trimmed_by_noise": int(is_noise.sum()),
-            "trimmed_by_budget": int(is_hard.sum()),
-        }
+    def counts(self, judged: Judged, groups: NDArray[np.int32]) -> tuple[int, int]:
+        """Return how many examples are below what stays by the noise term, and by the budget."""
+        is_noise, is_hard = self._trimmed(judged, groups)
+        return int(is_noise.sum()), int((is_hard & ~is_noise).sum())
+
+    @property
+    def threshold(self) -> float:
+        """The greatest of the odds that the budget term asks for."""
+        return float(self.budget.max())
+
+    def _trimmed(
+        self, judged: Judged, groups: NDArray[np.int32]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        is_noise = judged.is_wrong > self.noise[groups].astype(np.float32)
+        return is_noise, _odds(judged, self.classes) < self.budget[groups]
 
 
-def _odds(probabilities: NDArray[Any], classes: int) -> Floats:
+def _odds(judged: Judged, classes: int) -> Floats:
     """Return the odds against chance `(C - 1) p / (1 - p)`, float64 (n,); 1 is a guess."""
-    p = probabilities.astype(np.float64)
+    p = judged.probabilities.astype(np.float64)
     odds: Floats = (classes - 1) * p / np.maximum(1.0 - p, 1e-9)
     return odds
 

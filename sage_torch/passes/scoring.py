@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.gradients.features import look
+from sage_torch.passes.calibration import Judged
 from sage_torch.passes.job import Job
 from sage_torch.passes.sketching import Sketched
 from sage_torch.passes.views import Views
@@ -35,7 +36,7 @@ class ScoredBatch:
     indices: NDArray[np.int64]  # (n,)
     coordinates: NDArray[np.float32]  # (n, w) as in `Scored`
     margins: NDArray[np.float32]  # (n,)
-    probabilities: NDArray[np.float32] | None  # (n,) as in `Scored`
+    judged: Judged | None  # as in `Scored`
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Scored:
     # (0, l) when streaming.
     coordinates: NDArray[np.float32]
     consensus_cosine: float  # NaN if the exact consensus is not known
-    probabilities: NDArray[np.float32] | None = None  # (N,) of the labels; None without a readout
+    judged: Judged | None = None  # what is known of the labels (N,); None without a readout
 
 
 def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> Scored:
@@ -68,7 +69,7 @@ def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> 
 
     Cost:
         Per example one gradient (none in one pass, or if pass 1 has kept its factors) and l d
-        multiply-adds. Memory: 8 bytes per example (12 with a readout), and 4 l more on every rank
+        multiply-adds. Memory: 8 bytes per example (16 with a readout), and 4 l more on every rank
         unless streaming; beside features of which r numbers are compared, 4 (2 l + r).
     """
     if job.mode.is_streaming:
@@ -102,7 +103,7 @@ def _scored(sketched: Sketched, views: Views, cosine: float = 1.0) -> Scored:
     scorer = _core.Scorer(consensus.directions(), scores, margins, first=0)
     scorer.score(coordinates, class_ids, np.arange(len(coordinates)))
     coordinates *= _to_orthonormal(sketched.sketch)
-    return Scored(scores, margins, views.compared(), cosine, views.probabilities)
+    return Scored(scores, margins, views.compared(), cosine, views.judged)
 
 
 def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> Scored:
@@ -110,7 +111,7 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
     own, sketch = job.own_places, sketched.sketch
     count = own.stop - own.start
     scores, margins = _empty(count), _empty(count)
-    probabilities = None if sketched.readout is None else _empty(count)
+    judged = None if sketched.readout is None else Judged(_empty(count), _empty(count))
     to_orthonormal = _to_orthonormal(sketch)
     directions = unit_rows(sketch.class_directions().cpu().numpy()[sketched.order])
 
@@ -120,10 +121,11 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
         for indices, class_ids, part in _views(job, sketched, shard):
             scorer.score(part.coordinates, class_ids, indices)
             at = indices - own.start
-            if probabilities is not None:
-                probabilities[at] = part.probabilities
+            if judged is not None and part.judged is not None:
+                for whole, of_part in zip(judged, part.judged, strict=True):
+                    whole[at] = of_part
             part = part._replace(coordinates=part.coordinates * to_orthonormal)
-            take(ScoredBatch(shard, indices, part.compared(), margins[at], part.probabilities))
+            take(ScoredBatch(shard, indices, part.compared(), margins[at], part.judged))
             advance(len(indices))
         return scorer.exact_sums()
 
@@ -141,7 +143,7 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
         _of_all_ranks(job, margins),
         np.empty((0, sketch.sketch_size), np.float32),
         _smallest_cosine(directions, exact.directions()),
-        None if probabilities is None else _of_all_ranks(job, probabilities),
+        None if judged is None else Judged(*(_of_all_ranks(job, part) for part in judged)),
     )
 
 

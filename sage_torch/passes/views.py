@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_torch.gradients.outer import Rows
+from sage_torch.passes.calibration import Judged
 from sage_torch.passes.sketching import Sketched
 
 
@@ -16,7 +17,8 @@ class Views(NamedTuple):
 
     coordinates: NDArray[np.float32]  # (n, l), weighted by singular values until they are scored
     features: NDArray[np.float32] | None = None  # (n, r) at length 1
-    probabilities: NDArray[np.float32] | None = None  # (n,)
+    probabilities: NDArray[np.float32] | None = None  # (n,) of the labels
+    is_wrong: NDArray[np.float32] | None = None  # (n,) probability that they are
 
     @classmethod
     def of(
@@ -37,8 +39,8 @@ class Views(NamedTuple):
         coordinates, readout = sketched.sketch.sketched(rows), sketched.readout
         if readout is None or features is None:
             return cls(coordinates)
-        probabilities = readout.probabilities(features, class_ids)
-        return cls(coordinates, readout.reduced(features), probabilities)
+        judged = readout.judged(features, class_ids)
+        return cls(coordinates, readout.reduced(features), *judged)
 
     @classmethod
     def empty(cls, count: int, sketched: Sketched) -> Views:
@@ -47,7 +49,14 @@ class Views(NamedTuple):
         if sketched.readout is None:
             return cls(coordinates)
         features = np.empty((count, sketched.readout.compared), np.float32)
-        return cls(coordinates, features, np.empty(count, np.float32))
+        return cls(coordinates, features, *np.empty((2, count), np.float32))
+
+    @property
+    def judged(self) -> Judged | None:
+        """What is known of the labels; None without a readout."""
+        if self.probabilities is None or self.is_wrong is None:
+            return None
+        return Judged(self.probabilities, self.is_wrong)
 
     def put(self, places: NDArray[np.int64], part: Views) -> None:
         """Copy the views of some examples to their places."""
@@ -69,9 +78,10 @@ class Views(NamedTuple):
 
     def packed(self) -> NDArray[np.float32]:
         """Return all numbers as rows (n, w), for a snapshot."""
-        if self.features is None or self.probabilities is None:
+        if self.features is None or self.probabilities is None or self.is_wrong is None:
             return self.coordinates
-        return np.hstack([self.coordinates, self.features, self.probabilities[:, None]])
+        of_labels = np.stack([self.probabilities, self.is_wrong], axis=1)
+        return np.hstack([self.coordinates, self.features, of_labels])
 
     @classmethod
     def unpacked(cls, sketched: Sketched, rows: NDArray[np.float32]) -> Views:
@@ -79,7 +89,7 @@ class Views(NamedTuple):
         if sketched.readout is None:
             return cls(rows)
         width = sketched.sketch.sketch_size
-        parts = rows[:, :width], rows[:, width:-1], rows[:, -1]
+        parts = rows[:, :width], rows[:, width:-2], rows[:, -2], rows[:, -1]
         return cls(*(np.ascontiguousarray(part) for part in parts))
 
     @staticmethod
@@ -91,5 +101,5 @@ class Views(NamedTuple):
     @staticmethod
     def width(sketched: Sketched) -> int:
         """Return the length w of a packed row."""
-        of_features = 0 if sketched.readout is None else sketched.readout.compared + 1
+        of_features = 0 if sketched.readout is None else sketched.readout.compared + 2
         return sketched.sketch.sketch_size + of_features

@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sage_torch.passes.calibration import Calibration
 from sage_torch.passes.rating import Rating
 from sage_torch.passes.readout import FeatureSums, Readout
 
 _SAMPLE = 2_048  # recent examples that the calibration is taken from
 _OFTEN, _RARELY = 512, 0.1  # examples between two solutions: at least so many, or so much of all
+
+_OF_CALIBRATION = ("temperature", "noise_share", "rho", "skill", "trust")
 
 
 class OnlineReadout:
@@ -65,9 +68,9 @@ class OnlineReadout:
         is_known = class_ids < readout.classes
         if is_known.any():
             ids = class_ids[is_known]
-            p = readout.probabilities(features[is_known], ids, is_new=True)
-            quality[is_known] = rating.quality(p, np.zeros_like(ids))
-            masses[is_known] = rating.masses(p) / self._mean_masses[ids]
+            judged = readout.judged(features[is_known], ids, is_new=True)
+            quality[is_known] = rating.quality(judged, np.zeros_like(ids))
+            masses[is_known] = rating.masses(judged) / self._mean_masses[ids]
         return quality, masses
 
     def _learn(self, features: Tensor, class_ids: NDArray[np.int32], weight: float) -> None:
@@ -113,17 +116,11 @@ class OnlineReadout:
         rating: dict[str, Any] | None = None
         if self._rating is not None:
             readout, of = self._rating
-            rating = {
-                name: torch.from_numpy(np.array(getattr(readout, name)))
-                for name in ("mean", "scale", "weights")
-            } | {
-                "temperature": readout.temperature,
-                "noise_share": readout.noise_share,
-                "rho": readout.rho,
-                "skill": readout.skill,
-                "least": float(of.noise[0]),
-                "mean_masses": torch.from_numpy(self._mean_masses.copy()),
-            }
+            arrays = {name: getattr(readout, name) for name in ("mean", "scale", "weights")}
+            arrays |= {"mistaken": readout.calibration.mistaken, "mean_masses": self._mean_masses}
+            rating = {n: torch.from_numpy(each.copy()) for n, each in arrays.items()}
+            rating |= {name: getattr(readout.calibration, name) for name in _OF_CALIBRATION}
+            rating["noise"] = float(of.noise[0])
         return found | {"seen": self._seen, "solved_at": self._solved_at, "rating": rating}
 
     @classmethod
@@ -152,14 +149,14 @@ class OnlineReadout:
         made._seen, made._solved_at = int(state["seen"]), int(state["solved_at"])
         rating = state["rating"]
         if rating is not None:
-            mean, scale, weights = (rating[n].numpy().copy() for n in ("mean", "scale", "weights"))
-            temperature, share, rho, skill = (
-                float(rating[name]) for name in ("temperature", "noise_share", "rho", "skill")
+            mean, scale, weights, mistaken, made._mean_masses = (
+                rating[name].numpy().copy()
+                for name in ("mean", "scale", "weights", "mistaken", "mean_masses")
             )
+            numbers = {name: float(rating[name]) for name in _OF_CALIBRATION}
             root = np.empty((0, 0))  # only examples that the sums hold need it
-            readout = Readout(mean, scale, weights, root, None, temperature, share, rho, skill)
-            none = np.empty(0, np.int32)
-            of = Rating.of(readout, none, np.ones(1), has_budget=False)
-            made._mean_masses = rating["mean_masses"].numpy().copy()
-            made._rating = readout, replace(of, noise=np.array([float(rating["least"])]))
+            known = Calibration(**numbers, mistaken=mistaken)
+            readout = Readout(mean, scale, weights, root, None, known)
+            of = Rating.of(readout, np.empty(0, np.int32), np.ones(1), has_budget=False)
+            made._rating = readout, replace(of, noise=np.array([float(rating["noise"])]))
         return made

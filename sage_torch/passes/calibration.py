@@ -1,0 +1,209 @@
+"""Scores become probabilities of labels, and say how many labels are wrong, and which.
+
+A temperature calibrates the scores (Guo et al., ICML 2017), and a share of labels that are as if
+drawn at random. What contradicts confident predictions shows how many labels are wrong, and how
+classes are taken for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+ENOUGH = 0.25  # skill from which on a readout is trusted
+_IN_DOUBT = 0.55  # share of what is contradicted that counts as wrong, where there is little skill
+_CONFIDENT, _RATHER, _LEAST_CONFIDENT = 0.05, 0.25, 20  # shares of predictions, and their number
+_EVENLY = 5.0  # contradictions of each class that are shared by all other classes beforehand
+_SCORES, _LEAST_SCORED, _MOST_SCORED = 2**18, 1_000, 8_192  # that the calibration is taken from
+_COLDEST, _HOTTEST, _EXACT = 0.002, 50.0, 1e-3  # temperatures, and the error of their logarithm
+_MOST_WRONG = 0.9
+
+
+class Judged(NamedTuple):
+    """What is known of the labels of n examples."""
+
+    probabilities: NDArray[np.float32]  # (n,) calibrated
+    is_wrong: NDArray[np.float32]  # (n,) probability that it is
+
+    @classmethod
+    def nothing(cls) -> Judged:
+        """Return what is known of no example."""
+        return cls(np.empty(0, np.float32), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How scores become probabilities: `p = (1 - noise_share) softmax(s / T) + noise_share / C`.
+
+    Attributes:
+        temperature: T.
+        noise_share: Share of labels that are as if drawn at random from all classes.
+        rho: Estimated share of labels that are wrong.
+        skill: Share of the entropy log C that the probabilities explain.
+        mistaken: float64 (C, C): of the wrong labels of class c, the share that says y; 0 where
+            y is c.
+        trust: What the readout says of hard and wrong labels counts so much, in [0, 1].
+    """
+
+    temperature: float
+    noise_share: float
+    rho: float
+    skill: float
+    mistaken: Floats
+    trust: float = 1.0
+
+    def judged(self, scores: Floats, class_ids: NDArray[np.int32]) -> Judged:
+        """Return the probability of each label, and that it is wrong.
+
+        The label y of an example is wrong with the probability
+        `rho / (1 - rho) sum_c p_c mistaken_cy / p_y` (Bayes), where p are probabilities of labels.
+
+        Args:
+            scores: float64 (n, C).
+            class_ids: int32 (n,).
+        """
+        shifted = (scores - scores.max(1, keepdims=True)) / self.temperature
+        p = np.exp(shifted)
+        p *= (1.0 - self.noise_share) / p.sum(1, keepdims=True)
+        p += self.noise_share / p.shape[1]
+        of_label = p[np.arange(len(p)), class_ids]
+        others = np.einsum("ij,ij->i", p, self.mistaken.T[class_ids])
+        odds = self.rho / (1.0 - self.rho)
+        is_wrong = np.minimum(1.0, odds * others / np.maximum(of_label, 1e-12))
+        return Judged(np.minimum(of_label, 1.0).astype(np.float32), is_wrong.astype(np.float32))
+
+
+NOT_CALIBRATED = Calibration(1.0, 0.0, 0.0, 1.0, np.zeros((1, 1)))
+
+
+def calibrated(
+    scores: Floats, class_ids: NDArray[np.int32], *, is_trained: bool = True
+) -> Calibration:
+    """Return the temperature and the share of random labels of greatest likelihood, and the rest.
+
+    A softmax is sure of nothing but what it has seen to be sure: where labels are wrong at random,
+    it is contradicted more often than it says, however confident it is, and a share of random
+    labels explains the data better. Where it does not, by the Bayesian information criterion, no
+    label is taken to be random.
+
+    The share of wrong labels, `rho`, is the share of the most confident predictions that the label
+    contradicts. Where the probabilities explain little of the labels, that is too high, because the
+    data are hard: then a part of it counts, or its geometric mean with the share of random labels,
+    whichever is more.
+
+    Args:
+        scores: float64 (n, C), of the regression without each example.
+        class_ids: int32 (n,).
+        is_trained: Whether the model predicts better than chance. What untrained features fail to
+            explain is no sign of a wrong or a hard label.
+
+    Reference:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Schwarz, "Estimating the
+        Dimension of a Model", Annals of Statistics 1978; Northcutt, Jiang and Chuang, "Confident
+        Learning", JAIR 2021.
+    """
+    # The sample is in the order of the data set, which may be sorted: every so many of it.
+    count = min(max(_LEAST_SCORED, _SCORES // scores.shape[1]), _MOST_SCORED)
+    some = slice(0, None, -(-len(scores) // count))
+    scores, class_ids = scores[some], class_ids[some]
+    count, chance = len(scores), 1.0 / scores.shape[1]
+
+    def clean(log_t: float) -> Floats:
+        return _of_labels(scores * np.exp(-log_t), class_ids)
+
+    def alone(log_t: float) -> float:
+        return _loss(clean(log_t), 0.0, chance)
+
+    def mixed(log_t: float) -> float:
+        found = clean(log_t)
+        return _loss(found, _share_of_chance(found, chance), chance)
+
+    without, both = _least(alone), _least(mixed)
+    log_t, share = without, 0.0
+    if count * (alone(without) - mixed(both)) > 0.5 * np.log(count):
+        log_t, share = both, _share_of_chance(clean(both), chance)
+    skill = max(0.0, 1.0 - _loss(clean(log_t), share, chance) / np.log(1.0 / chance))
+    against, mistaken = contradicted(scores, class_ids, float(np.exp(without)))
+    trust = 1.0 if is_trained else min(1.0, skill / ENOUGH)
+    sure = max(_IN_DOUBT, min(1.0, skill / ENOUGH))
+    rho = max(float(np.sqrt(share * (1.0 - chance) * against)), sure * against)
+    rho = min(_MOST_WRONG, trust * rho)
+    return Calibration(float(np.exp(log_t)), share, rho, float(skill), mistaken, trust)
+
+
+def contradicted(
+    scores: Floats, class_ids: NDArray[np.int32], temperature: float
+) -> tuple[float, Floats]:
+    """Return the share of the most confident predictions that the label contradicts, and how.
+
+    Returns:
+        The share; float64 (C, C), of the rather confident predictions of class c that the label
+        contradicts, the share whose label is y.
+    """
+    n, classes = scores.shape
+    sums = np.exp((scores - scores.max(1, keepdims=True)) / temperature).sum(1)  # 1: certain
+    order = np.argsort(sums, kind="stable")
+    predicted = scores.argmax(1)
+    is_against = predicted != class_ids
+    most = order[: min(n, max(_LEAST_CONFIDENT, round(_CONFIDENT * n)))]
+    rather = order[: min(n, max(_LEAST_CONFIDENT, round(_RATHER * n)))]
+    rather = rather[is_against[rather]]
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (predicted[rather], class_ids[rather]), 1.0)
+    evenly = (1.0 - np.eye(classes)) / max(1, classes - 1)
+    mistaken = (counts + _EVENLY * evenly) / (counts.sum(1, keepdims=True) + _EVENLY)
+    return float(is_against[most].mean()), mistaken
+
+
+def _share_of_chance(clean: Floats, chance: float) -> float:
+    """Return the share r of greatest likelihood in `(1 - r) p + r / C`, by bisection.
+
+    The log-likelihood is concave in r; its slope has one zero, or none above 0.
+    """
+
+    def slope(share: float) -> float:
+        return float(((chance - clean) / (clean + share * (chance - clean))).sum())
+
+    low, high = 0.0, 1.0 - 1e-6
+    if slope(1e-9) <= 0:
+        return 0.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _loss(clean: Floats, share: float, chance: float) -> float:
+    return -float(np.log(np.maximum((1.0 - share) * clean + share * chance, 1e-30)).mean())
+
+
+def _least(of: Callable[[float], float]) -> float:
+    """Return the log T within the bounds at which a function is least, by golden section."""
+    low, high = np.log(_COLDEST), np.log(_HOTTEST)
+    golden = (5**0.5 - 1) / 2
+    inner, outer = high - golden * (high - low), low + golden * (high - low)
+    of_inner, of_outer = of(inner), of(outer)
+    while high - low > _EXACT:
+        if of_inner < of_outer:
+            high, outer, of_outer = outer, inner, of_inner
+            inner = high - golden * (high - low)
+            of_inner = of(inner)
+        else:
+            low, inner, of_inner = inner, outer, of_outer
+            outer = low + golden * (high - low)
+            of_outer = of(outer)
+    return float((low + high) / 2)
+
+
+def _of_labels(scores: Floats, class_ids: NDArray[np.int32]) -> Floats:
+    """Return the softmax of each row at its label (n,)."""
+    shifted = scores - scores.max(1, keepdims=True)
+    of_label = shifted[np.arange(len(scores)), class_ids]
+    found: Floats = np.exp(of_label) / np.exp(shifted).sum(1)
+    return found
