@@ -3,6 +3,7 @@
 * Readout: ridge regression of the labels on standardised features, without the example it judges.
 * Calibration: (1 - r) softmax(s / T) + r / C of greatest likelihood, r = 0 unless the Bayesian
   information criterion is for it.
+* Wrong labels: how many, by what contradicts confident predictions; which, by Bayes.
 * Trim: labels that are probably wrong, and at small budgets what is hard.
 * Herding toward masses sqrt(1 - p) P(right), on [z / |z|, h / |h|].
 """
@@ -50,6 +51,7 @@ class Calibration:
     share: float  # of labels as if drawn at random
     rho: float  # estimated share of wrong labels
     skill: float  # explained share of the entropy
+    mistaken: Floats  # (C, C), of the wrong labels of a class, the share of each other
 
 
 def calibration(scores: Floats, class_ids: Ints) -> Calibration:
@@ -76,18 +78,27 @@ def calibration(scores: Floats, class_ids: Ints) -> Calibration:
         log_t, share = both.x
     skill = max(0.0, 1 - loss(log_t, share) / np.log(classes))
     sure = softmax(scores / np.exp(alone.x)).max(axis=1)
-    confident = np.argsort(-sure, kind="stable")[: max(20, round(0.05 * n))]
-    contradicted = float((scores[confident].argmax(axis=1) != class_ids[confident]).mean())
-    in_doubt = 0.25 * contradicted * max(0.0, 1 - skill / 0.25)
-    rho = (max(share * (1 - 1 / classes), in_doubt) * contradicted) ** 0.5
-    return Calibration(float(np.exp(log_t)), float(share), float(rho), float(skill))
+    order, predicted = np.argsort(-sure, kind="stable"), scores.argmax(axis=1)
+    most = order[: max(20, round(0.05 * n))]
+    against = float((predicted[most] != class_ids[most]).mean())
+    mistaken = np.full((classes, classes), 5.0 / (classes - 1))
+    np.fill_diagonal(mistaken, 0.0)
+    for i in order[: max(20, round(0.25 * n))]:
+        if predicted[i] != class_ids[i]:
+            mistaken[predicted[i], class_ids[i]] += 1
+    mistaken /= mistaken.sum(axis=1, keepdims=True)
+    at_random = float(share) * (1 - 1 / classes)
+    rho = max((at_random * against) ** 0.5, max(0.55, min(1.0, skill / 0.25)) * against)
+    return Calibration(float(np.exp(log_t)), float(share), min(0.9, rho), float(skill), mistaken)
 
 
-def probabilities(scores: Floats, class_ids: Ints, temperature: float, share: float) -> Floats:
-    """Of each example's label, (N,)."""
-    clean = softmax(scores / temperature)[np.arange(len(scores)), class_ids]
-    calibrated: Floats = (1 - share) * clean + share / scores.shape[1]
-    return calibrated
+def judged(scores: Floats, class_ids: Ints, of: Calibration) -> tuple[Floats, Floats]:
+    """The probability of each label, and that it is wrong, both (N,)."""
+    classes, rows = scores.shape[1], np.arange(len(scores))
+    p = (1 - of.share) * softmax(scores / of.temperature) + of.share / classes
+    of_label = p[rows, class_ids]
+    others = np.array([p[i] @ of.mistaken[:, class_ids[i]] for i in rows])
+    return of_label, np.minimum(1, of.rho / (1 - of.rho) * others / of_label)
 
 
 @dataclass(frozen=True)
@@ -98,22 +109,21 @@ class Rated:
     masses: Floats
 
 
-def rated(p: npt.ArrayLike, class_ids: Ints, quotas: Ints, rho: float, skill: float = 1.0) -> Rated:
-    """The trim and the masses by the probabilities of the labels; groups are classes."""
-    p, classes = np.asarray(p, np.float64), len(quotas)
+def rated(p: Floats, is_wrong: Floats, class_ids: Ints, quotas: Ints, of: Calibration) -> Rated:
+    """The trim and the masses by what is known of the labels; groups are classes."""
+    classes, rho = len(quotas), of.rho
     odds = (classes - 1) * p / np.maximum(1 - p, 1e-9)
-    is_wrong = rho / (classes - 1) / np.maximum(p, 1e-12)  # posterior
     is_left = np.ones(len(p), bool)
     for class_id in range(classes):
         members = np.flatnonzero(class_ids == class_id)
-        n, ranks = len(members), np.argsort(np.argsort(odds[members], kind="stable"))
+        n = len(members)
+        by_odds = np.argsort(np.argsort(odds[members], kind="stable"))
+        by_wrong = np.argsort(np.argsort(-is_wrong[members], kind="stable"))
         budget = 3.5 * (1 - quotas[class_id] / n) ** 6
-        noise = (
-            (is_wrong[members] > 0.25) & (odds[members] < 1) & (ranks < int(rho * (1.5 - rho) * n))
-        )
-        hard = (odds[members] < budget) & (ranks < int((0.3 + 2 * rho) * n))
+        noise = (is_wrong[members] > 0.25) & (by_wrong < int(rho * (1.5 - rho) * n))
+        hard = (odds[members] < budget) & (by_odds < int((0.3 + 2 * rho) * n))
         is_left[members] = ~(noise | hard)
-    to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * min(1.0, skill / 0.25))
+    to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * min(1.0, of.skill / 0.25))
     return Rated(is_left, to_learn * np.maximum(1 - is_wrong, 0))
 
 
@@ -148,23 +158,22 @@ def herd_toward(rows: npt.ArrayLike, masses: Floats, k: int) -> Ints:
 
 def subset(
     rows: npt.ArrayLike,
-    p: npt.ArrayLike,
+    known: tuple[Floats, Floats],
     class_ids: Ints,
     quotas: Ints,
-    rho: float,
-    skill: float = 1.0,
+    of: Calibration,
 ) -> Ints:
-    """The whole rule, from probabilities and what herding compares; one block a class."""
-    p, rows = np.asarray(p, np.float64), np.asarray(rows, np.float64)
-    of = rated(p, class_ids, quotas, rho, skill)
+    """The whole rule, from what is known of labels and what herding compares; a block a class."""
+    rows = np.asarray(rows, np.float64)
+    ratings, good = rated(*known, class_ids, quotas, of), known[0] * (1 - known[1])
     kept = []
     for class_id, quota in enumerate(quotas.tolist()):
         members = np.flatnonzero(class_ids == class_id)
-        left = members[of.is_left[members]]
+        left = members[ratings.is_left[members]]
         missing = max(0, quota - len(left))
-        gone = members[~of.is_left[members]]
-        back = gone[np.argsort(-p[gone], kind="stable")[:missing]]
+        gone = members[~ratings.is_left[members]]
+        back = gone[np.argsort(-good[gone], kind="stable")[:missing]]
         left = np.sort(np.concatenate([left, back]))
         if quota:
-            kept.append(left[herd_toward(rows[left], of.masses[left], quota)])
+            kept.append(left[herd_toward(rows[left], ratings.masses[left], quota)])
     return np.sort(np.concatenate(kept))

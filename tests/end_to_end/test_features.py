@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from sage_torch import select_subset
 
-N, CLASSES = 400, 4
+N, CLASSES = 1_200, 4
 
 
 def images(wrong: float = 0.0) -> tuple[TensorDataset, np.ndarray[Any, Any]]:
@@ -58,7 +58,7 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, CLASSES))
 
 
-def trained(model: nn.Module, data: TensorDataset, steps: int = 20) -> nn.Module:
+def trained(model: nn.Module, data: TensorDataset, steps: int = 8) -> nn.Module:
     inputs, labels = data.tensors
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(steps):

@@ -3,93 +3,122 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sage_torch.passes.calibration import NOT_CALIBRATED, Judged, calibrated
 from sage_torch.passes.rating import Rating
-from sage_torch.passes.readout import FeatureSums, Readout, calibration
+from sage_torch.passes.readout import FeatureSums, Readout
 
 RANDOM = np.random.default_rng(0)
 GROUPS = np.repeat(np.arange(2, dtype=np.int32), 500)
 P = np.sort(RANDOM.beta(2, 1, (2, 500)).astype(np.float32), axis=1).ravel()
 
 
-def readout(rho: float = 0.0, skill: float = 0.5, *, is_trained: bool = True) -> Readout:
-    nothing = np.zeros(0)
-    made = Readout(nothing, nothing, np.zeros((1, 4)), np.zeros((1, 1)), None, rho=rho, skill=skill)
-    return replace(made, is_trained=is_trained, of_sample=P)
+def judged(p: np.ndarray[Any, Any], rho: float = 0.0) -> Judged:
+    """What is known of labels of these probabilities, of four classes that are mistaken evenly."""
+    odds = rho / (1 - rho) * (1 - p) / 3
+    return Judged(p, np.minimum(1, odds / p).astype(np.float32))
 
 
-def rated(keep: float, *, has_budget: bool = True, **of: float) -> Rating:
-    shares = np.array([keep, 1.0])
-    return Rating.of(readout(**of), GROUPS, shares, has_budget=has_budget)
+def rated(
+    keep: float, *, p: Any = P, rho: float = 0.0, skill: float = 0.5, has_budget: bool = True
+) -> Rating:
+    of = replace(NOT_CALIBRATED, rho=rho, skill=skill)
+    nothing, sample = np.zeros(0), judged(p, rho)
+    readout = Readout(
+        nothing, nothing, np.zeros((1, 4)), np.zeros((1, 1)), None, of, of_sample=sample
+    )
+    return Rating.of(readout, GROUPS, np.array([keep, 1.0]), has_budget=has_budget)
 
 
-def left(rating: Rating, group: int) -> float:
-    return float((rating.quality(P, GROUPS) >= 0)[group == GROUPS].mean())
+def left(rating: Rating, group: int, *, p: Any = P, rho: float = 0.0) -> float:
+    return float((rating.quality(judged(p, rho), GROUPS) >= 0)[group == GROUPS].mean())
 
 
 def test_clean_labels_go_only_where_the_budget_is_small() -> None:
     shares = [left(rated(keep), 0) for keep in (0.02, 0.15, 0.5, 1.0)]
     assert shares == sorted(shares)
     assert shares[0] < 0.8
-    hard = replace(readout(), of_sample=P**4)
-    rating = Rating.of(hard, GROUPS, np.array([0.02, 1.0]), has_budget=True)
-    of_class = (rating.quality(P**4, GROUPS) >= 0)[GROUPS == 0]
-    assert of_class.mean() == pytest.approx(0.7, abs=0.01)  # at most three tenths go
+    assert left(rated(0.02, p=P**4), 0, p=P**4) == pytest.approx(0.7, abs=0.01)  # no more than that
     assert shares[-1] == 1.0
     assert left(rated(0.02), 1) == 1.0  # all of this class are kept
     assert left(rated(0.02, has_budget=False), 0) == 1.0  # a turn shows them all
 
 
-def test_more_goes_where_more_is_wrong_but_nothing_better_than_a_guess() -> None:
-    shares = [left(rated(1.0, rho=rho), 0) for rho in (0.0, 0.1, 0.2, 0.4)]
+def test_more_goes_where_more_is_wrong() -> None:
+    shares = [left(rated(1.0, rho=rho), 0, rho=rho) for rho in (0.0, 0.1, 0.2, 0.4)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0 > shares[1]
-    for rho in (0.1, 0.2, 0.4):
-        rating = rated(1.0, rho=rho)
-        assert 1 - left(rating, 0) <= rho * (1.5 - rho) + 0.01
-        assert rating.quality(np.array([0.25], np.float32), GROUPS[:1])[0] >= -1e-6
+    for rho, share in zip((0.1, 0.2, 0.4), shares[1:], strict=True):
+        assert 1 - share <= rho * (1.5 - rho) + 0.01
+
+
+def test_what_was_dropped_comes_back_by_how_good_it_is() -> None:
+    rating, known = rated(0.02, rho=0.2), judged(P, 0.2)
+    quality = rating.quality(known, GROUPS)
+    gone = np.flatnonzero(quality < 0)
+    good = known.probabilities * (1 - known.is_wrong)
+    assert np.array_equal(np.argsort(quality[gone]), np.argsort(good[gone]))
 
 
 def test_masses_fall_with_what_is_learnt_and_with_what_is_wrong() -> None:
     p = np.array([0.05, 0.3, 0.6, 0.95, 1.0], np.float32)
-    clean, noisy = (rated(0.25, rho=rho).masses(p) for rho in (0.0, 0.15))
+    clean, noisy = (rated(0.25, rho=rho).masses(judged(p, rho)) for rho in (0.0, 0.15))
     assert (np.diff(clean) < 0).all()
     assert (clean > 0).all()
     assert noisy[0] < noisy[1]  # it is wrong rather than hard
     assert noisy[2] == pytest.approx(clean[2], rel=0.1)
-    flat = rated(0.25, skill=0.0).masses(p)
+    flat = rated(0.25, skill=0.0).masses(judged(p))
     assert flat == pytest.approx(np.ones(5))  # what a readout without skill says is ignored
 
 
-def test_untrained_features_without_skill_trim_nothing() -> None:
-    assert left(rated(0.05, rho=0.3, skill=0.0, is_trained=False), 0) == 1.0
-    assert left(rated(0.05, rho=0.3, skill=0.0), 0) < 0.8
-    assert left(rated(0.05, rho=0.3, skill=0.5, is_trained=False), 0) < 0.8
+def test_both_terms_are_counted() -> None:
+    rating, known = rated(0.05, rho=0.2), judged(P, 0.2)
+    by_noise, by_budget = rating.counts(known, GROUPS)
+    assert by_noise + by_budget == int((rating.quality(known, GROUPS) < 0).sum())
+    assert by_noise > 0
+    assert rating.threshold > 0
 
 
-def test_settings_count_both_terms() -> None:
-    rating = rated(0.05, rho=0.2)
-    found = rating.settings(P, GROUPS)
-    below = int((rating.quality(P, GROUPS) < 0).sum())
-    assert found["trimmed_by_noise"] + found["trimmed_by_budget"] == below
-    assert found["trimmed_by_noise"] > 0
-    assert found["threshold"] > 0
-
-
-@pytest.mark.parametrize("wrong", [0.0, 0.2, 0.4])
-def test_noise_is_estimated(wrong: float) -> None:
+def noisy(wrong: float, to_next: bool) -> tuple[Any, Any, Any]:
+    """Scores of five classes that are told apart, and labels of which some are wrong."""
     random = np.random.default_rng(3)
     true = random.integers(0, 5, 4_000)
     scores = 3.0 * np.eye(5)[true] + random.normal(size=(4_000, 5))
-    flipped = random.random(4_000) < wrong
-    labels = np.where(flipped, (true + random.integers(1, 5, 4_000)) % 5, true)
-    of = calibration(scores, labels.astype(np.int32))
-    assert of.rho == pytest.approx(wrong, abs=0.03)
-    assert (of.noise_share > 0) == (wrong > 0)
+    is_wrong = random.random(4_000) < wrong
+    other = 1 if to_next else random.integers(1, 5, 4_000)
+    return scores, np.where(is_wrong, (true + other) % 5, true).astype(np.int32), is_wrong
+
+
+# 40 % to the next class leave two labels nearly alike.
+@pytest.mark.parametrize(
+    ("wrong", "to_next"), [(0.0, False), (0.2, False), (0.2, True), (0.4, False)]
+)
+def test_wrong_labels_are_counted_and_found(wrong: float, to_next: bool) -> None:
+    scores, labels, is_wrong = noisy(wrong, to_next)
+    if to_next:  # as a readout learns them
+        scores = scores + 2.0 * wrong * np.roll(scores, 1, axis=1)
+    of = calibrated(scores, labels)
+    assert of.rho == pytest.approx(wrong, abs=0.06)
+    found = of.judged(scores, labels).is_wrong > 0.25
+    if wrong:
+        assert found[is_wrong].mean() > 0.85
+        assert found[~is_wrong].mean() < 0.15
+    else:
+        assert found.mean() < 0.01
+
+
+def test_what_untrained_features_fail_to_explain_is_no_sign() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 2_000).astype(np.int32)
+    scores = random.normal(size=(2_000, 3)) * 0.05 + 0.01 * np.eye(3)[labels]
+    assert calibrated(scores, labels).rho > 0.2
+    of = calibrated(scores, labels, is_trained=False)
+    assert of.rho < 0.1 > of.trust
 
 
 def test_a_constant_feature_and_one_alone_do_no_harm() -> None:
@@ -98,6 +127,6 @@ def test_a_constant_feature_and_one_alone_do_no_harm() -> None:
     sums = FeatureSums(1, np.arange(200))
     sums.add(torch.ones(200, 1), labels, np.arange(200))
     of = Readout.of(sums, labels)
-    assert np.isfinite(of.of_sample).all()
-    assert of.skill < 0.05
+    assert np.isfinite(of.of_sample.probabilities).all()
+    assert of.calibration.skill < 0.05
     assert of.reduced(np.zeros((3, 1), np.float32)).tolist() == [[0.0]] * 3
