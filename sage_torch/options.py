@@ -123,13 +123,12 @@ class Options:
     trim: Literal["auto", "negative"] | float | None = _option(
         "auto",
         """What is dropped before the rule chooses: auto, negative, a share of each class, or none.
-        `"auto"` reads the probability of each label off the model's features: labels that are
-        probably wrong go, and at small budgets what is hard; of the rest, herding prefers what has
-        not been learnt. Where there are no features it is `"negative"`: examples with a negative
-        margin go, which oppose another class more than twice as much as they agree with their own.
-        Without at least two classes both drop nothing. A share drops the lowest margins of each
-        class. The trim never leaves fewer than the quota. The rules "agreement" and "random" do not
-        trim.""",
+        `"auto"` reads off the model's features how probable each label is: those that are probably
+        wrong go, and at small budgets what is hard; herding then prefers what is left to learn.
+        Without features it is `"negative"`: examples with a negative margin go, which oppose
+        another class more than twice as much as they agree with their own. Without at least two
+        classes both drop nothing. A share drops the lowest margins of each class. The quota always
+        stays. The rules "agreement" and "random" do not trim.""",
     )
     labels: LabelChoice = _option(
         "auto",
@@ -160,10 +159,10 @@ class Options:
     gradients: GradientChoice = _option(
         "auto",
         """Which gradients: auto, functional, projected, last_layer or a computer of your own.
-        `"auto"` takes `"last_layer"`, for the price of a forward pass, where `trim="auto"` finds
-        classes and a Linear layer that makes the logits; else `"functional"` (exact) up to 8,192
-        parameters and `"projected"` (of the whole network, cheaper than a training step) above. For
-        your own see `sage_torch.gradients`.""",
+        `"auto"` takes `"last_layer"`, for a forward pass, where `trim="auto"` finds classes and a
+        Linear layer that makes the logits; else `"functional"` (exact) up to 8,192 parameters,
+        `"projected"` (the whole network, cheaper than a training step) above. For your own see
+        `sage_torch.gradients`.""",
     )
     params: ParameterChoice | None = _option(
         None,
@@ -192,8 +191,8 @@ class Options:
     )
     memory_budget: int = _option(
         2**30,
-        """Bytes for gradients held at once. With consensus "auto" also for exact scoring, and for
-        the factors of last-layer gradients, which save the second reading.""",
+        """Bytes for gradients held at once. With consensus "auto" also for exact scoring, and then
+        for the factors of last-layer gradients, which save a reading.""",
     )
     loss: LossFunction | None = _option(
         None,
@@ -218,15 +217,8 @@ class Options:
         """Examples scored at once. It does not change the result beyond rounding.""",
         names_subset=False,
     )
-    num_workers: int = _option(
-        0,
-        """Worker processes that read the data.""",
-        names_subset=False,
-    )
-    seed: int = _option(
-        0,
-        """Names the compression, the reading order and every draw.""",
-    )
+    num_workers: int = _option(0, """Worker processes that read the data.""", names_subset=False)
+    seed: int = _option(0, """Names the compression, the reading order and every draw.""")
     progress: bool = _option(
         True,
         """Whether to show a progress bar on a pass that takes over two seconds.""",
