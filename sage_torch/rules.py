@@ -195,13 +195,13 @@ class Herding(_OnScores):
         return self._chosen(scored, self._untrimmed(scored), indices)
 
     def _in_order(self, scored: Scored) -> Chosen:
+        # All count the same: else a turn would begin with what is hard and end with what is easy.
         order, starts, of_blocks = _core.herding_order(
             scored.coordinates,
             _trimmed_by(self.rating, scored, self.class_ids),
             self.class_ids,
             self.quotas,
             trim=self.options.trim,
-            masses=_masses(self.rating, scored),
             block_size=_ORDER_BLOCK,
             seed=self.options.seed,
         )
@@ -258,7 +258,7 @@ class HerdingInBlocks:
         stream = self._streams[batch.shard.number]
         groups = self._class_ids[batch.indices]
         trimmed_by = _trimmed_by(self._rating, batch, groups)
-        masses = _masses(self._rating, batch)
+        masses = None if self._is_order else _masses(self._rating, batch)
         stream.add(batch.coordinates, trimmed_by, groups, batch.indices, masses=masses)
 
     def finish(self, scored: Scored) -> Chosen:
