@@ -89,9 +89,9 @@ def words(n: int, generator: torch.Generator) -> Tensor:
 MODELS = (
     Priced("small CNN", small_cnn, images(1, 28), 20_000),
     Priced("LeNet", lenet, images(1, 28), 20_000),
-    Priced("ResNet-18", resnet18, images(3, 32), 768),
-    Priced("ViT-tiny", ViT, images(3, 32), 1_024),
-    Priced("BERT-like", Classifier, words, 1_024),
+    Priced("ResNet-18", resnet18, images(3, 32), 256),
+    Priced("ViT-tiny", ViT, images(3, 32), 384),
+    Priced("BERT-like", Classifier, words, 512),
 )
 
 
@@ -152,7 +152,7 @@ def measured(priced: Priced, rounds: int) -> list[Run]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Timings of each.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Timings of each.")] = 3,
     only: Annotated[str, typer.Option(help="Models, with commas; all if empty.")] = "",
     out: Annotated[Path, typer.Option(help="Where it goes.")] = RESULTS / "cost.json",
 ) -> None:
