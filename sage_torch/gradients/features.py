@@ -18,6 +18,10 @@ from sage_torch.gradients.last_layer import LastLayerGradients
 from sage_torch.gradients.loss import ExampleLoss, LossFunction, differentiable, ordinary
 from sage_torch.gradients.outer import OuterRows, Rows, given_by, on_host_or_cuda
 
+# A readout solves as many equations as there are features. The inputs of a larger layer are hardly
+# what a network has learnt: they are the data themselves.
+WIDEST = 2_048
+
 
 class ClassifierInputs:
     """The inputs (n, H) of the Linear layer that makes the logits.
@@ -105,6 +109,8 @@ Features: TypeAlias = ClassifierInputs | Logits
 def find_features(model: nn.Module, loss: LossFunction | None, batch: Batch) -> Features | None:
     """Return where a model's features are to be found; None if it has none of a known form.
 
+    The inputs of the last layer, or the logits where it has none or one of over 2,048 inputs.
+
     Args:
         model: Unwrapped, in evaluation mode.
         loss: As in `ExampleLoss`.
@@ -120,8 +126,8 @@ def find_features(model: nn.Module, loss: LossFunction | None, batch: Batch) -> 
     for make in makers:
         try:
             found = make()
-            found(batch)
-            return found
+            if found(batch).shape[1] <= WIDEST:
+                return found
         except SageError:
             raise
         except (ValueError, TypeError, RuntimeError):  # no such layer, one for each token, no hooks

@@ -104,6 +104,15 @@ def test_gradients_that_were_asked_for_stay() -> None:
     assert of_some.probabilities == pytest.approx(by_default.probabilities, abs=1e-5)
 
 
+def test_a_wide_last_layer_is_not_a_readout_of_its_inputs() -> None:
+    torch.manual_seed(0)
+    data, is_wrong = images(wrong=0.2)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 2_500), nn.ReLU(), nn.Linear(2_500, CLASSES))
+    found = select(trained(wide, data, steps=4), data)
+    assert found.settings["gradients"].startswith("projected")
+    assert roc_auc_score(is_wrong, -found.probabilities) > 0.9  # by the logits
+
+
 def test_without_features_margins_trim() -> None:
     torch.manual_seed(0)
     data, _ = images(wrong=0.2)
