@@ -29,6 +29,7 @@ from sage_torch.selection.facts import label_facts, trim_facts, trims_by_margin
 from sage_torch.selection.result import Selection
 
 _PARAMETERS = 500  # shown
+_LOWEST = 12  # margins named beside the least likely labels
 _CHECK: dict[Values, str] = {
     "probabilities": "The labels that are least likely by the features of the other examples, with "
     "their probability.",
@@ -61,6 +62,7 @@ def page(
         score_words=_score_words,
         check=_CHECK.get(of, ""),
         check_words=lambda example: _check_words(example, of, names),
+        lowest_margins=_lowest_margins(selection, of),
         certificate=certificate_words(selection.certificate),
         timings=timing_rows(selection.seconds),
         command=command_words(settings),
@@ -101,6 +103,14 @@ def _figures(selection: Selection) -> list[tuple[str, str]]:
     if "total" in selection.seconds:
         found.append((f"{selection.seconds['total']:,.1f} s", "to select"))
     return found
+
+
+def _lowest_margins(selection: Selection, of: Values) -> str:
+    """Return the examples of the lowest margins in words, where the page ranks by probability."""
+    if of != "probabilities" or selection.margins is None:
+        return ""
+    lowest = np.argsort(selection.margins, kind="stable")[:_LOWEST]
+    return ", ".join(f"example {index}" for index in lowest)
 
 
 def _score_words(example: Example) -> list[str]:

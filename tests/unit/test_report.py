@@ -171,6 +171,10 @@ def test_it_says_which_labels_look_wrong(judged: Selection) -> None:
         assert expected in words
     assert "margins below 0" not in words
     assert "before the rule chose" not in words
+    with_examples = read(page(judged, Items(lambda i, label: (str(i), label)))).words
+    assert judged.margins is not None
+    lowest = ", ".join(f"example {i}" for i in np.argsort(judged.margins, kind="stable")[:12])
+    assert f"Lowest margins, of gradients that oppose another class: {lowest}." in with_examples
 
 
 @quick
