@@ -162,7 +162,7 @@ def test_ranks_that_share_a_folder(together: list[dict[str, Any]], alone: dict[s
         selection, files = found["finished"]
         assert files == ["fingerprint.json", "selection.npz"]
         assert selection.to_bytes() == first.to_bytes()
-    assert np.array_equal(first.labels, alone["herding"][3])
+    assert np.array_equal(first.labels, alone["herding"][4])
 
 
 def test_one_rank_may_select_alone(together: list[dict[str, Any]]) -> None:
