@@ -180,14 +180,14 @@ class Options:
         """When the consensus is taken: auto, exact, streaming or one_pass. `"exact"` keeps N x l
         numbers on the host. `"streaming"` scores at once with a consensus carried along in pass 1;
         its memory grows with N by scores, margins, labels and indices only: at keep=0.25 by about
-        24 bytes per example with herding and 45 with a draw. `"auto"` is exact while its numbers
-        fit `memory_budget`. `"one_pass"` asks for one gradient per example instead of two: every
-        example's coordinates are carried along with the sketch, so that scores are those under a
-        sketch that grew meanwhile (benchmarks/RESULTS.md says how near they come). Where the sketch
-        keeps little of the energy, as with an untrained model (see `certificate.energy_kept`), they
-        have nothing to do with the exact ones; `certificate.consensus_cosine` is NaN then, because
-        the exact consensus is not known. `"exact"` and `"one_pass"` hold 4 l bytes per example
-        whatever `memory_budget` is.""",
+        24 bytes per example with herding and 45 with a draw, and 8 more with `trim="auto"`.
+        `"auto"` is exact while its numbers fit `memory_budget`. `"one_pass"` asks for one gradient
+        per example instead of two: every example's coordinates are carried along with the sketch,
+        so that scores are those under a sketch that grew meanwhile (benchmarks/RESULTS.md says how
+        near they come). Where the sketch keeps little of the energy, as with an untrained model
+        (see `certificate.energy_kept`), they have nothing to do with the exact ones;
+        `certificate.consensus_cosine` is NaN then, because the exact consensus is not known.
+        `"exact"` and `"one_pass"` hold 4 l bytes per example whatever `memory_budget` is.""",
     )
     memory_budget: int = _option(
         2**30,

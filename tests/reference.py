@@ -217,14 +217,15 @@ def trimmed(margins: npt.ArrayLike, quota: int, trim: Trim) -> Ints:
     return np.sort(most_agreeing[: max(left, quota)])
 
 
-def herd(z: npt.ArrayLike, k: int) -> Ints:
+def herd(z: npt.ArrayLike, k: int, masses: Floats | None = None) -> Ints:
     """k rows whose mean follows the mean of all, in the order of picking (greedy kernel herding).
 
-    K_ij = exp(-|z_i - z_j|^2 / (2 tau^2)) on unit rows, mu_j the mean of K_j over all rows; step t
-    picks argmax_j mu_j - (sum of K_js over the t picked) / (t + 1); ties by index.
+    K_ij = exp(-|z_i - z_j|^2 / (2 tau^2)) on unit rows, mu_j the mean of K_j over all rows, each
+    with its mass if there are masses; step t picks
+    argmax_j mu_j - (sum of K_js over the t picked) / (t + 1); ties by index.
     """
     kernel = np.exp(-(_distances(z) ** 2) / (2 * bandwidth(z) ** 2))
-    mean = kernel.mean(axis=1)
+    mean = kernel.mean(axis=1) if masses is None else kernel @ masses / masses.sum()
     covered = np.zeros(len(kernel))
     picked: list[int] = []
     for step in range(k):

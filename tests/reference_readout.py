@@ -141,19 +141,8 @@ def inclusion(masses: Floats, count: int) -> Floats:
 
 
 def herd_toward(rows: npt.ArrayLike, masses: Floats, k: int) -> Ints:
-    """k rows whose mean follows the mean of given masses, in the order of picking."""
-    units = reference.unit(rows)
-    distances = np.linalg.norm(units[:, None] - units[None], axis=2)
-    kernel = np.exp(-(distances**2) / (2 * reference.bandwidth(rows) ** 2))
-    shares = inclusion(masses, k) if k < len(masses) else masses
-    mean = kernel @ shares / shares.sum()
-    covered, picked = np.zeros(len(kernel)), []
-    for step in range(k):
-        gain = mean - covered / (step + 1)
-        gain[picked] = -np.inf
-        picked.append(int(np.argmax(gain)))
-        covered += kernel[:, picked[-1]]
-    return np.array(picked, dtype=np.int64)
+    """k rows whose mean follows as much of the masses as k rows can hold, in order of picking."""
+    return reference.herd(rows, k, inclusion(masses, k) if k < len(masses) else masses)
 
 
 def subset(

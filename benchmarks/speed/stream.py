@@ -78,6 +78,9 @@ def without_places(examples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Ten
     return torch.stack([one[0] for one in examples]), torch.tensor([one[1] for one in examples])
 
 
+AS_TWO_PASSES: dict[str, Any] = {"rule": "agreement", "collate_fn": without_places}
+
+
 def shuffled(root: Path, seed: int) -> tuple[Tensor, Tensor]:
     """Images (100,000, 1, 28, 28) and labels of one seed."""
     images, labels = load("fashion-mnist", root).train.tensors
@@ -120,7 +123,7 @@ def compared(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> dict[str, A
 
 def measured(model: nn.Module, images: Tensor, labels: Tensor, keep: float) -> dict[str, Any]:
     """One seed with the shipped options: share, overlap, speed and memory."""
-    stream = SageStream(model, InOrder(images, labels), keep, collate_fn=without_places)
+    stream = SageStream(model, InOrder(images, labels), keep, **AS_TWO_PASSES)
     process, resident = psutil.Process(), dict[int, int]()
     is_kept = np.zeros(len(labels), np.bool_)
     start = time.process_time()
@@ -163,9 +166,7 @@ def variants(rows: Tensor, labels: Tensor, keep: float) -> Iterator[dict[str, An
     everything = in_two_passes(model, rows[:half], labels[:half], keep, **options)
     after = in_two_passes(model, rows[half:], labels[half:], keep, **options)
     for variant in VARIANTS:
-        stream = SageStream(
-            model, InOrder(rows, labels), keep, collate_fn=without_places, **options | variant
-        )
+        stream = SageStream(model, InOrder(rows, labels), keep, **AS_TWO_PASSES | options | variant)
         is_kept = streamed(stream, len(labels))
         for name, part, wanted in (
             ("before", is_kept[:half], everything),
@@ -176,7 +177,7 @@ def variants(rows: Tensor, labels: Tensor, keep: float) -> Iterator[dict[str, An
 
 def trained_meanwhile(model: nn.Module, images: Tensor, labels: Tensor, keep: float) -> float:
     """The share kept while the model trains on what is kept."""
-    stream = SageStream(model, InOrder(images, labels), keep, collate_fn=without_places)
+    stream = SageStream(model, InOrder(images, labels), keep, **AS_TWO_PASSES)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     for inputs, targets, _ in DataLoader(stream, batch_size=TRAINED_ON):
         optimizer.zero_grad()

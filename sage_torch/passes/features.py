@@ -66,7 +66,9 @@ class FeatureBook:
         self._job = job
         self._sums: dict[int, FeatureSums] = {}  # by shard
         self.kept: Kept | None = None
-        self._loss, self._count, self._logits = 0.0, 0, 0  # the model's own, where they are known
+        # Of the model's own probabilities, where they are known.
+        self._loss: Tensor | float = 0.0
+        self._count, self._logits = 0, 0
 
     def note(
         self,
@@ -79,7 +81,8 @@ class FeatureBook:
         if looked.features is None:
             return
         if shard.number not in self._sums:
-            self._sums[shard.number] = self._empty(looked.features.shape[1])
+            width = looked.features.shape[1]
+            self._sums[shard.number] = FeatureSums(width, self._places(width, shard))
         self._sums[shard.number].add(looked.features, class_ids, indices)
         if looked.outer is None:
             return
@@ -97,15 +100,15 @@ class FeatureBook:
         """Add up the cross-entropy; `p - y` is negative at the label alone: `p_y - 1`."""
         if self._job.options.loss is None and outer.delta.shape[1] > 1:
             of_labels = (1.0 + outer.delta.min(1).values).clamp(min=1e-12)
-            self._loss -= float(of_labels.double().log().sum())
+            self._loss = self._loss - of_labels.double().log().sum()  # on its device, no wait
             self._count += len(of_labels)
             self._logits = outer.delta.shape[1]
 
     def _is_trained(self) -> bool:
         """Return whether the model predicts better than chance or little is known; else warn."""
-        losses = self._job.ranks.gather((self._loss, self._count, self._logits))
-        loss, count = sum(each[0] for each in losses), sum(each[1] for each in losses)
-        guess = float(np.log(max(1, *(each[2] for each in losses), 1)))
+        own = float(self._loss), self._count, self._logits
+        losses, counts, logits = zip(*self._job.ranks.gather(own), strict=True)
+        loss, count, guess = sum(losses), sum(counts), float(np.log(max(*logits, 1)))
         if count < _ENOUGH or loss < _KNOWS_NOTHING * count * guess:
             return True
         warn(
@@ -135,24 +138,11 @@ class FeatureBook:
         """
         if self._job.features is None:
             return
-        moments, of_labels, sample = (
-            arrays[_PREFIX + name] for name in ("moments", "of_labels", "sample")
-        )
-        sums = self._empty(len(moments) - 1)
-        fits = (
-            moments.shape == sums.moments.shape
-            and sample.shape == sums.sample.shape
-            and of_labels.ndim == 2
-            and of_labels.shape[1] == len(moments)
-            and len(of_labels) <= max(len(positions), 1)
-            and all(np.isfinite(each).all() for each in (moments, of_labels, sample))
-        )
-        if not fits:
-            raise ValueError("expected the sums of features of this data set")
-        other = self._empty(len(moments) - 1)
-        other.moments, other.of_labels, other.sample = moments, of_labels, sample
-        sums.merge(other, positions)
-        self._sums[shard.number] = sums
+        state = {name: arrays[_PREFIX + name] for name in ("moments", "of_labels", "sample")}
+        width = len(state["moments"]) - 1
+        found = FeatureSums.of_state(self._places(width, shard), state)
+        self._sums[shard.number] = FeatureSums(width, found.places)
+        self._sums[shard.number].merge(found, positions)
 
     def finish(self, classes: ClassBook, order: NDArray[np.int64]) -> Readout | None:
         """Return the readout of all examples, the same on every rank; None without classes.
@@ -168,17 +158,18 @@ class FeatureBook:
         positions[order] = np.arange(len(order), dtype=np.int32)
         is_trained = self._is_trained()
         own = {}
-        for shard in job.own:
-            found = self._sums[shard.number]
-            own[shard.number] = self._empty(len(found.moments) - 1)
-            own[shard.number].merge(found, positions)
+        for number, sums in self._sums.items():
+            own[number] = FeatureSums(sums.sample.shape[1], sums.places)  # on the host
+            own[number].merge(sums, positions)
         self._sums.clear()
         everyone = {n: sums for of_rank in job.ranks.gather(own) for n, sums in of_rank.items()}
-        whole = self._empty(len(everyone[0].moments) - 1)
+        width = everyone[0].sample.shape[1]
+        whole = FeatureSums(width, sampled(job.reader.total, width, job.options.seed))
         for shard in job.shards:  # in one order, whoever has read them
-            whole.merge(everyone[shard.number], np.arange(len(order), dtype=np.int32))
+            whole.merge(everyone[shard.number])
         return Readout.of(whole, classes.of(whole.places), is_trained=is_trained)
 
-    def _empty(self, width: int) -> FeatureSums:
-        total, seed = self._job.reader.total, self._job.options.seed
-        return FeatureSums(width, sampled(total, width, seed))
+    def _places(self, width: int, shard: Shard) -> NDArray[np.int64]:
+        """Return the examples of a shard that are in the sample."""
+        places = sampled(self._job.reader.total, width, self._job.options.seed)
+        return places[(places >= shard.start) & (places < shard.stop)]

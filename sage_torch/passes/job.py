@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from sage_torch.reading.ranks import Ranks
 from sage_torch.reading.reader import Reader, naming_the_example, takes_any
 from sage_torch.reading.shards import Shard, cut, of_rank, places_of
 
+_LOG = logging.getLogger("sage_torch")
 _SHARDS_OF_GROUP = 8  # unless the caller names another number
 
 
@@ -165,6 +167,24 @@ def shortened(computer: GradientComputer, options: Options) -> GradientComputer:
     )
 
 
+def beside(
+    features: Features | None, computer: GradientComputer, options: Options
+) -> GradientComputer:
+    """Return the computer of the last layer where features give its gradients for nothing.
+
+    Args:
+        features: What was found, or None.
+        computer: The one to take otherwise.
+        options: `gradients` and `params` say whether another one was asked for.
+    """
+    takes_last = options.gradients in ("auto", "last_layer") and options.params is None
+    if not takes_last or not isinstance(features, ClassifierInputs):
+        return computer
+    chosen = shortened(features.last, options)
+    _LOG.info("gradients for nothing beside the features: %s", chosen.describe())
+    return chosen
+
+
 def _no_gradients(batch: Batch) -> Tensor:
     raise RuntimeError('expected no gradients to be asked for with rule="random"')
 
@@ -194,10 +214,7 @@ def with_features(job: Job, model: nn.Module) -> Job:
         features = find_features(model, options.loss, batch)
         if features is None:
             return job
-        computer = job.computer
-        takes_last = options.gradients in ("auto", "last_layer") and options.params is None
-        if takes_last and isinstance(features, ClassifierInputs):
-            computer = shortened(features.last, options)
+        computer = beside(features, job.computer, options)
         looked = look(computer, features, batch, len(indices))
     assert looked.features is not None
     width = looked.features.shape[1]

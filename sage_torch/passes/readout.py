@@ -30,16 +30,28 @@ _SAMPLE_STREAM = 2**33  # keeps the sample apart from the reading orders
 class FeatureSums:
     """What the readout needs of the features of some examples; it does not grow with their number.
 
+    Sums stay on the device of the features.
+
     Args:
         width: H, numbers of a feature.
-        places: int64 (m,) ascending, the examples whose features are kept as a sample.
+        places: int64 (m,) ascending, those of the examples whose features are kept as a sample.
     """
 
     def __init__(self, width: int, places: NDArray[np.int64]) -> None:
-        self.moments = np.zeros((width + 1, width + 1))  # of [h, 1]
-        self.of_labels = np.zeros((0, width + 1))  # sums of [h, 1] by class id
+        self._moments = torch.zeros((width + 1, width + 1), dtype=torch.float64, device="cpu")
+        self._of_labels = self._moments[:0].clone()
         self.places = places
         self.sample = np.zeros((len(places), width), np.float32)
+
+    @property
+    def moments(self) -> Floats:
+        """Sum of [h, 1] [h, 1]', float64 (H + 1, H + 1)."""
+        return np.asarray(self._moments.cpu().numpy())
+
+    @property
+    def of_labels(self) -> Floats:
+        """Sums of [h, 1] by class id, float64 (C, H + 1), of the classes so far."""
+        return np.asarray(self._of_labels.cpu().numpy())
 
     def add(
         self, features: Tensor, class_ids: NDArray[np.int32], indices: NDArray[np.int64]
@@ -54,44 +66,77 @@ class FeatureSums:
         Cost:
             About n (H + 1) (H + C) multiply-adds in float64.
         """
+        self.to(features.device)
         wide = torch.nn.functional.pad(features.double(), (0, 1), value=1.0)
-        classes = max(len(self.of_labels), int(class_ids.max()) + 1)
+        self._grow(int(class_ids.max()) + 1)
         ids = torch.from_numpy(class_ids.astype(np.int64)).to(wide.device)
-        hot = torch.nn.functional.one_hot(ids, classes).double()
-        self.moments += (wide.T @ wide).cpu().numpy()
-        self.grow(classes)
-        self.of_labels += (hot.T @ wide).cpu().numpy()
-        if not len(self.places):
-            return
+        hot = torch.nn.functional.one_hot(ids, len(self._of_labels)).double()
+        self._moments += wide.T @ wide
+        self._of_labels += hot.T @ wide
         at = np.searchsorted(self.places, indices)
-        at[at == len(self.places)] = 0
-        is_sampled = self.places[at] == indices
+        is_sampled = np.isin(indices, self.places)
         if is_sampled.any():
             rows = torch.from_numpy(np.flatnonzero(is_sampled)).to(features.device)
             self.sample[at[is_sampled]] = features[rows].cpu().numpy()
 
-    def grow(self, classes: int) -> None:
-        """Make room for the sums of so many classes."""
-        new = classes - len(self.of_labels)
-        if new > 0:
-            self.of_labels = np.pad(self.of_labels, ((0, new), (0, 0)))
-
-    def merge(self, other: FeatureSums, positions: NDArray[np.int32]) -> None:
-        """Add the sums of other examples, which share no place of the sample.
+    def merge(self, other: FeatureSums, positions: NDArray[np.int32] | None = None) -> None:
+        """Add the sums of other examples, whose sample is a part of this one.
 
         Args:
             other: Their sums.
-            positions: int32 (C,), for each class id there the id here.
+            positions: int32 (C,), for each class id there the id here; None if they are the same.
         """
-        self.moments += other.moments
-        seen = len(other.of_labels)
-        self.grow(int(positions.max(initial=-1)) + 1)
-        np.add.at(self.of_labels, positions[:seen], other.of_labels)
-        self.sample += other.sample
+        seen = len(other._of_labels)
+        ids = np.arange(seen) if positions is None else positions[:seen].astype(np.int64)
+        self._grow(int(ids.max(initial=-1)) + 1)
+        self._moments += other._moments.to(self._moments.device)
+        there = torch.from_numpy(ids).to(self._of_labels.device)
+        self._of_labels.index_add_(0, there, other._of_labels.to(there.device))
+        self.sample[np.searchsorted(self.places, other.places)] = other.sample
+
+    def forget(self, weight: float) -> None:
+        """Let what was added so far count less."""
+        self._moments *= weight
+        self._of_labels *= weight
+
+    def to(self, device: torch.device | str) -> FeatureSums:
+        """Move the sums to a device; return them."""
+        self._moments, self._of_labels = self._moments.to(device), self._of_labels.to(device)
+        return self
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all numbers, by name."""
         return {"moments": self.moments, "of_labels": self.of_labels, "sample": self.sample}
+
+    @classmethod
+    def of_state(cls, places: NDArray[np.int64], state: dict[str, NDArray[Any]]) -> FeatureSums:
+        """Return the sums that gave a state.
+
+        Raises:
+            ValueError: It has another form, or numbers that are not finite.
+        """
+        moments, of_labels, sample = (state[n] for n in ("moments", "of_labels", "sample"))
+        made = cls(len(moments) - 1, places)
+        shapes = (
+            (moments, made.moments.shape, np.float64),
+            (of_labels, (len(of_labels), len(moments)), np.float64),
+            (sample, made.sample.shape, np.float32),
+        )
+        for array, shape, dtype in shapes:
+            if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
+                raise ValueError(
+                    f"expected finite sums of features of shape {shape}, got {array.shape}"
+                )
+        made._moments, made._of_labels = (
+            torch.from_numpy(array.copy()) for array in (moments, of_labels)
+        )
+        made.sample[:] = sample
+        return made
+
+    def _grow(self, classes: int) -> None:
+        new = classes - len(self._of_labels)
+        if new > 0:
+            self._of_labels = torch.nn.functional.pad(self._of_labels, (0, 0, 0, new))
 
 
 def sampled(total: int, width: int, seed: int) -> NDArray[np.int64]:

@@ -20,13 +20,13 @@ from sage_torch.plots.style import (
     members,
     name_of,
 )
+from sage_torch.selection.facts import trims_by_margin
 from sage_torch.selection.result import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_UNTRIMMED_RULES = ("agreement", "random", None)
 _COLUMNS = 5
 _WORDS: dict[Values, tuple[str, str]] = {
     "scores": ("agreement with the consensus of the class", " (1: the same direction)"),
@@ -173,7 +173,7 @@ def _trimmed_below_zero(selection: Selection) -> bool:
     """Return whether examples were dropped because of a negative margin."""
     settings = selection.settings
     return bool(
-        settings.get("rule") not in _UNTRIMMED_RULES
-        and settings.get("trim") == "negative"
+        trims_by_margin(settings)
+        and settings.get("trim") in ("auto", "negative")
         and settings.get("trimmed", 0) > 0
     )

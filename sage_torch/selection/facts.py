@@ -56,9 +56,14 @@ def label_facts(selection: Selection) -> list[Fact]:
 
 
 def trims_by_margin(settings: dict[str, Any]) -> bool:
-    """Return whether margins decided what the trim dropped."""
-    trim = settings.get("trim")
-    return settings.get("rule") == "herding" and trim is not None and trim != "auto"
+    """Return whether margins decided what the trim dropped.
+
+    With `trim="auto"` they do where there are classes and no readout of the features.
+    """
+    trim, has_readout = settings.get("trim"), "rho" in settings
+    if trim == "auto" and (has_readout or not settings.get("classes")):
+        return False
+    return settings.get("rule") == "herding" and trim is not None
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -36,10 +36,10 @@ class Selection:
             `classes` counts the classes, 0 without; `classes_because` says how that is known.
             `trimmed` is the number of examples that the trim dropped, and `trimmed_because` says
             why it could drop none. With `trim="auto"` also: `temperature`, which calibrates the
-            probabilities; `rho`, the estimated share of wrong labels; `threshold`, the least odds
-            against chance that were kept; `trimmed_by_budget` and `trimmed_by_noise`, the numbers
-            of examples that the trim dropped as too hard for so small a subset, and as probably
-            wrong.
+            probabilities; `rho`, the estimated share of wrong labels; `threshold`, the odds against
+            chance that the budget asks for, the most of any class; `trimmed_by_budget` and
+            `trimmed_by_noise`, the numbers of examples that are too hard for so small a subset,
+            and probably wrong, before those come back that the quotas need.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
             each kept one represents, itself included; None without the option `weights`.
         draws: The subset of each epoch; None for `draw="fixed"`.
@@ -53,7 +53,7 @@ class Selection:
             None for `rule="random"`.
         probabilities: float32 (N,) in [0, 1]: how likely every example's label is, judged by a
             ridge regression of the labels on the model's features that left the example itself
-            out, and calibrated by one temperature. `trim="auto"` reads them, and the lowest mark
+            out, and calibrated. `trim="auto"` reads them, and the lowest mark
             wrong labels. None where there is no such regression: without classes, with
             `trim="negative"` or `rule="random"`.
 

@@ -75,8 +75,7 @@ class OnlineReadout:
 
     def _learn(self, features: Tensor, class_ids: NDArray[np.int32], weight: float) -> None:
         n, sums = len(features), self._sums
-        sums.moments *= weight
-        sums.of_labels *= weight
+        sums.forget(weight)
         sums.add(features, class_ids, np.arange(n))
         last = slice(max(0, n - _SAMPLE), n)
         places = (self._seen + np.arange(n)[last]) % _SAMPLE
@@ -91,9 +90,8 @@ class OnlineReadout:
         if len(self._sums.of_labels) < 2:
             return
         there = slice(0, min(self._seen, _SAMPLE))
-        whole = FeatureSums(self._features.shape[1], np.arange(there.stop))
-        whole.moments, whole.of_labels = self._sums.moments, self._sums.of_labels
-        whole.sample = self._features[there]
+        state = self._sums.state() | {"sample": self._features[there]}
+        whole = FeatureSums.of_state(np.arange(there.stop), state)
         readout = Readout.of(whole, self._ids[there])
         groups = np.zeros(there.stop, np.int32)
         rating = Rating.of(readout, groups, np.ones(1), has_budget=False)
@@ -132,20 +130,13 @@ class OnlineReadout:
         """
         width = state["features"].shape[1]
         made = cls(width)
-        sums = made._sums
-        shapes = (
-            (state["moments"], sums.moments.shape, torch.float64),
-            (state["of_labels"], (len(state["of_labels"]), width + 1), torch.float64),
-            (state["features"], made._features.shape, torch.float32),
-            (state["ids"], made._ids.shape, torch.int32),
-        )
-        for tensor, shape, dtype in shapes:
-            if tuple(tensor.shape) != shape or tensor.dtype is not dtype:
-                raise ValueError(f"expected {dtype} of shape {shape}, got {tuple(tensor.shape)}")
-        sums.moments, sums.of_labels = (
-            state[name].numpy().copy() for name in ("moments", "of_labels")
-        )
-        made._features, made._ids = (state[name].numpy().copy() for name in ("features", "ids"))
+        sums = {name: state[name].numpy() for name in ("moments", "of_labels")}
+        made._sums = FeatureSums.of_state(made._sums.places, sums | {"sample": made._sums.sample})
+        for name, ours in (("features", made._features), ("ids", made._ids)):
+            found = state[name].numpy()
+            if found.shape != ours.shape or found.dtype != ours.dtype:
+                raise ValueError(f"expected {name} of shape {ours.shape}, got {found.shape}")
+            ours[:] = found
         made._seen, made._solved_at = int(state["seen"]), int(state["solved_at"])
         rating = state["rating"]
         if rating is not None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 import sage_torch._core as _core
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.computer import device_of
-from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look
+from sage_torch.gradients.features import Features, find_features, look
 from sage_torch.gradients.last_layer import outer_products
 from sage_torch.gradients.outer import OuterRows
 from sage_torch.options import Options
-from sage_torch.passes.job import computer_for, shortened
+from sage_torch.passes.job import beside, computer_for
 from sage_torch.passes.merging import of_one_class
 from sage_torch.passes.mode import first_rows
 from sage_torch.passes.scoring import unit_rows
@@ -151,9 +151,7 @@ class OnlineScores:
         if options.rule == "agreement" or takes_any(options) or not may_be_classes(labels):
             return
         self._features = find_features(self._model, options.loss, batch)
-        takes_last = options.gradients in ("auto", "last_layer") and options.params is None
-        if takes_last and isinstance(self._features, ClassifierInputs):
-            self._computer = shortened(self._features.last, options)
+        self._computer = beside(self._features, self._computer, options)
 
     def groups_of(self, class_ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the group of each example, whose share is kept: its class, or all examples."""

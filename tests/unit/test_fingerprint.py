@@ -45,9 +45,7 @@ def test_each_part_counts(model: nn.Module) -> None:
     changed.tensors[0][3, 1] += 1
     assert difference(of(model, changed), first) == "another data set"
     assert difference(of(model, TensorDataset(*data()[:3])), first) == "another data set"
-    assert "trim=None there, 'auto' here" in str(
-        difference(of(model, data(), trim=None), first)
-    )
+    assert "trim=None there, 'auto' here" in str(difference(of(model, data(), trim=None), first))
     model[1].num_batches_tracked += 1
     assert difference(of(model, data()), first) == "another model"
     assert str(difference({}, first)).startswith("another model and another data set and other opt")

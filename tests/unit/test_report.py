@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import io
 import re
-from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_pages import Items, judged_by_features, read, selected
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from sage_torch import Selection, select_subset
 from sage_torch.report import page, write_report
@@ -25,82 +25,16 @@ from sage_torch.report.facts import certificate_words, class_rows, command_words
 from sage_torch.report.shown import described, show
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Read(HTMLParser):
-    """A page as a browser sees it: text, elements, what it would fetch or run."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.text: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
-def read(text: str) -> Read:
-    """Read a page and hold it to what every page must be."""
-    found = Read(text)
-    assert found.open == [], "an element is not closed"
-    assert not {"script", "iframe", "object", "embed", "link"} & {tag for tag, _ in found.elements}
-    for tag, attributes in found.elements:
-        assert not any(name.startswith("on") for name in attributes), tag
-        for name in ("src", "href", "xlink:href"):
-            value = attributes.get(name)
-            assert value is None or value.startswith(("data:image/png;base64,", "#")), value
-    assert "url(http" not in text
-    return found
-
-
-class Items(Dataset[Any]):
-    """What `of(index, label)` makes of each of 90 examples."""
-
-    def __init__(self, of: Any) -> None:
-        self.of, self.read = of, 0
-
-    def __len__(self) -> int:
-        return 90
-
-    def __getitem__(self, index: int) -> Any:
-        self.read += 1
-        return self.of(index, index % 3)
 
 
 @pytest.fixture(scope="module")
 def selection() -> Selection:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(90) % 3
-    inputs = 2 * torch.randn(3, 6, generator=generator)[labels]
-    inputs = inputs + torch.randn(90, 6, generator=generator)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    data = TensorDataset(inputs, labels)
-    return select_subset(model, data, 0.25, trim="negative", progress=False)
+    return selected()
+
+
+@pytest.fixture(scope="module")
+def judged() -> Selection:
+    return judged_by_features()
 
 
 @pytest.fixture(scope="module")
@@ -146,74 +80,6 @@ def test_it_says_what_the_selection_says(selection: Selection, tmp_path: Path) -
     ):
         assert expected in words
     assert "to check" not in words, "no data set, no examples"
-
-
-@pytest.fixture(scope="module")
-def judged(selection: Selection) -> Selection:
-    """The selection as `trim="auto"` would leave it: a probability of each label."""
-    return dataclasses.replace(
-        selection,
-        probabilities=np.random.default_rng(0).permutation(90).astype(np.float32) / 90,
-        settings=selection.settings
-        | {"trim": "auto", "rho": 0.04, "trimmed_by_budget": 5, "trimmed_by_noise": 2},
-    )
-
-
-@quick
-def test_it_says_which_labels_look_wrong(judged: Selection) -> None:
-    words = read(page(judged)).words
-    for expected in (
-        "5 trimmed as too hard for so small a subset",
-        "2 trimmed as probably wrong",
-        "about 4% of labels look wrong",
-        "30 labels are less likely than a guess",  # of three classes
-    ):
-        assert expected in words
-    assert "margins below 0" not in words
-    assert "before the rule chose" not in words
-    with_examples = read(page(judged, Items(lambda i, label: (str(i), label)))).words
-    assert judged.margins is not None
-    lowest = ", ".join(f"example {i}" for i in np.argsort(judged.margins, kind="stable")[:12])
-    assert f"Lowest margins, of gradients that oppose another class: {lowest}." in with_examples
-
-
-@quick
-@pytest.mark.parametrize(
-    ("changes", "heading", "explained"),
-    [
-        ({}, "Labels to check", "The labels that are least likely by the features"),
-        ({"probabilities": None}, "Labels to check", "agree least with their class"),
-        (
-            {"probabilities": None, "labels": None},
-            "Examples to check",
-            "with their margin. dataset[",
-        ),
-        ({"probabilities": None, "margins": None}, None, ""),
-    ],
-)
-def test_the_labels_to_check_are_explained(
-    changes: dict[str, Any], heading: str | None, explained: str, judged: Selection
-) -> None:
-    given = dataclasses.replace(judged, **changes)
-    words = read(page(given, Items(lambda i, label: (str(i), label)))).words
-    if heading is None:
-        assert "to check" not in words
-    else:
-        assert explained in words.partition(heading)[2]
-        assert ("Look here first for wrong labels." in words) == ("labels" not in changes)
-
-
-@quick
-def test_the_least_likely_labels_come_first(judged: Selection) -> None:
-    data = Items(lambda i, label: (str(i), label))
-    assert judged.probabilities is not None
-    lowest = np.argsort(judged.probabilities)[:12].tolist()
-    worst = show(judged, data).worst
-    assert [e.index for e in worst] == lowest
-    assert [e.probability for e in worst] == pytest.approx(np.arange(12) / 90)
-    words = read(page(judged, data)).words.partition("Labels to check")[2]
-    assert f"example {lowest[0]} <0.001 {lowest[0] % 3} " in words
-    assert f"example {lowest[1]} 0.011 {lowest[1] % 3} " in words
 
 
 @quick

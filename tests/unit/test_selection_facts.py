@@ -95,6 +95,8 @@ def test_settings_of_a_damaged_file_are_left_out(odd: Any) -> None:
         (BY_MARGIN | {"trim": None}, False),
         (BY_MARGIN | {"rule": "agreement"}, False),
         (AUTOMATIC, False),
+        (BY_MARGIN | {"trim": "auto", "classes": 3}, True),  # nothing to read probabilities off
+        (BY_MARGIN | {"trim": "auto", "classes": 0}, False),
         ({}, False),
     ],
 )
