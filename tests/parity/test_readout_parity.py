@@ -148,10 +148,10 @@ def test_the_subset_is_that_of_the_reference(noise: float, keep: float) -> None:
     both = np.hstack([reference.unit(z), reference.unit(h)])
     quotas = reference.class_quotas(np.bincount(labels), round(keep * len(h)))
     expected = reference_readout.subset(both, (p, is_wrong), labels, quotas, of)
-    assert np.intersect1d(kept.indices, expected).size >= 0.9 * len(expected)
+    assert np.intersect1d(kept.indices, expected).size >= 0.98 * len(expected)
     rated = reference_readout.rated(p, is_wrong, labels, quotas, of)
     assert kept.settings["trimmed_by_noise"] + kept.settings["trimmed_by_budget"] == pytest.approx(
-        int((~rated.is_left).sum()), abs=4
+        int((~rated.is_left).sum()), abs=1
     )
 
 
