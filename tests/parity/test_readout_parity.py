@@ -99,6 +99,24 @@ def test_herding_follows_masses(seed: int, n: int, zeros: float) -> None:
         assert order.tolist() == whole.tolist()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_follows_the_same_masses(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(120, 5)).astype(np.float32)
+    masses = random.uniform(0, 1, 120).astype(np.float32) ** 3
+    ids, nothing = random.integers(0, 2, 120).astype(np.int32), np.zeros(120, np.float32)
+    sizes = np.bincount(ids)
+    quotas = sizes // 4
+    at_once = _core.herding(rows, nothing, ids, quotas, trim=None, masses=masses)
+    stream = _core.BlockStream(sizes, quotas, width=5, trim=None)
+    for part in np.array_split(random.permutation(120), 7):
+        stream.add(rows[part], nothing[part], ids[part], part, masses=masses[part])
+    streamed, _ = stream.finish()
+    assert streamed.tolist() == at_once.tolist()
+    alike = _core.herding(rows, nothing, ids, quotas, trim=None)
+    assert streamed.tolist() != alike.tolist()
+
+
 @cache
 def task(noise: float) -> tuple[nn.Module, TensorDataset]:
     """A network of a few steps, on blobs of three classes with some wrong labels."""
