@@ -47,8 +47,9 @@ each subset for {steps} steps, from equal weights, {repeats} times. Means over s
 brackets, the difference to random of the same size with its 95 % interval, paired by seed. In
 **bold** the interval leaves zero out.
 
-*Default* is `select_subset` without options. *Within clusters* herds within {groups} clusters of
-the sketched gradients (spherical k-means, quotas by size). *Old trim* drops what opposes one
+*Default* is `select_subset` without options; the labels of the two binary tasks are 0 or 1, so
+that it goes by classes there. *Within clusters* herds within {groups} clusters of the sketched
+gradients (spherical k-means, quotas by size). *Old trim* drops what opposes one
 consensus of all examples, as `trim="negative"` did before it needed classes. The last row is the
 mean over the tasks of the difference, in standard deviations of random over seeds.
 

@@ -33,8 +33,7 @@ TEXT = """\
 
 `python -m benchmarks.speed.determinism --data-root DIR`: keep {keep}, l = {sketch_size}; 1 and 2
 threads, scoring batches of 32 and 256. *Threads* is the sum over both batch sizes. *Given* rows are
-computed once, so no batch size rounds them otherwise. (The file also has rules that are no longer
-in the product.)
+computed once, so no batch size rounds them otherwise.
 """
 
 
