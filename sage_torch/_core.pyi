@@ -409,7 +409,9 @@ class BlockStream:
         """
 
     def finish(self) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """Return the indices kept, ascending, and their weights (None without `weights`).
+        """Return the indices kept and their weights (None without `weights`).
+
+        They are in the order of picking: blocks take turns, by their shares that are picked.
 
         Raises:
             ValueError: Announced members have not come, or the stream has `whole_order`.
@@ -544,7 +546,9 @@ def herding(
     block_size: int = 4096,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Return `quotas[c]` examples of each class by greedy kernel herding, ascending.
+    """Return `quotas[c]` examples of each class by greedy kernel herding, in the order of picking.
+
+    Blocks take turns, by their shares that are picked.
 
     Args:
         rows: float32 (N, l), sketched gradients in orthonormal coordinates, of any length.

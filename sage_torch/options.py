@@ -7,14 +7,11 @@ selection are read off the fields of `Options`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from sage_torch.checks import (
@@ -32,47 +29,17 @@ from sage_torch.gradients.choice import check_choice
 from sage_torch.gradients.computer import GradientChoice
 from sage_torch.gradients.loss import LossFunction
 from sage_torch.gradients.parameters import ParameterChoice, check_params
+from sage_torch.option_types import (
+    Collate,
+    ConsensusMode,
+    Draw,
+    Duplicates,
+    LabelChoice,
+    Quotas,
+    Rule,
+)
 
-Rule = Literal["herding", "agreement", "random"]
-Quotas = Literal["proportional", "equal"]
-ConsensusMode = Literal["auto", "exact", "streaming", "one_pass"]
-Draw = Literal["fixed", "rotate", "random"]
-Collate = Callable[[list[Any]], Any]
-LabelChoice = str | Sequence[int] | NDArray[Any] | Tensor | Callable[[Any], Any] | None
 GivenAs = Literal["value", "switch", "object", "dataset", "folder", "names"]
-
-
-class SelectionOptions(TypedDict, total=False):
-    """The same options for a type checker; a test compares both lists."""
-
-    rule: Rule
-    draw: Draw
-    weights: bool
-    trim: Literal["auto", "negative"] | float | None
-    labels: LabelChoice
-    class_balanced: Literal["auto"] | bool
-    quotas: Quotas
-    sketch_size: int | Literal["auto"]
-    gradients: GradientChoice
-    params: ParameterChoice | None
-    compress: Literal["auto"] | int | None
-    consensus: ConsensusMode
-    memory_budget: int
-    loss: LossFunction | None
-    score_dataset: Dataset[Any] | None
-    collate_fn: Collate | None
-    batch_size: int
-    num_workers: int
-    progress: bool
-    shards: int | None
-    distributed: bool
-    checkpoint: str | os.PathLike[str] | None
-
-
-class SeededOptions(SelectionOptions, total=False):
-    """With the seed, which `SageSampler` takes as an argument of its own."""
-
-    seed: int
 
 
 def _option(
@@ -194,6 +161,21 @@ class Options:
         """Bytes for gradients held at once. With consensus "auto" also for exact scoring, and then
         for the factors of last-layer gradients, which save a reading.""",
     )
+    duplicates: Duplicates = _option(
+        "keep",
+        """Whether near duplicates may be in the subset: keep or drop. `"drop"` lets in one of each
+        kind, by the coordinates that the rule compares, within a class. It needs
+        `sage-torch[duplicates]`, holds coordinates as `keep_coordinates` does, and applies the rule
+        twice. See `Selection.find_duplicates`.""",
+    )
+    keep_coordinates: bool = _option(
+        False,
+        """Whether the selection keeps what its rule reads, for `Selection.recut`. As float16:
+        2 l bytes an example for l sketched numbers, and 2 more for each of up to 64 of its
+        features; on every rank, in every mode, and in a saved file.""",
+        given_as="switch",
+        names_subset=False,
+    )
     loss: LossFunction | None = _option(
         None,
         """A function loss(model, batch) -> (n,). It gives one loss per example. None takes the
@@ -269,6 +251,13 @@ class Options:
             raise ValueError(
                 "expected labels with class_balanced=True, got labels=None, which says that there "
                 'are no classes; pass class_balanced="auto", or say which labels'
+            )
+        one_of("duplicates", self.duplicates, get_args(Duplicates))
+        truth("keep_coordinates", self.keep_coordinates)
+        if self.rule == "random" and (self.keep_coordinates or self.duplicates == "drop"):
+            raise ValueError(
+                'expected keep_coordinates=False and duplicates="keep" with rule="random", which '
+                "computes no coordinates; choose another rule"
             )
         if self.compress not in ("auto", None):
             self._whole("compress", 1, '"auto", None or a number of coordinates')

@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,17 +24,24 @@ from sage_torch.checks import warn
 from sage_torch.gradients.choice import handling_of, reason_of
 from sage_torch.gradients.features import ClassifierInputs
 from sage_torch.gradients.loss import unwrap
-from sage_torch.options import Options, SeededOptions
+from sage_torch.option_types import SeededOptions
+from sage_torch.options import Options
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job, with_features
+from sage_torch.passes.keeping import Keeping, both
 from sage_torch.passes.readout import Readout
 from sage_torch.passes.scoring import score
-from sage_torch.passes.sketching import label_pass, sketch_pass
+from sage_torch.passes.sketching import Sketched, label_pass, sketch_pass
+from sage_torch.passes.views import Views
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.loading import Loading
 from sage_torch.reading.ranks import ranks
 from sage_torch.reading.user_state import preserved
-from sage_torch.rules import Chosen, choose_at_random, rule_for, trims_nothing
+from sage_torch.rules.choice import rule_for
+from sage_torch.rules.chosen import Chosen, Rule
+from sage_torch.rules.recut import recut
+from sage_torch.rules.trimming import trims_nothing
+from sage_torch.rules.whole import choose_at_random
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.result import Selection
 from sage_torch.version import __version__
@@ -159,6 +166,8 @@ def select(
                 return finished
             with job.snapshots:
                 selection = _at_random(inner, job) if is_random else _by_gradients(inner, job)
+                if options.duplicates == "drop":
+                    selection = group.together(lambda: _without_duplicates(selection))
                 job.snapshots.sign(selection)
                 selection = group.broadcast(selection)  # the same, seconds included
                 is_first = group.rank == 0
@@ -174,8 +183,9 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
     _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))
     quotas = _quotas(classes, job)
     sketched_at = time.perf_counter()
-    rule = job.ranks.together(lambda: rule_for(job, sketched, quotas))
-    scored = score(job, sketched, rule.take)
+    rule = job.ranks.together(lambda: _rule(job, sketched, quotas))
+    keeping = Keeping.of(job, sketched)
+    scored = score(job, sketched, both(rule.take, keeping))
     scored_at = time.perf_counter()
     chosen = rule.finish(scored)
     end = time.perf_counter()
@@ -194,6 +204,10 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         draws=chosen.draws,
         margins=scored.margins,
         probabilities=None if scored.judged is None else scored.judged.probabilities,
+        is_wrong=None if scored.judged is None else scored.judged.is_wrong,
+        predicted=None if scored.judged is None else scored.judged.predicted,
+        ranks=chosen.ranks,
+        coordinates=None if keeping is None else keeping.finish(scored),
         singular_values=sketch.singular_values(),
         settings=_settings(model, job, classes, chosen)
         | {
@@ -206,6 +220,22 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
             **_of_readout(sketched.readout),
         },
     )
+
+
+def _rule(job: Job, sketched: Sketched, quotas: NDArray[np.int64]) -> Rule:
+    readout, classes = sketched.readout, sketched.classes
+    sample = None if readout is None else classes.groups(readout.sample_places)
+    width = Views.compared_width(sketched)
+    return rule_for(job, classes, quotas, width=width, known=readout, sample=sample)
+
+
+def _without_duplicates(selection: Selection) -> Selection:
+    cut = recut(selection.find_duplicates(), {})
+    seconds = selection.seconds | {
+        name: selection.seconds[name] + cut.seconds["rule"] for name in ("rule", "total")
+    }
+    coordinates = cut.coordinates if selection.settings["keep_coordinates"] else None
+    return replace(cut, seconds=seconds, coordinates=coordinates)
 
 
 def _gradients_because(model: nn.Module, job: Job) -> str:

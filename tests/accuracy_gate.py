@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from sage_torch.options import SelectionOptions
+from sage_torch.option_types import SelectionOptions
 
 TRAIN_EXAMPLES = 1_000  # of 1,797; a large test set keeps the accuracies' noise low
 STEPS, BATCH, PEAK_RATE = 200, 32, 0.2

@@ -32,7 +32,7 @@ sys.path.append(str(PROJECT / "tests"))
 from accuracy_gate import CELLS, CONFIDENCE, TRAINING, Cell, Digits, train, warm_up
 
 from sage_torch import select_subset
-from sage_torch.options import SelectionOptions
+from sage_torch.option_types import SelectionOptions
 from sage_torch.testing import Comparison
 
 

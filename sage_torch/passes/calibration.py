@@ -30,11 +30,17 @@ class Judged(NamedTuple):
 
     probabilities: NDArray[np.float32]  # (n,) calibrated
     is_wrong: NDArray[np.float32]  # (n,) probability that it is
+    predicted: NDArray[np.int32]  # (n,) the class of greatest probability
 
     @classmethod
-    def nothing(cls) -> Judged:
-        """Return what is known of no example."""
-        return cls(np.empty(0, np.float32), np.empty(0, np.float32))
+    def empty(cls, count: int) -> Judged:
+        """Return what will be known of so many examples, to be filled."""
+        probabilities, is_wrong = np.empty((2, count), np.float32)
+        return cls(probabilities, is_wrong, np.empty(count, np.int32))
+
+    def of(self, places: NDArray[np.int64]) -> Judged:
+        """Return what is known of some of the examples."""
+        return Judged(self.probabilities[places], self.is_wrong[places], self.predicted[places])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +82,11 @@ class Calibration:
         others = np.einsum("ij,ij->i", p, self.mistaken.T[class_ids])
         odds = self.rho / (1.0 - self.rho)
         is_wrong = np.minimum(1.0, odds * others / np.maximum(of_label, 1e-12))
-        return Judged(np.minimum(of_label, 1.0).astype(np.float32), is_wrong.astype(np.float32))
+        return Judged(
+            np.minimum(of_label, 1.0).astype(np.float32),
+            is_wrong.astype(np.float32),
+            scores.argmax(1).astype(np.int32),
+        )
 
 
 NOT_CALIBRATED = Calibration(1.0, 0.0, 0.0, 1.0, np.zeros((1, 1)))

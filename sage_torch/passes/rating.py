@@ -7,12 +7,12 @@ been learnt counts less.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch.passes.calibration import ENOUGH, Judged
-from sage_torch.passes.readout import Readout
+from sage_torch.passes.calibration import ENOUGH, Calibration, Judged
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +24,22 @@ _BUDGET, _POWER, _MOST_HARD, _HARD_BESIDE = 3.5, 6, 0.3, 2.0
 # class than `rho (1.5 - rho)`, where a share `rho` is wrong.
 _WRONG, _MOST_WRONG = 0.25, 1.5
 _EXPONENT = 0.5
+
+
+class Known(Protocol):
+    """What a rating needs of a readout."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """What its scores say of the data."""
+
+    @property
+    def of_sample(self) -> Judged:
+        """What is known of the labels of a sample."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +61,18 @@ class Rating:
 
     @classmethod
     def of(
-        cls, readout: Readout, groups: NDArray[np.int32], shares: Floats, *, has_budget: bool
+        cls, known: Known, groups: NDArray[np.int32], shares: Floats, *, has_budget: bool
     ) -> Rating:
         """Return the rating for a selection.
 
         Args:
-            readout: Of the features.
+            known: Of the labels.
             groups: int32 (m,), the groups of its sample.
             shares: float64 (G,), the share of each group that is to be kept.
             has_budget: Whether only the budget is chosen, or a turn shows all that the trim leaves.
         """
-        of = readout.calibration
-        odds, is_wrong = _odds(readout.of_sample, readout.classes), readout.of_sample.is_wrong
+        of, sample = known.calibration, known.of_sample
+        odds, is_wrong = _odds(sample, known.classes), sample.is_wrong
         noise = np.full(len(shares), _WRONG)
         budget = _BUDGET * (1.0 - shares) ** _POWER if has_budget else np.zeros(len(shares))
         most_hard = of.trust * _MOST_HARD + _HARD_BESIDE * of.rho
@@ -68,7 +84,7 @@ class Rating:
             noise[group] = max(noise[group], most_wrong)
             budget[group] = min(budget[group], _at(odds[is_here], most_hard))
         exponent = _EXPONENT * min(1.0, of.skill / ENOUGH)
-        return cls(noise, budget, exponent, readout.classes)
+        return cls(noise, budget, exponent, known.classes)
 
     def quality(self, judged: Judged, groups: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return what the trim reads, float32 (n,): what is below 0 goes, the lowest first."""

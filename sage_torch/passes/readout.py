@@ -169,7 +169,7 @@ class Readout:
     axes: Floats | None
     calibration: Calibration
     sample_places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    of_sample: Judged = field(default_factory=Judged.nothing)
+    of_sample: Judged = field(default_factory=lambda: Judged.empty(0))
 
     @classmethod
     def of(

@@ -78,7 +78,7 @@ def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> 
         coordinates = _in_order(job, sketched.sketch.take_coordinates())
         return _scored(sketched, Views(coordinates), math.nan)
     own = job.ranks.together(lambda: _read(job, sketched))
-    return _scored(sketched, Views(*(_of_all_ranks(job, part) for part in own)))
+    return _scored(sketched, Views.of_arrays([_of_all_ranks(job, part) for part in own.arrays()]))
 
 
 def _read(job: Job, sketched: Sketched) -> Views:
@@ -111,7 +111,7 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
     own, sketch = job.own_places, sketched.sketch
     count = own.stop - own.start
     scores, margins = _empty(count), _empty(count)
-    judged = None if sketched.readout is None else Judged(_empty(count), _empty(count))
+    judged = None if sketched.readout is None else Judged.empty(count)
     to_orthonormal = _to_orthonormal(sketch)
     directions = unit_rows(sketch.class_directions().cpu().numpy()[sketched.order])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,15 @@ from sage_torch.gradients.outer import Rows
 from sage_torch.passes.calibration import Judged
 from sage_torch.passes.sketching import Sketched
 
+_OF_LABELS = len(Judged._fields)  # numbers of an example that are known of its label
+
 
 class Views(NamedTuple):
-    """What is seen of n examples; features and probabilities are None without a readout."""
+    """What is seen of n examples; the last two are None without a readout."""
 
     coordinates: NDArray[np.float32]  # (n, l), weighted by singular values until they are scored
     features: NDArray[np.float32] | None = None  # (n, r) at length 1
-    probabilities: NDArray[np.float32] | None = None  # (n,) of the labels
-    is_wrong: NDArray[np.float32] | None = None  # (n,) probability that they are
+    judged: Judged | None = None  # what is known of the labels
 
     @classmethod
     def of(
@@ -40,7 +42,7 @@ class Views(NamedTuple):
         if readout is None or features is None:
             return cls(coordinates)
         judged = readout.judged(features, class_ids)
-        return cls(coordinates, readout.reduced(features), *judged)
+        return cls(coordinates, readout.reduced(features), judged)
 
     @classmethod
     def empty(cls, count: int, sketched: Sketched) -> Views:
@@ -49,20 +51,24 @@ class Views(NamedTuple):
         if sketched.readout is None:
             return cls(coordinates)
         features = np.empty((count, sketched.readout.compared), np.float32)
-        return cls(coordinates, features, *np.empty((2, count), np.float32))
-
-    @property
-    def judged(self) -> Judged | None:
-        """What is known of the labels; None without a readout."""
-        if self.probabilities is None or self.is_wrong is None:
-            return None
-        return Judged(self.probabilities, self.is_wrong)
+        return cls(coordinates, features, Judged.empty(count))
 
     def put(self, places: NDArray[np.int64], part: Views) -> None:
         """Copy the views of some examples to their places."""
-        for whole, of_part in zip(self, part, strict=True):
-            if whole is not None and of_part is not None:
-                whole[places] = of_part
+        for whole, of_part in zip(self.arrays(), part.arrays(), strict=True):
+            whole[places] = of_part
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Return all arrays."""
+        if self.features is None or self.judged is None:
+            return [self.coordinates]
+        return [self.coordinates, self.features, *self.judged]
+
+    @classmethod
+    def of_arrays(cls, arrays: Sequence[NDArray[Any]]) -> Views:
+        """Return the views that gave these arrays."""
+        coordinates, *others = arrays
+        return cls(coordinates, others[0], Judged(*others[1:])) if others else cls(coordinates)
 
     def compared(self) -> NDArray[np.float32]:
         """Return what herding compares (n, w): coordinates, or beside features both at length 1."""
@@ -78,9 +84,9 @@ class Views(NamedTuple):
 
     def packed(self) -> NDArray[np.float32]:
         """Return all numbers as rows (n, w), for a snapshot."""
-        if self.features is None or self.probabilities is None or self.is_wrong is None:
+        if self.features is None or self.judged is None:
             return self.coordinates
-        of_labels = np.stack([self.probabilities, self.is_wrong], axis=1)
+        of_labels = np.stack(self.judged, axis=1, dtype=np.float32)  # class ids: exact to 2**24
         return np.hstack([self.coordinates, self.features, of_labels])
 
     @classmethod
@@ -89,8 +95,11 @@ class Views(NamedTuple):
         if sketched.readout is None:
             return cls(rows)
         width = sketched.sketch.sketch_size
-        parts = rows[:, :width], rows[:, width:-2], rows[:, -2], rows[:, -1]
-        return cls(*(np.ascontiguousarray(part) for part in parts))
+        parts = np.split(rows, [width, *range(rows.shape[1] - _OF_LABELS, rows.shape[1])], axis=1)
+        coordinates, features, *of_labels = map(np.ascontiguousarray, parts)
+        probabilities, is_wrong, predicted = (part.ravel() for part in of_labels)
+        judged = Judged(probabilities, is_wrong, predicted.astype(np.int32))
+        return cls(coordinates, features, judged)
 
     @staticmethod
     def compared_width(sketched: Sketched) -> int:
@@ -101,5 +110,5 @@ class Views(NamedTuple):
     @staticmethod
     def width(sketched: Sketched) -> int:
         """Return the length w of a packed row."""
-        of_features = 0 if sketched.readout is None else sketched.readout.compared + 2
+        of_features = 0 if sketched.readout is None else sketched.readout.compared + _OF_LABELS
         return sketched.sketch.sketch_size + of_features

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from sage_torch.options import Collate
+from sage_torch.option_types import Collate
 from sage_torch.reading.user_state import seed_everything
 
 Places = tuple[list[int], int]

@@ -17,7 +17,8 @@ import sage_torch._core as _core
 from sage_torch.checks import count_both, warn
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.options import Collate, Options
+from sage_torch.option_types import Collate
+from sage_torch.options import Options
 from sage_torch.reading.digest import digest
 from sage_torch.reading.labels import Labels
 from sage_torch.reading.loading import Ask, Loading, OpenLoader, Places

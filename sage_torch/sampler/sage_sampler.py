@@ -12,7 +12,8 @@ from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
 from sage_torch.checks import count_both, count_examples, whole_number
-from sage_torch.options import Options, SelectionOptions
+from sage_torch.option_types import SelectionOptions
+from sage_torch.options import Options
 from sage_torch.passes.job import Plan
 from sage_torch.reading.ranks import ranks
 from sage_torch.sampler.binding import Binding

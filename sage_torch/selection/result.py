@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from textwrap import shorten
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sage_torch.checks import whole_number
-from sage_torch.selection.archive import pack, unpack, write_whole
+from sage_torch.selection.archive import write_whole
 from sage_torch.selection.certificate import Certificate
+from sage_torch.selection.coordinates import Coordinates
 from sage_torch.selection.draws import Draws
+from sage_torch.selection.duplicates import near_duplicates
+from sage_torch.selection.stored import read, to_bytes
 
-_FORMAT = 4
-_OPTIONAL = ("labels", "weights", "margins", "singular_values", "probabilities")
-_OF_DRAWS = ("order", "starts", "classes", "quotas")
+NO_COORDINATES = (
+    "expected a selection with coordinates, got one without; select again with "
+    "keep_coordinates=True"
+)
+_RECUT: list[Callable[[Selection, dict[str, Any]], Selection]] = []
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def recut_with(function: _F) -> _F:
+    """Take the function behind `Selection.recut`: rules lie above this folder."""
+    _RECUT[:] = [function]
+    return function
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +69,17 @@ class Selection:
             out, and calibrated. `trim="auto"` reads them, and the lowest mark
             wrong labels. None where there is no such regression: without classes, with
             `trim="negative"` or `rule="random"`.
+        is_wrong: float32 (N,) in [0, 1]: how likely each label is wrong, by the same
+            regression, the estimated share of wrong labels and who is taken for whom (Bayes). None as above.
+        predicted: int32 (N,): the class that the regression finds most likely, as its place among
+            the ascending labels; see `predicted_labels`. None as above.
+        ranks: int64 (k,), in the order of `indices`: when each was chosen, from 0 on; classes and
+            blocks take turns. The first m are a subset, too. None where nothing is chosen one after
+            another: `rule="random"` and draws.
+        duplicate_of: int64 (N,): for each example that is a near duplicate the example that stands
+            for its kind, else -1; None where nobody has looked. See `near_duplicates`.
+        coordinates: What the rule reads of every example, for `recut` and `near_duplicates`; None
+            without `keep_coordinates=True`.
 
     Example:
         >>> import tempfile, torch
@@ -82,11 +106,16 @@ class Selection:
     margins: NDArray[np.float32] | None = None
     singular_values: NDArray[np.float64] | None = None
     probabilities: NDArray[np.float32] | None = None
+    is_wrong: NDArray[np.float32] | None = None
+    predicted: NDArray[np.int32] | None = None
+    ranks: NDArray[np.int64] | None = None
+    duplicate_of: NDArray[np.int64] | None = None
+    coordinates: Coordinates | None = None
 
     def __post_init__(self) -> None:
-        for name in ("indices", "scores", *_OPTIONAL):
-            array = getattr(self, name)
-            if array is not None:
+        for each in fields(self):
+            array = getattr(self, each.name)
+            if isinstance(array, np.ndarray):
                 array.setflags(write=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,6 +128,13 @@ class Selection:
     def __repr__(self) -> str:
         rule = self.settings.get("rule", "unknown rule")
         return f"Selection({len(self.indices):,} of {len(self.scores):,} examples, {rule})"
+
+    @property
+    def predicted_labels(self) -> NDArray[np.int64] | None:
+        """The most likely label of each example, int64 (N,); None without a readout."""
+        if self.predicted is None or self.labels is None:
+            return None
+        return np.unique(self.labels)[self.predicted]
 
     def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples of an epoch: a function of the epoch and this selection.
@@ -116,6 +152,69 @@ class Selection:
         whole_number("epoch", epoch)
         return self.indices if self.draws is None else self.draws.epoch(epoch)
 
+    def recut(
+        self,
+        *,
+        keep: float | None = None,
+        rule: Literal["herding", "agreement", "random"] | None = None,
+        quotas: Literal["proportional", "equal"] | None = None,
+        trim: Literal["auto", "negative", "same"] | float | None = "same",
+        seed: int | None = None,
+        duplicates: Literal["keep", "drop"] | None = None,
+    ) -> Selection:
+        """Return another subset without reading the data or computing a gradient again.
+
+        It is what `select_subset` would give with these options and the same gradients, up to the
+        rounding of coordinates to float16. Without `trim="auto"` it reads gradients alone, so its
+        like is then `select_subset(..., gradients="last_layer")` where the first one took those.
+
+        Args:
+            keep: A share or a count, as in `select_subset`. None, here and below: as it was.
+            rule: As there. `"random"` keeps the scores of the first selection.
+            quotas: As there.
+            trim: As there; `"same"`: as it was. `"auto"` needs a first selection with it.
+            seed: Of blocks and draws. What pass 1 drew stays as it was.
+            duplicates: As there. Near duplicates are looked for if nobody has.
+
+        Raises:
+            TypeError, ValueError: An option is wrong; the selection has no coordinates, or has not
+                looked for features; more examples are asked for than there are kinds.
+
+        Cost:
+            That of the rule. Memory: 4 w bytes per example for w numbers each, but in streaming
+            mode none that grows with N besides indices.
+        """
+        asked = {
+            "keep": keep,
+            "rule": rule,
+            "quotas": quotas,
+            "seed": seed,
+            "duplicates": duplicates,
+        }
+        changed: dict[str, Any] = {
+            name: value for name, value in asked.items() if value is not None
+        }
+        if trim != "same":
+            changed["trim"] = trim
+        return _RECUT[0](self, changed)
+
+    def find_duplicates(self, threshold: float = 0.98) -> Selection:
+        """Return the same selection with `duplicate_of`.
+
+        Args:
+            threshold: Cosine of two examples' coordinates from which on they are of one kind.
+
+        Raises:
+            ValueError: The selection has no coordinates, or the threshold is not in (0, 1].
+            ImportError: `sage-torch[duplicates]` is not installed.
+        """
+        if self.coordinates is None:
+            raise ValueError(NO_COORDINATES)
+        found = near_duplicates(
+            self.coordinates.rows, self.labels, self.probabilities, threshold=threshold
+        )
+        return replace(self, duplicate_of=found)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to one file: NumPy arrays and a JSON text in a zip (.npz).
 
@@ -128,25 +227,7 @@ class Selection:
 
     def to_bytes(self) -> bytes:
         """Return what `save` writes."""
-        optional = {name: getattr(self, name) for name in _OPTIONAL}
-        there = {name: array for name, array in optional.items() if array is not None}
-        meta: dict[str, Any] = {
-            "format": _FORMAT,
-            **{f"has_{name}": name in there for name in _OPTIONAL},
-            "draws": None,
-            "certificate": None if self.certificate is None else asdict(self.certificate),
-            "seconds": self.seconds,
-            "settings": self.settings,
-        }
-        arrays: dict[str, Any] = {"indices": self.indices, "scores": self.scores, **there}
-        if self.draws is not None:
-            meta["draws"] = {
-                "draw": self.draws.draw,
-                "seed": self.draws.seed,
-                "is_herded": self.draws.is_herded,
-            }
-            arrays |= {f"draws_{name}": getattr(self.draws, name) for name in _OF_DRAWS}
-        return pack(meta, arrays, compress=True)
+        return to_bytes({each.name: getattr(self, each.name) for each in fields(self)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
@@ -177,78 +258,9 @@ class Selection:
     @classmethod
     def _read(cls, source: bytes | BinaryIO, name: str) -> Selection:
         try:
-            meta, arrays = unpack(source)
-            if meta["format"] != _FORMAT:
-                raise ValueError(
-                    f"expected format {_FORMAT}, got {meta['format']}; read it with the version of "
-                    "sage_torch that wrote it, or select again"
-                )
-            loaded = cls(
-                indices=arrays["indices"],
-                scores=arrays["scores"],
-                certificate=(
-                    None
-                    if meta["certificate"] is None
-                    else Certificate(**_numbers("certificate", meta["certificate"]))
-                ),
-                seconds=_numbers("seconds", meta["seconds"]),
-                settings=dict(meta["settings"]),
-                draws=_draws(meta["draws"], arrays),
-                **{name: arrays[name] if meta[f"has_{name}"] else None for name in _OPTIONAL},
-            )
-            loaded._check()
+            return cls(**read(source))
         except Exception as error:  # damaged bytes may raise anything
             raise ValueError(
                 f"{name} holds no readable selection: {shorten(str(error), 250)}; give a file that "
                 "Selection.save or `sage-torch select --out` wrote"
             ) from error
-        return loaded
-
-    def _check(self) -> None:
-        total, k = len(self.scores), len(self.indices)
-        shapes: list[tuple[NDArray[Any] | None, Any, tuple[int, ...] | None]] = [
-            (self.indices, np.int64, (k,)),
-            (self.scores, np.float32, (total,)),
-            (self.labels, np.int64, (total,)),
-            (self.weights, np.float32, (k,)),
-            (self.margins, np.float32, (total,)),
-            (self.singular_values, np.float64, None),
-            (self.probabilities, np.float32, (total,)),
-        ]
-        shapes_fit = all(
-            array is None
-            or (array.dtype == dtype and array.ndim == 1 and shape in (None, array.shape))
-            for array, dtype, shape in shapes
-        )
-        if not shapes_fit or not k:
-            raise ValueError(
-                "expected int64 indices (k,) and labels (N,), float32 scores, margins and "
-                "probabilities (N,) and weights (k,), float64 singular values (l,)"
-            )
-        if self.indices[0] < 0 or self.indices[-1] >= total or (np.diff(self.indices) <= 0).any():
-            raise ValueError(f"expected ascending indices within [0, {total})")
-        if self.weights is not None and not (self.weights >= 1).all():
-            raise ValueError("expected weights of at least 1")
-        likely = self.probabilities
-        if likely is not None and not ((likely >= 0) & (likely <= 1)).all():  # nor NaN
-            raise ValueError("expected probabilities within [0, 1]")
-        if self.draws is not None and not (
-            self.draws.order.max() < total and np.array_equal(self.draws.epoch(0), self.indices)
-        ):
-            raise ValueError(f"expected draws within [0, {total}) whose epoch 0 are the indices")
-
-
-def _numbers(name: str, values: Any) -> dict[str, float]:
-    """Return a mapping from names to numbers; refuse anything else that a damaged file may hold."""
-    is_numbers = isinstance(values, dict) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values()
-    )
-    if not is_numbers:
-        raise ValueError(f"expected {name} to be numbers by name")
-    return {key: float(value) for key, value in values.items()}
-
-
-def _draws(meta: Any, arrays: dict[str, Any]) -> Draws | None:
-    if meta is None:
-        return None
-    return Draws(**meta, **{name: arrays[f"draws_{name}"] for name in _OF_DRAWS})

@@ -19,7 +19,8 @@ from sage_torch.gradients import batches
 from sage_torch.gradients.computer import GradientChoice, device_of
 from sage_torch.gradients.loss import LossFunction, unwrap
 from sage_torch.gradients.parameters import ParameterChoice
-from sage_torch.options import Collate, Options
+from sage_torch.option_types import Collate
+from sage_torch.options import Options
 from sage_torch.reading.loading import joined
 from sage_torch.reading.reader import check_count, takes_any
 from sage_torch.reading.user_state import preserved

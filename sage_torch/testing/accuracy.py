@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Subset
 from typing_extensions import Unpack
 
 from sage_torch.checks import count_examples, whole_number
-from sage_torch.options import Options, SelectionOptions
+from sage_torch.option_types import SelectionOptions
+from sage_torch.options import Options
 from sage_torch.reading.user_state import preserved, seed_everything
 from sage_torch.select import select_subset
 from sage_torch.testing.comparison import Comparison, t_quantile

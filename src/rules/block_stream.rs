@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::rules::blocks::{block_sizes, Order};
+use crate::rules::blocks::{block_sizes, turns, Order};
 use crate::rules::herding;
 use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::rules::masses;
@@ -169,7 +169,7 @@ impl BlockStream {
         }
     }
 
-    /// The examples kept, ascending, and their weights if wanted.
+    /// The examples kept, in the order of picking (blocks take turns), and their weights if wanted.
     ///
     /// # Errors
     /// `Shape` when announced members have not come.
@@ -181,15 +181,17 @@ impl BlockStream {
             of_class[block.class].0 += block.left;
             of_class[block.class].1 += if block.picks.is_empty() { 0 } else { block.left };
         }
-        let mut kept: Vec<(i64, f32)> = Vec::new();
+        let mut kept: Vec<(f64, i64, f32)> = Vec::new();
         for block in done {
             let (all, counted) = of_class[block.class];
             let scale = all as f64 / counted as f64;
             let weights = block.weights.iter().map(|weight| (scale * *weight as f64) as f32);
-            kept.extend(block.picks.into_iter().zip(weights.chain(std::iter::repeat(1.0))));
+            let weighted = block.picks.iter().zip(weights.chain(std::iter::repeat(1.0)));
+            let of_block = turns(block.picks.len()).zip(weighted);
+            kept.extend(of_block.map(|(turn, (index, weight))| (turn, *index, weight)));
         }
-        kept.sort_unstable_by_key(|(index, _)| *index);
-        let (chosen, weights) = kept.into_iter().unzip();
+        kept.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let (chosen, weights) = kept.into_iter().map(|(_, index, weight)| (index, weight)).unzip();
         Ok((chosen, self.work.has_weights.then_some(weights)))
     }
 
@@ -329,7 +331,8 @@ mod tests {
                 let mut per_class = [0u64; 3];
                 chosen.iter().for_each(|index| per_class[*index as usize % 3] += 1);
                 assert_eq!(per_class, quotas);
-                assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]));
+                let distinct: std::collections::BTreeSet<i64> = chosen.iter().copied().collect();
+                assert_eq!(distinct.len(), chosen.len());
             }
         }
     }

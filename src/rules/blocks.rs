@@ -50,7 +50,8 @@ impl Order {
     }
 }
 
-/// `quotas[c]` examples of each class, ascending. Runs on the current pool; O(N · block_size · width).
+/// `quotas[c]` examples of each class, in the order of picking: blocks take turns. Runs on the current
+/// pool; O(N · block_size · width).
 ///
 /// # Errors
 /// `Shape` when sizes disagree, an id is out of range or a quota exceeds its class.
@@ -62,9 +63,16 @@ pub fn select(
 ) -> Result<Vec<i64>> {
     let blocks = blocks(examples, class_ids, quotas, cut)?;
     let picked: Vec<Vec<u32>> = blocks.par_iter().map(|block| block.kept(examples)).collect();
-    let mut chosen: Vec<i64> = picked.into_iter().flatten().map(i64::from).collect();
-    chosen.sort_unstable();
-    Ok(chosen)
+    let turns = picked.iter().flat_map(|picks| turns(picks.len()));
+    let mut chosen: Vec<(f64, i64)> =
+        turns.zip(picked.iter().flatten().map(|index| i64::from(*index))).collect();
+    chosen.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    Ok(chosen.into_iter().map(|(_, index)| index).collect())
+}
+
+/// When each of so many picks of a block has its turn among those of all blocks, in (0, 1).
+pub fn turns(count: usize) -> impl Iterator<Item = f64> {
+    (0..count).map(move |pick| (pick as f64 + 0.5) / count as f64)
 }
 
 /// The herding order of all that the trim leaves. Runs on the current pool; O(N · block_size · width).
@@ -189,7 +197,8 @@ mod tests {
     fn picks_spread_over_a_circle() {
         let rows = circle(12);
         let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 12], masses: &[] };
-        let chosen = select(examples, &[0; 12], &[4], CUT).unwrap();
+        let mut chosen = select(examples, &[0; 12], &[4], CUT).unwrap();
+        chosen.sort_unstable();
         for pair in chosen.windows(2) {
             assert!(pair[1] - pair[0] >= 2, "{chosen:?}");
         }
@@ -201,6 +210,18 @@ mod tests {
         let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 6], masses: &[] };
         let chosen = select(examples, &[0; 6], &[3], CUT).unwrap();
         assert_eq!(chosen, [0, 1, 2]);
+    }
+
+    #[test]
+    fn blocks_take_turns() {
+        let rows = circle(8);
+        let examples = Examples { rows: &rows, width: 2, margins: &[1.0; 8], masses: &[] };
+        let class_ids = [0, 0, 0, 0, 1, 1, 1, 1];
+        let alone = select(examples, &class_ids, &[2, 0], CUT).unwrap();
+        let both = select(examples, &class_ids, &[2, 4], CUT).unwrap();
+        assert_eq!(both.iter().copied().filter(|index| *index < 4).collect::<Vec<_>>(), alone);
+        let place = |index: i64| both.iter().position(|other| *other == index).unwrap();
+        assert!(place(4) < place(alone[0]) && place(alone[0]) < place(6) && place(6) < place(7));
     }
 
     #[test]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sage_torch import LastLayerGradients, SageSampler, select_subset
-from sage_torch.options import Options, SeededOptions
+from sage_torch.option_types import SeededOptions
+from sage_torch.options import Options
 
 N = 90
 

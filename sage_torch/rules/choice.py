@@ -1,0 +1,55 @@
+"""Which rule: the one that the options name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sage_torch.passes.rating import Known, Rating
+from sage_torch.reading.classes import ClassBook
+from sage_torch.rules.chosen import Rule, Task
+from sage_torch.rules.streamed import HerdingInBlocks
+from sage_torch.rules.trimming import Trimming, trims_nothing
+from sage_torch.rules.whole import Agreement, Herding, RandomDraws
+
+
+def rule_for(
+    job: Task,
+    classes: ClassBook,
+    quotas: NDArray[np.int64],
+    *,
+    width: int,
+    known: Known | None,
+    sample: NDArray[np.int32] | None,
+) -> Rule:
+    """Return the rule that the options name.
+
+    Args:
+        job: `options.rule`, `draw`, `trim`, `weights`, `seed`; the mode; the shards.
+        classes: The class and the group of every example.
+        quotas: int64 (C,), how many of each group to keep.
+        width: Numbers of an example that herding compares.
+        known: What is known of the labels; None without a readout.
+        sample: int32 (m,), the groups of its sample.
+    """
+    trim = job.options.trim
+    if trims_nothing(job.options, classes):
+        trim = None
+    elif trim == "auto":
+        trim = "negative"  # margins, or what the rating puts in their place
+    options, class_ids = replace(job.options, trim=trim), classes.groups()
+    if options.rule == "agreement":
+        return Agreement(class_ids, quotas, options)
+    rating = None
+    if known is not None and sample is not None:
+        sizes = classes.sizes()
+        shares = np.divide(quotas, sizes, out=np.ones(len(sizes)), where=sizes > 0)
+        rating = Rating.of(known, sample, shares, has_budget=options.draw == "fixed")
+    trimming = Trimming(rating)
+    if options.draw == "random":
+        return RandomDraws(class_ids, quotas, options, trimming)
+    if job.mode.is_streaming:
+        return HerdingInBlocks(job, options, classes, quotas, width, trimming)
+    return Herding(class_ids, quotas, options, trimming)
