@@ -53,8 +53,9 @@ def cases(draw: st.DrawFn, most_examples: int = 60) -> Case:
 
 
 def choose(case: Case, trim: reference.Trim, **more: int) -> Ints:
-    """What herding keeps of the examples; `more` is its seed and its block size."""
-    return _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim, **more)
+    """What herding keeps, ascending; `more` is its seed and its block size."""
+    order = _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim, **more)
+    return np.sort(order)
 
 
 def scored(

@@ -66,9 +66,9 @@ def test_loading_wrong_probabilities(wrong: Any, judged: Selection, tmp_path: Pa
         Selection.load(good(probabilities=wrong))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
 def test_a_file_of_another_format_is_refused(altered: Callable[..., Path], number: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected format 4, got {number}; read it with"):
+    with pytest.raises(ValueError, match=rf"expected format 5, got {number}; read it with"):
         Selection.load(altered(meta={"format": number}))
 
 
@@ -77,6 +77,9 @@ class Malicious:
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("trace",)
+
+
+WITH_WEIGHTS = ["indices", "scores", "labels", "weights"]
 
 
 def npy_bytes(value: Any) -> bytes:
@@ -181,11 +184,11 @@ def test_the_unaltered_file_is_read(altered: Callable[..., Path], selection: Sel
         {"labels": np.zeros(89, np.int64)},
         {"labels": np.zeros(90)},
         {"labels": np.array(["a"] * 90)},
-        {"meta": {"has_weights": True}},
-        {"meta": {"has_weights": True}, "weights": np.ones(21, np.float32)},
-        {"meta": {"has_weights": True}, "weights": np.ones(22)},
-        {"meta": {"has_weights": True}, "weights": np.zeros(22, np.float32)},
-        {"meta": {"has_weights": True}, "weights": np.full(22, np.nan, np.float32)},
+        {"meta": {"arrays": WITH_WEIGHTS}},
+        {"meta": {"arrays": WITH_WEIGHTS}, "weights": np.ones(21, np.float32)},
+        {"meta": {"arrays": WITH_WEIGHTS}, "weights": np.ones(22)},
+        {"meta": {"arrays": WITH_WEIGHTS}, "weights": np.zeros(22, np.float32)},
+        {"meta": {"arrays": WITH_WEIGHTS}, "weights": np.full(22, np.nan, np.float32)},
         {"meta": {"draws": {"draw": "rotate", "seed": 0, "is_herded": True}}},
         {"meta": {"draws": 3}},
         {"margins": None},
@@ -226,7 +229,7 @@ def test_loading_inconsistent_draws(
 
 
 def test_loading_a_newer_format_says_so(altered: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="expected format 4, got 999"):
+    with pytest.raises(ValueError, match="expected format 5, got 999"):
         Selection.load(altered(meta={"format": 999}))
 
 
