@@ -43,7 +43,7 @@ def of_labels(model: nn.Module, batch: Any) -> torch.Tensor:
 
 CASES: dict[str, dict[str, Any]] = {
     "herding": {},
-    "streaming": {"consensus": "streaming", "weights": True},
+    "streaming": {"consensus": "streaming", "weights": True, "keep_coordinates": True},
     "one pass": {"consensus": "one_pass", "draw": "rotate"},
     "weights": {"weights": True},
     "rotate": {"draw": "rotate"},
@@ -129,6 +129,9 @@ def selections(data: TensorDataset, model: nn.Module) -> dict[str, Any]:
             selection.labels,
             selection.weights,
             None if selection.certificate is None else asdict(selection.certificate),
+            selection.ranks,
+            selection.predicted,
+            selection.recut(keep=0.1).indices if selection.coordinates is not None else None,
         )
     return found
 

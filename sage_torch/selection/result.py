@@ -70,7 +70,8 @@ class Selection:
             wrong labels. None where there is no such regression: without classes, with
             `trim="negative"` or `rule="random"`.
         is_wrong: float32 (N,) in [0, 1]: how likely each label is wrong, by the same
-            regression, the estimated share of wrong labels and who is taken for whom (Bayes). None as above.
+            regression, the estimated share of wrong labels and who is taken for whom (Bayes). None
+            as above.
         predicted: int32 (N,): the class that the regression finds most likely, as its place among
             the ascending labels; see `predicted_labels`. None as above.
         ranks: int64 (k,), in the order of `indices`: when each was chosen, from 0 on; classes and

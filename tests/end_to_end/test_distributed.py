@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # imported while a group is up, its default arguments hold the group for ever
 import torch.distributed as dist
 from distributed_job import CASES, KEEP, SHARDS, images, network, selections
 from torch.utils.data import TensorDataset
@@ -104,7 +105,7 @@ def test_the_subset_is_that_of_one_process(
     for other in together[1:]:
         for ours, theirs in zip(of_first, other["selections"][case], strict=True):
             np.testing.assert_equal(theirs, ours)  # bit by bit, on every rank
-    indices, scores, margins, probabilities, labels, weights, certificate = alone[case]
+    indices, scores, margins, probabilities, labels, weights, certificate, *others = alone[case]
     differing = len(np.setxor1d(of_first[0], indices))
     # The arithmetic is the same, shard by shard and in the same order: here not one differs. Sums
     # of a consensus that is carried along are matrix products over classes, whose order, of first
@@ -121,6 +122,9 @@ def test_the_subset_is_that_of_one_process(
         np.testing.assert_allclose(of_first[5], weights, rtol=1e-5)
     if certificate is not None:
         assert of_first[6]["shrinkage"] == pytest.approx(certificate["shrinkage"], rel=1e-6)
+    if not differing:
+        for ours, theirs in zip(of_first[7:], others, strict=True):  # ranks, predicted, another cut
+            np.testing.assert_equal(ours, theirs)
 
 
 def test_one_failing_rank_fails_all(together: list[dict[str, Any]]) -> None:

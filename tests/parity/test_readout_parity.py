@@ -90,7 +90,7 @@ def test_herding_follows_masses(seed: int, n: int, zeros: float) -> None:
         rows, nothing, one_class, np.array([k]), trim=None, masses=masses, block_size=n
     )
     expected = reference_readout.herd_toward(rows, masses.astype(np.float64), k)
-    assert ours.tolist() == sorted(expected.tolist())
+    assert ours.tolist() == expected[:k].tolist()
     order, _, _ = _core.herding_order(
         rows, nothing, one_class, np.array([k]), trim=None, masses=masses, block_size=n
     )

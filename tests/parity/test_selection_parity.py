@@ -161,7 +161,7 @@ def chosen_by_core(
     if rule == "agreement":
         return scores, margins, _core.top_k(scores, ids, quotas)
     chosen = _core.herding(z["orthonormal"], margins, ids, quotas, trim="negative")
-    return scores, margins, chosen
+    return scores, margins, np.sort(chosen)
 
 
 OPTIONS: list[dict[str, Any]] = [
