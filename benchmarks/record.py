@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from sage_torch.version import __version__
+
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 Run = dict[str, Any]
@@ -34,7 +36,8 @@ def environment(*packages: str, seeds: Iterable[int] | None = None) -> dict[str,
     """Return versions (those of some more packages, too), processor, threads, commit, seeds."""
     found = {
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("sage-torch", "torch", "numpy", *packages)},
+        | {"sage-torch": __version__}
+        | {name: version(name) for name in ("torch", "numpy", *packages)},
         "cpu": _processor(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
         "threads": torch.get_num_threads(),
@@ -144,7 +147,9 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    asked = subprocess.run(
-        ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(PROJECT), *arguments]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git, as beside a wheel
+        return ""
     return asked.stdout.strip()

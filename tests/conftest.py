@@ -45,6 +45,7 @@ def _sketches_live_there(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 # The longest files, longest first.
 DEAR = [
     "test_accuracy", "test_distributed", "test_projected", "test_two_processes", "test_notebooks",
+    "test_accelerator",
     "test_stateful_loader", "test_model_untouched", "test_command_select", "test_sampler_epochs",
     "test_model_supported", "test_compiled_part",
     "test_projected_zoo", "test_demo", "test_ddp_sampler", "test_lightning", "test_trainer",

@@ -62,13 +62,47 @@ def lenet() -> nn.Module:
     )
 
 
-def resnet18() -> nn.Module:
-    """Return torchvision's ResNet-18 with the stem for 32 x 32 pictures: 11,173,962 parameters."""
-    from torchvision.models import resnet18 as imagenet_resnet18
+class Residual(nn.Module):
+    """Two convolutions of 3 x 3, each with batch norm, beside a shortcut."""
 
-    model = imagenet_resnet18(num_classes=10)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = nn.Sequential()
+        if stride > 1:
+            short = nn.Conv2d(channels, width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(short, nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels, H, W) to (n, width, H / stride, W / stride)."""
+        inner = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
+
+
+def resnet18(width: int = 64) -> nn.Module:
+    """Return ResNet-18 (He et al. 2015) for 32 x 32 pictures: 11,173,962 parameters.
+
+    Its stem is one convolution of 3 x 3 without pooling. Parameters have torchvision's names.
+    """
+    model = nn.Sequential()
+    model.add_module("conv1", nn.Conv2d(3, width, 3, padding=1, bias=False))
+    model.add_module("bn1", nn.BatchNorm2d(width))
+    model.add_module("relu", nn.ReLU())
+    channels = width
+    for stage in range(4):
+        wide, stride = width * 2**stage, 1 if stage == 0 else 2
+        pair = nn.Sequential(Residual(channels, wide, stride), Residual(wide, wide, 1))
+        model.add_module(f"layer{stage + 1}", pair)
+        channels = wide
+    model.add_module("avgpool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("fc", nn.Linear(channels, 10))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return model
 
 

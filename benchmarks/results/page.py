@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.accelerator import page as accelerator
 from benchmarks.choices import consensus, finished, sketch_size
 from benchmarks.quality import compression, pictures, subset, tables, tasks, torches
 from benchmarks.record import PROJECT, RESULTS
@@ -41,9 +42,9 @@ Each file holds every run, the versions, the processor, the threads, the commit 
 """
 NO_GPU = """
 **No figure on this page was measured on a GPU.** The CUDA path is tested on the CPU through the
-same code (`backend="torch"`). What waits for a machine: `tests/parity/test_cuda.py`,
-`tests/parity/test_projected_cuda.py`, and `benchmarks.speed.sketch` and
-`benchmarks.speed.gradients` with `--device cuda`."""
+same code (`backend="torch"`). What waits for a machine: `python -m benchmarks.accelerator`, which
+runs the tests for CUDA as well, and `benchmarks.speed.sketch` and `benchmarks.speed.gradients` with
+`--device cuda`."""
 GPU = "\nFigures measured on a GPU say so."
 SECTIONS: tuple[Callable[[], str], ...] = (
     tables.section,
@@ -55,6 +56,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     derived_weights.section,
     sketch.section,
     rates.section,
+    accelerator.section,
     memory.section,
     recut.section,
     modes.section,

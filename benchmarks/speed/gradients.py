@@ -175,7 +175,7 @@ def main(
     if quick:
         rounds, processes = 3, min(1, processes)
     warnings.simplefilter("ignore")  # of the contenders; what they refuse is in the result
-    where = environment("torchvision", "opacus")
+    where = environment("opacus")
     names = [*CONTENDERS, *(AT_WIDTH + width for width in widths.split(",") if width)]
     results = []
     for case in (CASES[name] for name in models.split(",")):
