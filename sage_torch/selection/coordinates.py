@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sage_torch.checks import truth, whole_number
+
 _ARRAYS = ("rows", "sample")
 _AT_ONCE = 65_536  # rows that are copied at once
 
@@ -56,32 +58,32 @@ class Coordinates:
         """Return the coordinates that gave these.
 
         Raises:
-            ValueError: They do not fit together.
+            ValueError: They do not fit together. Damaged ones may raise anything else.
         """
-        found = cls(
-            **arrays,
-            gradient_width=int(meta["gradient_width"]),
-            known={str(key): float(value) for key, value in meta["known"].items()},
-            looked=bool(meta["looked"]),
-        )
-        rows, sample = found.rows, found.sample
+        found = cls(**arrays, **meta)
+        rows, sample, width = found.rows, found.sample, found.gradient_width
+        truth("looked", found.looked)
         fits = (
             rows.dtype == np.float16
             and rows.ndim == 2
             and len(rows) == total
-            and 0 < found.gradient_width <= rows.shape[1]
+            and 0 < whole_number("gradient_width", width) <= rows.shape[1]
             and sample.dtype == np.int64
             and sample.ndim == 1
             and (not len(sample) or (sample[0] >= 0 and sample[-1] < total))
-            and bool((np.diff(sample) > 0).all())
-            and set(found.known) in (set(), {"rho", "skill", "trust"})
-            and np.isfinite(list(found.known.values())).all()
+            and bool((sample[1:] > sample[:-1]).all())
+            and set(found.known) == ({"rho", "skill", "trust"} if len(sample) else set())
+            and all(_is_share(value) for value in found.known.values())
         )
         if not fits or not all(
             np.isfinite(rows[start : start + _AT_ONCE]).all() for start in range(0, total, _AT_ONCE)
         ):
             raise ValueError(f"expected finite float16 coordinates of {total} examples")
         return found
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1  # nor NaN
 
 
 class Keeper:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sage_torch._core as _core
-from sage_torch.checks import whole_number
+from sage_torch.checks import truth, whole_number
 
 _VALUES = 2**62  # drawn numbers are below, so that each fits an int64 and can be a seed
 
@@ -35,7 +35,7 @@ class Draws:
         is_herded: False for `rule="random"`; every turn is then a seeded permutation of each class.
 
     Raises:
-        TypeError: The seed is not a whole number.
+        TypeError: The seed is not a whole number, or `is_herded` neither True nor False.
         ValueError: The arrays do not fit together, as in a damaged file.
 
     Reference:
@@ -63,6 +63,7 @@ class Draws:
     def __post_init__(self) -> None:
         if self.draw not in ("rotate", "random"):
             raise ValueError(f'expected draw to be one of "rotate", "random", got {self.draw!r}')
+        truth("is_herded", self.is_herded)
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
         self._check_arrays()
         self._protect()
@@ -117,7 +118,7 @@ class Draws:
             len(starts) == len(classes) + 1
             and starts[0] == 0
             and starts[-1] == len(order)
-            and (np.diff(starts) >= 0).all()
+            and (starts[1:] >= starts[:-1]).all()  # differences could overflow
         )
         if not is_partition:
             raise ValueError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from textwrap import shorten
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from sage_torch.selection.coordinates import Coordinates
 from sage_torch.selection.draws import Draws
 from sage_torch.selection.duplicates import near_duplicates
 from sage_torch.selection.stored import read, to_bytes
+from sage_torch.selection.table import ISSUE_ABOVE, TABLES, doubtful, frame, lines, table_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_COORDINATES = (
     "expected a selection with coordinates, got one without; select again with "
@@ -137,6 +142,11 @@ class Selection:
             return None
         return np.unique(self.labels)[self.predicted]
 
+    @property
+    def is_label_issue(self) -> NDArray[np.bool_] | None:
+        """Whether each label is probably wrong, bool (N,): `is_wrong > 0.5`; None as `is_wrong`."""
+        return None if self.is_wrong is None else self.is_wrong > ISSUE_ABOVE
+
     def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples of an epoch: a function of the epoch and this selection.
 
@@ -216,26 +226,69 @@ class Selection:
         )
         return replace(self, duplicate_of=found)
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return a pandas table, one row an example, in the order of the data set.
+
+        The columns are always the same; what is not known is missing (`pandas.NA`). `index`,
+        `given_label` (of `labels`), `predicted_label`, `label_score` (of `probabilities`) and
+        `is_label_issue` are named as by cleanlab. The others are `margin`, `agreement` (of
+        `scores`), `kept` (in `indices`), `rank` (of `ranks`: missing if not kept), `weight` (the
+        same) and `duplicate_of` (missing if it is no near duplicate).
+
+        Raises:
+            ImportError: `sage-torch[table]` is not installed.
+
+        Cost:
+            O(N), 70 bytes an example.
+        """
+        found = {"predicted_labels": self.predicted_labels, "is_label_issue": self.is_label_issue}
+        return frame(self._fields() | found)
+
+    def issues(self) -> pd.DataFrame:
+        """Return the rows of `to_frame` whose label is probably wrong, the least likely one first.
+
+        Raises:
+            ValueError: The selection has no `is_wrong`.
+            ImportError: `sage-torch[table]` is not installed.
+        """
+        return doubtful(self.to_frame())
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the selection to one file: NumPy arrays and a JSON text in a zip (.npz).
+        """Write the selection to one file, by its ending.
+
+        `.parquet` and `.csv` are the table of `to_frame`; `.txt` is `indices`, one a line. Any
+        other name, such as `subset.npz`, gets the whole selection: NumPy arrays and a JSON text in
+        a zip. Only this one can be loaded. `pandas.read_parquet(path)` reads the same table again,
+        and so does `pandas.read_csv(path, dtype=selection.to_frame().dtypes.to_dict())`.
 
         The file appears whole or not at all: it is written beside `path` and moved there.
 
         Args:
             path: Where to write; the name is used as it is.
+
+        Raises:
+            ImportError: It is a table, and `sage-torch[table]` is not installed.
         """
-        write_whole(path, self.to_bytes())
+        ending = Path(path).suffix.lower()
+        if ending in TABLES:
+            data = table_bytes(self.to_frame(), ending)
+        else:
+            data = lines(self.indices) if ending == ".txt" else self.to_bytes()
+        write_whole(path, data)
 
     def to_bytes(self) -> bytes:
-        """Return what `save` writes."""
-        return to_bytes({each.name: getattr(self, each.name) for each in fields(self)})
+        """Return what `save` writes to an `.npz`."""
+        return to_bytes(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
-        """Read what `save` wrote. Nothing in the file is executed.
+        """Read what `save` wrote to an `.npz`. Nothing in the file is executed.
 
         Args:
-            path: A file written by `save`.
+            path: A file written by `save`; a table or a list of indices is not enough.
 
         Returns:
             The selection.
@@ -262,6 +315,6 @@ class Selection:
             return cls(**read(source))
         except Exception as error:  # damaged bytes may raise anything
             raise ValueError(
-                f"{name} holds no readable selection: {shorten(str(error), 250)}; give a file that "
-                "Selection.save or `sage-torch select --out` wrote"
+                f"{name} holds no readable selection: {shorten(str(error), 250)}; give an .npz "
+                "that Selection.save or `sage-torch select --out` wrote"
             ) from error

@@ -12,6 +12,7 @@ from sage_torch.selection.archive import pack, unpack
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.coordinates import Coordinates
 from sage_torch.selection.draws import Draws
+from sage_torch.selection.table import described
 
 _FORMAT = 5
 # Arrays by name: their dtype, and the length of their one axis: N, k, or any.
@@ -28,6 +29,8 @@ _ARRAYS: dict[str, tuple[type, str | None]] = {
     "ranks": (np.int64, "k"),
     "duplicate_of": (np.int64, "N"),
 }
+_JUDGED = ("labels", "probabilities", "is_wrong", "predicted")
+_START = 64  # bytes that tell files apart
 _OF_DRAWS = ("order", "starts", "classes", "quotas")
 
 
@@ -61,20 +64,24 @@ def read(source: bytes | BinaryIO) -> dict[str, Any]:
     Raises:
         ValueError: It is of another format, or damaged. Damaged bytes may raise anything else.
     """
+    _refuse_other_files(source)
     meta, arrays = unpack(source)
     if meta["format"] != _FORMAT:
         raise ValueError(
             f"expected format {_FORMAT}, got {meta['format']}; read it with the version of "
             "sage_torch that wrote it, or select again"
         )
-    fields: dict[str, Any] = {
-        name: arrays[name] if name in meta["arrays"] else None for name in _ARRAYS
-    }
+    names, settings = meta["arrays"], meta["settings"]
+    if not isinstance(names, list) or not all(name in _ARRAYS and name in arrays for name in names):
+        raise ValueError(f"expected arrays among {', '.join(_ARRAYS)}, got {names}")
+    fields: dict[str, Any] = {name: arrays[name] if name in names else None for name in _ARRAYS}
     fields["certificate"] = None
     if meta["certificate"] is not None:
         fields["certificate"] = Certificate(**_numbers("certificate", meta["certificate"]))
     fields["seconds"] = _numbers("seconds", meta["seconds"])
-    fields["settings"] = dict(meta["settings"])
+    if not isinstance(settings, dict):
+        raise ValueError(f"expected settings by name, got {type(settings).__name__}")
+    fields["settings"] = settings
     fields["draws"] = None
     if meta["draws"] is not None:
         of_draws: dict[str, Any] = {name: arrays[f"draws_{name}"] for name in _OF_DRAWS}
@@ -85,7 +92,21 @@ def read(source: bytes | BinaryIO) -> dict[str, Any]:
         start = "coordinates_"
         parts = {name[len(start) :]: arrays[name] for name in arrays if name.startswith(start)}
         fields["coordinates"] = Coordinates.read(meta["coordinates"], parts, len(fields["scores"]))
+        if fields["coordinates"].known and any(fields[name] is None for name in _JUDGED):
+            raise ValueError(f"expected {', '.join(_JUDGED)} beside coordinates with a calibration")
     return fields
+
+
+def _refuse_other_files(source: bytes | BinaryIO) -> None:
+    """Name what else `Selection.save` writes: it holds too little for a selection."""
+    if isinstance(source, bytes):
+        start = source[:_START]
+    else:
+        start = source.read(_START)
+        source.seek(0)
+    found = described(start)
+    if found is not None:
+        raise ValueError(f"expected a .npz archive, got {found}")
 
 
 def _check(fields: dict[str, Any]) -> None:
@@ -105,15 +126,16 @@ def _check(fields: dict[str, Any]) -> None:
             )
     if not len(indices):
         raise ValueError("expected at least one index")
-    if indices[0] < 0 or indices[-1] >= total or (np.diff(indices) <= 0).any():
+    # Differences could overflow.
+    if indices[0] < 0 or indices[-1] >= total or (indices[1:] <= indices[:-1]).any():
         raise ValueError(f"expected ascending indices within [0, {total})")
     _check_values(fields, total)
 
 
 def _check_values(fields: dict[str, Any], total: int) -> None:
     weights, ranks, draws = fields["weights"], fields["ranks"], fields["draws"]
-    if weights is not None and not (weights >= 1).all():
-        raise ValueError("expected weights of at least 1")
+    if weights is not None and not ((weights >= 1) & np.isfinite(weights)).all():
+        raise ValueError("expected finite weights of at least 1")
     for name in ("probabilities", "is_wrong"):
         likely = fields[name]
         if likely is not None and not ((likely >= 0) & (likely <= 1)).all():  # nor NaN
@@ -124,8 +146,11 @@ def _check_values(fields: dict[str, Any], total: int) -> None:
     if predicted is not None:
         classes = 0 if labels is None else len(np.unique(labels))
         _within("predicted classes", predicted, 0, classes)
-    if fields["duplicate_of"] is not None:
-        _within("duplicates", fields["duplicate_of"], -1, total)
+    duplicate_of = fields["duplicate_of"]
+    if duplicate_of is not None:
+        _within("duplicates", duplicate_of, -1, total)
+        if (duplicate_of[duplicate_of[duplicate_of >= 0]] >= 0).any():
+            raise ValueError("expected duplicates of examples that are none themselves")
     if draws is not None and not (
         draws.order.max() < total and np.array_equal(draws.epoch(0), fields["indices"])
     ):
