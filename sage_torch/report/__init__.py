@@ -1,12 +1,13 @@
 """One page about a selection: a single HTML file without scripts, for any browser.
 
-It needs jinja2 and matplotlib (`pip install 'sage-torch[command]'`).
+It needs jinja2, matplotlib and pandas (`pip install 'sage-torch[command]'`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from sage_torch.report.page import page
 from sage_torch.selection.archive import write_whole
 from sage_torch.selection.result import Selection
+from sage_torch.selection.table import table_bytes
 
 __all__ = ["page", "write_report"]
 
@@ -27,23 +29,24 @@ def write_report(
 ) -> None:
     """Write a page that shows kept and dropped examples, and how certain the selection is.
 
-    It contains scores, the labels to check, the number kept and the total by class, the spectrum
-    of the sketch, its certificate in words, timings, settings, versions and the command that
-    repeats the selection. The file includes all pictures; opening it executes and fetches nothing.
+    It contains scores, the labels to check, near duplicates, what was kept by class, the spectrum
+    of the sketch, how sure all of it is, timings, settings, versions and the command that repeats
+    the selection. The file includes all pictures; opening it executes and fetches nothing. The
+    whole table (`Selection.to_frame`) is written beside it, as CSV of the same name.
 
     Args:
         selection: Any selection; parts that it lacks are left out.
-        path: The file to write, which appears whole or not at all.
+        path: The page to write. It and the table appear whole or not at all.
         dataset: The data set of the selection, to show examples: as pictures if the first part of
             an item is an image, otherwise as text and numbers.
         class_names: Names by label; None for `dataset.classes` if that fits, otherwise the labels.
 
     Raises:
         ValueError: The data set has another length than the selection, or a label has no name.
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib or pandas is not installed.
 
     Cost:
-        O(N), a second or two for the charts, and up to 132 items of the data set.
+        O(N), a second or two for the charts, and up to 168 items of the data set.
 
     Example:
         >>> import tempfile, torch
@@ -58,5 +61,8 @@ def write_report(
         ...     "25 of 100 examples" in Path(folder, "subset.html").read_text(encoding="utf-8")
         True
     """
-    text = page(selection, dataset, class_names=class_names)
+    beside = Path(path).with_suffix(".csv")
+    table = table_bytes(selection.to_frame(), ".csv")
+    text = page(selection, dataset, class_names=class_names, table=beside.name)
+    write_whole(beside, table)
     write_whole(path, text.encode(errors="replace"))  # half of a surrogate pair becomes "?"

@@ -24,12 +24,14 @@ from sage_torch.report.facts import (
     setting_rows,
     timing_rows,
 )
+from sage_torch.report.named import issue_rows, kind_rows, kind_words, noise_words
 from sage_torch.report.shown import Example, show
 from sage_torch.selection.facts import label_facts, trim_facts, trims_by_margin
 from sage_torch.selection.result import Selection
 
 _PARAMETERS = 500  # shown
 _LOWEST = 12  # margins named beside the least likely labels
+_VALUES: dict[Values, str] = {"probabilities": "label probability", "margins": "margin"}
 _CHECK: dict[Values, str] = {
     "probabilities": "The labels that are least likely by the features of the other examples, with "
     "their probability.",
@@ -42,13 +44,25 @@ def page(
     dataset: Dataset[Any] | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    table: str | None = None,
 ) -> str:
-    """Return the HTML that `write_report` writes, with the same arguments and errors."""
+    """Return the HTML that `write_report` writes, with the same arguments and errors.
+
+    Args:
+        selection: As there.
+        dataset: As there.
+        class_names: As there.
+        table: Name of the table beside the page, to link to.
+    """
     names = _names_of(dataset, selection) if class_names is None else class_names
     settings = selection.settings
     rows = class_rows(selection, names)  # may raise, so it comes before the slow charts
     shown = None if dataset is None else show(selection, dataset)
     of = most_telling(selection)
+
+    def name(label: int | None) -> str:
+        return label_name(label, names)
+
     return _template().render(
         selection=selection,
         kept=len(selection.indices),
@@ -58,12 +72,16 @@ def page(
         rows=rows,
         scores=_range(selection),
         shown=shown,
-        name=lambda label: label_name(label, names),
-        score_words=_score_words,
+        name=name,
+        words=lambda example: _words(example, of, names),
+        issues=issue_rows(selection, name),
+        value_name=_VALUES.get(of, ""),
         check=_CHECK.get(of, ""),
-        check_words=lambda example: _check_words(example, of, names),
         lowest_margins=_lowest_margins(selection, of),
-        certificate=certificate_words(selection.certificate),
+        kinds=kind_rows(selection, name),
+        kind_words=kind_words(selection),
+        sure=[*certificate_words(selection.certificate), *noise_words(selection)],
+        table=table,
         timings=timing_rows(selection.seconds),
         command=command_words(settings),
         settings=setting_rows(settings),
@@ -113,15 +131,20 @@ def _lowest_margins(selection: Selection, of: Values) -> str:
     return ", ".join(f"example {index}" for index in lowest)
 
 
-def _score_words(example: Example) -> list[str]:
-    return [] if math.isnan(example.score) else [f"{example.score:.2f}"]
-
-
-def _check_words(example: Example, of: Values, names: Sequence[str] | None) -> list[str]:
-    label = [] if example.label is None else [label_name(example.label, names)]
-    name = f"example {example.index}"  # as in `dataset[index]`, so without a thousands separator
-    value = example.probability if of == "probabilities" else example.margin
-    return [name, written(value, of), *label, "kept" if example.is_kept else "dropped"]
+def _words(example: Example, of: Values, names: Sequence[str] | None) -> list[str]:
+    """Return what stands under an example: number, given and suggested label, how likely it is."""
+    words = [f"example {example.index}"]  # as in `dataset[index]`, without a thousands separator
+    if example.label is not None:
+        words.append(label_name(example.label, names))
+    if example.suggested not in (None, example.label):
+        words.append(f"rather {label_name(example.suggested, names)}")
+    if of == "probabilities":
+        words.append(written(example.probability, of))
+    elif of == "margins":
+        words.append(written(example.margin, of))
+    elif not math.isnan(example.score):
+        words.append(f"{example.score:.2f}")
+    return [*words, "kept" if example.is_kept else "dropped"]
 
 
 def _range(selection: Selection) -> tuple[float, float] | None:

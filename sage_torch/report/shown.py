@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from sage_torch.plots.examples import spread
 from sage_torch.plots.images import check_length, read_images
 from sage_torch.plots.style import is_kept, known_values, members, most_telling
+from sage_torch.report.named import kinds
 from sage_torch.selection.result import Selection
 
-_CLASSES, _COLUMNS, _WORST = 10, 6, 12
+_CLASSES, _COLUMNS, _WORST, _KINDS = 10, 6, 12, 6
 _LONGEST_TEXT, _NUMBERS = 240, 12
 _LARGEST = 96  # pixels along the longer side of a picture
 _INPUTS = ("image", "img", "pixel_values", "text", "sentence", "input_ids")  # keys of dicts
@@ -31,6 +32,7 @@ class Example:
     Attributes:
         index: Position in the data set.
         label: Label; None without labels.
+        suggested: The most likely label; None where nobody knows.
         score: Agreement; NaN without scores.
         margin: Margin; NaN without margins.
         probability: Probability of the label; NaN without probabilities.
@@ -41,6 +43,7 @@ class Example:
 
     index: int
     label: int | None
+    suggested: int | None
     score: float
     margin: float
     probability: float
@@ -58,10 +61,12 @@ class Shown:
             rank, highest score first.
         worst: Examples with the lowest probabilities, else margins, lowest first; empty without
             both.
+        kinds: Near duplicates: the one that stands for all, and some of the others.
     """
 
     rows: list[tuple[int | None, list[Example], list[Example]]]
     worst: list[Example]
+    kinds: list[list[Example]]
 
 
 def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
@@ -71,7 +76,7 @@ def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
         ValueError: The data set has another length than the selection.
 
     Cost:
-        Up to 132 items are read.
+        Up to 168 items are read.
     """
     check_length(selection, dataset)
     kept = is_kept(selection)
@@ -87,14 +92,16 @@ def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
     worst = np.zeros(0, np.int64)
     if of != "scores":
         worst = np.argsort(known_values(selection, of), kind="stable")[:_WORST]
-    wanted = np.unique(np.concatenate([worst, *(ids for _, *both in rows for ids in both)]))
+    alike = [np.array([first, *others[: _COLUMNS - 1]]) for first, others in kinds(selection)]
+    of_classes = [ids for _, *both in rows for ids in both]
+    wanted = np.unique(np.concatenate([worst, *of_classes, *alike[:_KINDS]]))
     by_index = _read(selection, dataset, wanted, kept)
 
     def examples(ids: NDArray[np.int64]) -> list[Example]:
         return [by_index[int(i)] for i in ids]
 
     by_class = [(label, examples(first), examples(second)) for label, first, second in rows]
-    return Shown(by_class, examples(worst))
+    return Shown(by_class, examples(worst), [examples(ids) for ids in alike[:_KINDS]])
 
 
 def _read(
@@ -104,11 +111,12 @@ def _read(
     kept: NDArray[np.bool_],
 ) -> dict[int, Example]:
     items = {int(i): _inputs_of(dataset[int(i)]) for i in indices}
-    pictures = _pictures(selection, items)
+    pictures, suggested = _pictures(selection, items), selection.predicted_labels
     return {
         i: Example(
             index=i,
             label=None if selection.labels is None else int(selection.labels[i]),
+            suggested=None if suggested is None else int(suggested[i]),
             score=float(selection.scores[i]),
             margin=_at(selection.margins, i),
             probability=_at(selection.probabilities, i),

@@ -45,7 +45,7 @@ def test_the_labels_to_check_are_named_by_index(item: Any, of: str) -> None:
         probabilities=values if of == "probabilities" else None,
     )
     text = page(selection, Items(item))
-    lowest = text[text.index("Labels to check") :]
+    lowest = text[text.index("Labels to check") : text.index("Near duplicates")]
     named = re.findall(r"<span>example (\d+)</span>", lowest)
     assert named[:3] == ["2017", "1204", "33"]
     assert len(named) == 12

@@ -60,8 +60,9 @@ def at_random() -> Selection:
 
 def test_it_says_what_the_selection_says(selection: Selection, tmp_path: Path) -> None:
     write_report(selection, tmp_path / "subset.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["subset.html"]
-    words = read((tmp_path / "subset.html").read_text(encoding="utf-8")).words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["subset.csv", "subset.html"]
+    read_page = read((tmp_path / "subset.html").read_text(encoding="utf-8"))
+    words = read_page.words
     certificate = selection.certificate
     assert certificate is not None
     assert selection.margins is not None
@@ -79,7 +80,12 @@ def test_it_says_what_the_selection_says(selection: Selection, tmp_path: Path) -
         *selection.settings["parameters"],
     ):
         assert expected in words
-    assert "to check" not in words, "no data set, no examples"
+    for heading in ("Labels to check", "Near duplicates", "What was kept, by class", "How sure"):
+        assert heading in words
+    assert "Nobody has looked for them." in words
+    assert "How many labels are wrong was not estimated." in words
+    link = next(each for each in read_page.of("a") if each)
+    assert (tmp_path / (link["href"] or "")).read_text().count("\n") == 91
 
 
 @quick
