@@ -54,7 +54,7 @@ class Coordinates:
         return {"gradient_width": self.gradient_width, "known": self.known, "looked": self.looked}
 
     @classmethod
-    def read(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]], total: int) -> Coordinates:
+    def read(cls, meta: dict[str, Any], arrays: dict[str, Any], total: int) -> Coordinates:
         """Return the coordinates that gave these.
 
         Raises:
