@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 20
-_LONGEST = 60  # letters of a text on the terminal
+_LONGEST = 200  # letters of a text; the terminal cuts it
 
 
 def issues(
@@ -117,7 +117,9 @@ def _shown(rows: pd.DataFrame) -> Table:
         headings["example"] = "example"
     for name, heading in headings.items():
         is_number = name.endswith(("index", "label", "score", "_of"))
-        table.add_column(heading, justify="right" if is_number else "left")
+        is_text = name == "example"
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(heading, justify=justify, no_wrap=is_text, overflow="ellipsis")
     for row in rows[list(headings)].itertuples(index=False):
         table.add_row(*(_cell(name, each) for name, each in zip(headings, row, strict=True)))
     return table
@@ -131,4 +133,4 @@ def _cell(name: str, value: Any) -> str:
     if name == "kept":
         return "yes" if value else "no"
     words = " ".join(str(value).split())
-    return escape(words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…")
+    return escape(words[:_LONGEST])
