@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from sage_torch.command.demo import demo
 from sage_torch.command.doctor import doctor
+from sage_torch.command.issues import issues
+from sage_torch.command.recut import recut
 from sage_torch.command.report import report
 from sage_torch.command.select import select
+from sage_torch.version import __version__
 
 __all__ = ["application"]
 
@@ -19,10 +24,21 @@ application = typer.Typer(
 )
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"sage-torch {__version__}")
+        raise typer.Exit
+
+
 @application.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_tell_version),
+    ] = False,
+) -> None:
     """SAGE: choose the training examples worth a gradient step."""
 
 
-for _command in (select, report, doctor, demo):
+for _command in (select, recut, issues, report, doctor, demo):
     application.command()(_command)

@@ -33,26 +33,47 @@ def demo(
     data: Annotated[DataName, typer.Option(help="The data set.")] = DataName.digits,
     data_root: Annotated[
         Path | None,
-        typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with the folder fashion-mnist."),
+        typer.Option(
+            envvar=DATA_ROOT_VARIABLE,
+            help="Folder with the folder fashion-mnist.",
+            metavar="DIR",
+        ),
     ] = None,
-    keep: Annotated[float, typer.Option(help="Share of the training examples to keep.")] = 0.25,
+    keep: Annotated[
+        float, typer.Option(help="Share of the training examples to keep.", metavar="SHARE")
+    ] = 0.25,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Number of seeds. [default: 10; fashion-mnist 3]")
+        int | None,
+        typer.Option(
+            min=1, help="Number of seeds. [default: 10; fashion-mnist 3]", metavar="COUNT"
+        ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps per run. [default: 400; fashion-mnist 1500]"),
+        typer.Option(
+            min=1,
+            help="Training steps per run. [default: 400; fashion-mnist 1500]",
+            metavar="COUNT",
+        ),
     ] = None,
     examples: Annotated[
         int | None,
-        typer.Option(min=1, help="Use a random subset of the training data. [default: all]"),
+        typer.Option(
+            min=1,
+            help="Use a random subset of the training data. [default: all]",
+            metavar="COUNT",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path(
-        "outputs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the picture and the numbers.", metavar="DIR")
+    ] = Path("outputs/demo"),
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads. [default: 1 for digits, else torch's choice]"),
+        typer.Option(
+            min=1,
+            help="CPU threads. [default: 1 for digits, else torch's choice]",
+            metavar="COUNT",
+        ),
     ] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:

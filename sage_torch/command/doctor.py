@@ -27,8 +27,8 @@ from sage_torch.select import select_subset
 from sage_torch.version import LEAST_TORCH, __version__
 
 _OPTIONAL = (
-    *("accelerate", "jinja2", "lightning", "matplotlib", "psutil", "pyyaml", "safetensors"),
-    *("scikit-learn", "torchdata", "torchvision", "transformers"),
+    *("accelerate", "jinja2", "lightning", "matplotlib", "pandas", "psutil", "pyarrow", "pyyaml"),
+    *("safetensors", "scikit-learn", "torchdata", "torchvision", "transformers"),
 )
 _SIZE, _DIM, _ROWS = 8, 40, 200
 _ROUNDING = 1e-5  # of a squared length, in float32

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import typer
+
+from sage_torch.selection.table import TABLES, check_installed
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -38,19 +40,37 @@ def one_line(*, with_traceback: bool | None = None) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def check_writable(path: Path) -> None:
+def check_output(path: Path, endings: Sequence[str], *, force: bool) -> None:
     """Check before the work starts that its result can be written to a file.
 
+    Args:
+        path: The file.
+        endings: Those that its name may have; any, if there are none.
+        force: Whether it may be there already.
+
     Raises:
-        ValueError: The path is a folder, or its folder does not exist or is not writable.
+        ValueError: The name ends otherwise, the path is a folder, its folder does not exist or is
+            not writable, or the file exists.
+        ImportError: A table is asked for, and what writes it is not installed.
     """
-    folder = path.parent
+    shown, folder, ending = repr(os.fspath(path)), path.parent, path.suffix.lower()
     if path.is_dir() or not path.name:
-        raise ValueError(f"expected a file to write, got the folder {os.fspath(path)!r}; name one")
+        raise ValueError(f"expected a file to write, got the folder {shown}; name one")
+    if endings and ending not in endings:
+        raise ValueError(
+            f"expected a file to write that ends in {', '.join(endings)}, which says what is "
+            f"written, got {shown}"
+        )
+    if ending in TABLES:
+        check_installed(ending)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(
             f"expected a folder to write {path.name!r} in, but there is no {os.fspath(folder)!r} "
             "that takes files; make it first"
+        )
+    if path.exists() and not force:
+        raise ValueError(
+            f"expected a new file to write, but {shown} exists; pass --force to write over it"
         )
 
 

@@ -8,38 +8,35 @@ from typing import Annotated
 
 import typer
 
-from sage_torch.command.failures import check_writable, need, one_line
+from sage_torch.command.failures import check_output, need, one_line
+from sage_torch.command.flags import Force, Saved, Traceback, place_option
 from sage_torch.command.objects import make_dataset
 from sage_torch.selection.result import Selection
 
 
 def report(
-    selection: Annotated[Path, typer.Argument(help="File of `select`.", metavar="FILE.npz")],
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="Its data set, to show examples.", metavar="MODULE:NAME"),
-    ] = None,
+    selection: Saved,
+    dataset: Annotated[str | None, place_option("Its data set, to show examples.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Page to write. [default: beside the selection]", metavar="FILE.html"),
     ] = None,
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show the traceback of an error.")
-    ] = False,
+    force: Force = False,
+    traceback: Traceback = False,
 ) -> None:
     """Write one HTML page about a selection: scores, classes, examples, certificate, command."""
     need("command", jinja2="jinja2", matplotlib="matplotlib")
     from sage_torch.report import write_report
 
     with one_line(with_traceback=traceback):
-        loaded = Selection.load(selection)
-        data = None if dataset is None else make_dataset(dataset)
         page = selection.with_suffix(".html") if out is None else out
-        check_writable(page)
         if page.resolve() == selection.resolve():
             raise ValueError(
                 "expected another file for the page than for the selection, got "
                 f"{os.fspath(page)!r} for both; pass --out"
             )
+        check_output(page, (), force=force)
+        loaded = Selection.load(selection)
+        data = None if dataset is None else make_dataset(dataset)
         write_report(loaded, page, data)
     typer.echo(f"report  {page}")

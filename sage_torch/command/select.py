@@ -13,21 +13,33 @@ from typing import Annotated, Any
 import torch
 import torch.distributed
 import typer
-from rich.console import Console
 
-from sage_torch.command.failures import check_writable, one_line
+from sage_torch.command.failures import check_output, one_line
+from sage_torch.command.flags import (
+    OUTPUTS,
+    Force,
+    Traceback,
+    option_flag,
+    place_option,
+    value_option,
+)
 from sage_torch.command.objects import make_dataset, make_model, named
-from sage_torch.command.summary import summary
-from sage_torch.command.values import read_configuration, scalar, word
+from sage_torch.command.summary import tell
+from sage_torch.command.values import read_configuration, word
 from sage_torch.options import Options
 from sage_torch.select import select_subset
 from sage_torch.selection.result import Selection
+from sage_torch.selection.table import ENDINGS
 
-_OWN = ("config", "model", "dataset", "weights_file", "device", "out", "traceback")
+_OWN = ("config", "model", "dataset", "weights_file", "device", "out", "force", "traceback")
 _OPTIONS = [option for option in dataclasses.fields(Options) if option.name != "keep"]
 _GIVEN_AS = {option.name: option.metadata["given_as"] for option in _OPTIONS}
-_FLAGS = ("traceback", *(name for name, how in _GIVEN_AS.items() if how in ("switch", "names")))
-_UNRECORDED = ("config", "traceback", "progress", "checkpoint", "distributed")
+_FLAGS = (
+    "force",
+    "traceback",
+    *(name for name, how in _GIVEN_AS.items() if how in ("switch", "names")),
+)
+_UNRECORDED = ("config", "force", "traceback", "progress", "checkpoint", "distributed")
 
 
 def _configured(context: typer.Context, path: str | None) -> str | None:
@@ -50,45 +62,23 @@ def _configured(context: typer.Context, path: str | None) -> str | None:
     return path
 
 
-def _text(value: Any) -> str | None:
-    if not isinstance(value, str):
-        raise typer.BadParameter(f"expected a text, got {value!r}")
-    return None if value == "none" else value
-
-
-def _option(words: str, metavar: str = "VALUE") -> Any:
-    return typer.Option(help=words, parser=scalar, metavar=metavar)
-
-
-def _place(words: str, metavar: str = "MODULE:NAME") -> Any:
-    return typer.Option(help=words, parser=_text, metavar=metavar)
-
-
-def _flag(option: dataclasses.Field[Any]) -> Any:
-    """Return how the command line takes an option; the field's first sentence is its help."""
-    words, given_as = option.metadata["help"].partition(". ")[0] + ".", option.metadata["given_as"]
-    if given_as == "value":
-        return Annotated[Any, _option(words)]
-    if given_as == "switch":
-        return Annotated[bool | None, typer.Option(help=words)]
-    if given_as == "names":
-        words += " Or MODULE:NAME for a predicate. Repeatable."
-        return Annotated[list[str] | None, typer.Option(help=words)]
-    return Annotated[str | None, _place(words, "DIR" if given_as == "folder" else "MODULE:NAME")]
-
-
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for each option of a selection, before its last parameter."""
+    """Give a command a flag for each option of a selection, before its last parameters."""
     own = inspect.signature(command, eval_str=True)
-    *first, traceback = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    *first, force, traceback = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     flags = [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(option)
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=option_flag(option),
         )
         for option in _OPTIONS
     ]
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in first]
-    parameters += [*flags, traceback.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    parameters = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in (*first, *flags, force, traceback)
+    ]
     command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
     return command
@@ -97,10 +87,12 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_options
 def select(
     context: typer.Context,
-    model: Annotated[str, _place("A torch.nn.Module, or a function that makes it.")],
-    dataset: Annotated[str, _place("A map-style data set, or a function that makes it.")],
-    keep: Annotated[Any, _option("Share in (0, 1], or a count such as 500; 1.0 is all.", "KEEP")],
-    out: Annotated[str, _place("File to write the selection to.", "FILE.npz")],
+    model: Annotated[str, place_option("A torch.nn.Module, or a function that makes it.")],
+    dataset: Annotated[str, place_option("A map-style data set, or a function that makes it.")],
+    keep: Annotated[
+        Any, value_option("Share in (0, 1], or a count such as 500; 1.0 is all.", "KEEP")
+    ],
+    out: Annotated[str, place_option("File to write: all, a table, or the indices.", OUTPUTS)],
     config: Annotated[
         str | None,
         typer.Option(
@@ -111,15 +103,17 @@ def select(
         ),
     ] = None,
     weights_file: Annotated[
-        str | None, _place("State dict for the model.", "FILE.pt|safetensors")
+        str | None, place_option("State dict for the model.", "FILE.pt|safetensors")
     ] = None,
-    device: Annotated[str | None, _place("Where the model computes.", "DEVICE")] = None,
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="On an error, show where it came from.")
-    ] = False,
+    device: Annotated[str | None, place_option("Where the model computes.", "DEVICE")] = None,
+    force: Force = False,
+    traceback: Traceback = False,
     **_: Any,
 ) -> None:
     """Choose the examples worth a gradient step, and write them to a file.
+
+    The ending of --out says what is written: .npz is all, which `report`, `issues` and `recut`
+    read; .parquet and .csv are a table with one row an example; .txt is one kept index a line.
 
     The model and the data set come from your own code: `--model training:make_model` is the
     function make_model of training.py in this folder, called without arguments after
@@ -137,7 +131,7 @@ def select(
     with one_line(with_traceback=traceback), _process_group():
         options = {name: value for name, value in given.items() if name not in _OWN}
         _check(options)
-        check_writable(Path(out))
+        check_output(Path(out), ENDINGS, force=force)
         torch.manual_seed(options.get("seed", 0))  # also for what modules make when imported
         options |= {n: _object(n, v) for n, v in options.items() if n != "score_dataset"}
         made = make_model(model, None if weights_file is None else Path(weights_file), device)
@@ -151,8 +145,7 @@ def select(
         if is_first:
             selection = _with_command(selection, given)
             selection.save(out)
-            Console(highlight=False).print(summary(selection))
-            typer.echo(f"selection  {out}\nreport     sage-torch report {out}")
+            tell(selection, out)
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -1,13 +1,29 @@
-"""The summary of a selection on the command line: one table."""
+"""The summary of a selection on the command line: one table, and what comes next."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
+import typer
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sage_torch.selection.facts import label_facts, trim_facts, trims_by_margin
 from sage_torch.selection.result import Selection
+
+
+def tell(selection: Selection, out: str) -> None:
+    """Print the summary of a selection, where it was written to, and what to do with the file."""
+    Console(highlight=False).print(summary(selection))
+    # Plainly, because a console would break the lines.
+    typer.echo(f"selection  {out}")
+    if Path(out).suffix.lower() == ".npz":
+        typer.echo(f"report     sage-torch report {shlex.quote(out)}")
+        if selection.is_wrong is not None:
+            typer.echo(f"labels     sage-torch issues {shlex.quote(out)}")
 
 
 def summary(selection: Selection) -> Table:

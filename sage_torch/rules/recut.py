@@ -28,7 +28,7 @@ from sage_torch.selection.coordinates import Coordinates
 from sage_torch.selection.result import NO_COORDINATES, Selection, recut_with
 
 _AT_ONCE = 8_192  # examples that a stream gets at once
-_OF_TRIM = ("threshold", "trimmed_by_noise", "trimmed_by_budget", "trimmed_because")
+_OF_FIRST = ("command", "threshold", "trimmed_by_noise", "trimmed_by_budget", "trimmed_because")
 _CHANGES = ("keep", "rule", "trim", "quotas", "seed", "duplicates")
 _SAME = ("draw", "weights", "class_balanced", "consensus", "shards")
 
@@ -127,6 +127,11 @@ def recut(selection: Selection, changed: dict[str, Any]) -> Selection:
 def _options(selection: Selection, kept: Coordinates, changed: dict[str, Any]) -> Options:
     """Return all options of the new cut, checked."""
     before = selection.settings
+    missing = [name for name in (*_SAME, *_CHANGES, "classes") if name not in before]
+    if missing:
+        raise ValueError(
+            f"expected the settings of a selection, got none of {', '.join(missing)}; select again"
+        )
     given = {name: before[name] for name in (*_SAME, *_CHANGES)} | changed
     options = Options.given(**given)
     if options.rule == "random":
@@ -211,7 +216,7 @@ def _calibration(kept: Coordinates) -> Calibration:
 def _settings(
     selection: Selection, options: Options, classes: ClassBook, chosen: Chosen, k: int
 ) -> dict[str, Any]:
-    before = {name: each for name, each in selection.settings.items() if name not in _OF_TRIM}
+    before = {name: each for name, each in selection.settings.items() if name not in _OF_FIRST}
     now = options.as_json()
     settings = before | {name: now[name] for name in _CHANGES}
     settings |= {"k": k, "trimmed": chosen.trimmed, **chosen.settings}

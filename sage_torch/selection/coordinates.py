@@ -54,13 +54,14 @@ class Coordinates:
         return {"gradient_width": self.gradient_width, "known": self.known, "looked": self.looked}
 
     @classmethod
-    def read(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]], total: int) -> Coordinates:
+    def read(cls, meta: dict[str, Any], arrays: dict[str, Any], total: int) -> Coordinates:
         """Return the coordinates that gave these.
 
         Raises:
             ValueError: They do not fit together. Damaged ones may raise anything else.
         """
-        found = cls(**arrays, **meta)
+        parts: dict[str, Any] = {**arrays, **meta}
+        found = cls(**parts)
         rows, sample, width = found.rows, found.sample, found.gradient_width
         truth("looked", found.looked)
         fits = (

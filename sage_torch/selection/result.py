@@ -315,6 +315,6 @@ class Selection:
             return cls(**read(source))
         except Exception as error:  # damaged bytes may raise anything
             raise ValueError(
-                f"{name} holds no readable selection: {shorten(str(error), 250)}; give an .npz "
-                "that Selection.save or `sage-torch select --out` wrote"
+                f"{name} holds no readable selection: {shorten(str(error), 250)}; give a file "
+                "named .npz that Selection.save or `sage-torch select --out` wrote"
             ) from error

@@ -100,10 +100,14 @@ def test_what_a_command_needs_is_named(
     assert done.output == f"error: {package} not installed; pip install 'sage-torch[{extra}]'\n"
 
 
-def test_all_commands_are_listed() -> None:
-    done = CliRunner().invoke(application, ["--help"])
-    for command in ("select", "report", "doctor", "demo"):
-        assert f"\n  {command} " in done.output
+def test_a_page_is_not_overwritten_unless_forced(saved: Selection) -> None:
+    Path("subset.html").write_text("mine")
+    done = run("subset.npz")
+    assert done.exit_code == 1
+    assert done.output.startswith("error: expected a new file to write, but 'subset.html' exists")
+    assert Path("subset.html").read_text() == "mine"
+    assert run("subset.npz", "--force").exit_code == 0
+    assert "22 of 90 examples" in Path("subset.html").read_text(encoding="utf-8")
 
 
 def lines(figure: Figure) -> list[list[float]]:

@@ -84,7 +84,7 @@ def run(*arguments: str) -> Result:
 
 
 def selected(*arguments: str) -> Selection:
-    done = run(*arguments, "--out", "subset.npz")
+    done = run(*arguments, "--out", "subset.npz", "--force")
     assert done.exit_code == 0, done.output
     return Selection.load("subset.npz")
 
@@ -275,6 +275,8 @@ def refused(words: str, *arguments: str) -> None:
         (("--weights-file", "missing.pt"), "No such file"),
         (("--config", "missing.yaml"), "No such file"),
         (("--out", "missing/subset.npz"), "there is no 'missing' that takes files; make it first"),
+        (("--out", "subset.html", "--model", "training:broken"), "ends in .npz, .parquet, .csv"),
+        (("--out", "subset", "--model", "training:broken"), "ends in .npz, .parquet, .csv, .txt"),
         (("--out", "."), "expected a file to write, got the folder '.'"),
         (("--device", "quantum"), "(--traceback shows where)"),
     ],
@@ -283,13 +285,50 @@ def test_a_wrong_wish_is_one_line(arguments: tuple[str, ...], words: str) -> Non
     refused(words, *BASE, "--out", "subset.npz", *arguments)
 
 
-def test_a_page_is_not_written_over_its_selection(tmp_path: Path) -> None:
-    assert run(*BASE, "--out", "subset.html").exit_code == 0
+def test_a_page_is_not_written_over_its_selection() -> None:
+    selected(*BASE).save("subset.html")
     before = Path("subset.html").read_bytes()
-    done = CliRunner().invoke(application, ["report", "subset.html"])
+    done = CliRunner().invoke(application, ["report", "subset.html", "--force"])
     assert done.exit_code == 1
     assert "expected another file for the page" in done.output
     assert Path("subset.html").read_bytes() == before
+
+
+def test_nothing_is_overwritten_unless_forced(project: Path) -> None:
+    (project / "subset.npz").write_text("mine")
+    done = run(*BASE, "--out", "subset.npz", "--model", "training:broken")
+    assert done.exit_code == 1
+    assert done.output == (
+        "error: expected a new file to write, but 'subset.npz' exists; pass --force to write over "
+        "it\n"
+    )
+    assert (project / "subset.npz").read_text() == "mine"
+    ours = selected(*BASE, "--force")
+    assert "--force" not in ours.settings["command"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "txt", "CSV"])
+def test_the_ending_says_what_is_written(ending: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    path = f"subset.{ending}"
+    done = run(*BASE, "--out", path)
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith(f"selection  {path}\n"), "no page can be made of it"
+    other = expected()
+    if ending == "txt":
+        assert Path(path).read_text() == "".join(f"{index}\n" for index in other.indices)
+        return
+    read = pandas.read_parquet if ending == "parquet" else pandas.read_csv
+    table = read(path)
+    assert table["index"].tolist() == list(range(120))
+    assert table["index"][table["kept"]].tolist() == other.indices.tolist()
+
+
+def test_what_comes_next_can_be_pasted() -> None:
+    done = run(*BASE, "--out", "a subset.npz")
+    assert done.exit_code == 0, done.output
+    assert "\nreport     sage-torch report 'a subset.npz'\n" in done.output
+    assert "\nlabels     sage-torch issues 'a subset.npz'\n" in done.output
 
 
 @pytest.mark.parametrize(

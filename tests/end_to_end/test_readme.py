@@ -16,7 +16,7 @@ PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
 DOCS = sorted((PROJECT / "docs").rglob("*.md"))
 PROSE = [README, *DOCS, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
-FRAMEWORKS = ("accelerate", "lightning", "torchdata", "transformers")
+FRAMEWORKS = ("accelerate", "cleanlab", "lightning", "torchdata", "transformers")
 # A file or folder of this repository that is named in code, such as `notebooks/quickstart.ipynb`.
 FOLDERS = ("benchmarks", "build_support", "docs", "notebooks", "sage_torch", "src", "tests")
 NAMED = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`")

@@ -37,11 +37,15 @@ fuzz = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-ARRAYS = ("indices", "scores", "labels", "weights", "margins", "singular_values", "probabilities")
+ARRAYS = (
+    "indices", "scores", "labels", "weights", "margins", "singular_values", "probabilities",
+    "is_wrong", "predicted", "ranks", "duplicate_of",
+)  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "weights": {"weights": True},
     "rotate": {"draw": "rotate"},
     "random": {"rule": "random", "draw": "random"},
+    "coordinates": {"keep_coordinates": True},
 }
 READOUT = {"rho": 0.25, "trimmed_by_budget": 1, "trimmed_by_noise": 2}  # settings of trim="auto"
 
@@ -73,6 +77,12 @@ def good() -> dict[str, bytes]:
         probabilities=np.linspace(0, 1, 24, dtype=np.float32),
         settings=made["weights"].settings | READOUT,
     )
+    of_first = np.where(np.arange(24) % 4 == 1, 0, -1)
+    made["coordinates"] = dataclasses.replace(made["coordinates"], duplicate_of=of_first)
+    for name in ARRAYS[-4:]:
+        assert getattr(made["coordinates"], name) is not None
+    assert made["coordinates"].coordinates is not None
+    assert made["coordinates"].coordinates.known
     return {name: selection.to_bytes() for name, selection in made.items()}
 
 
@@ -111,6 +121,11 @@ def use(selection: Selection) -> None:
         assert set(indices.tolist()) <= set(range(total))
     again = Selection.from_bytes(selection.to_bytes())
     assert_same(again, selection)
+    table = selection.to_frame()
+    assert table["index"].tolist() == list(range(total))
+    assert table["kept"].sum() == len(selection)
+    if selection.is_label_issue is not None:
+        assert len(selection.issues()) == selection.is_label_issue.sum()
     assert "examples" in page(selection)
     with open(os.devnull, "w") as nowhere:
         Console(file=nowhere).print(summary(selection))
@@ -121,6 +136,11 @@ def assert_same(first: Selection, second: Selection) -> None:
         one, other = getattr(first, name), getattr(second, name)
         assert (one is None) == (other is None)
         assert one is None or one.tobytes() == other.tobytes()
+    assert (first.coordinates is None) == (second.coordinates is None)
+    if first.coordinates is not None and second.coordinates is not None:
+        assert first.coordinates.meta() == second.coordinates.meta()
+        for name, one in first.coordinates.arrays().items():
+            assert one.tobytes() == second.coordinates.arrays()[name].tobytes()
     for name in ("settings", "seconds", "certificate"):
         assert repr(getattr(first, name)) == repr(getattr(second, name))
 
@@ -242,7 +262,9 @@ def test_other_arrays_are_refused_or_consistent(
                 extreme = [0, 1, -1, 23, 24, 2**62, -(2**63), math.nan, math.inf]
                 place = data.draw(st.integers(0, array.size - 1))
                 with np.errstate(invalid="ignore", over="ignore"):
-                    array[place] = np.array(data.draw(st.sampled_from(extreme))).astype(array.dtype)
+                    array.flat[place] = np.array(data.draw(st.sampled_from(extreme))).astype(
+                        array.dtype
+                    )
             parts[member] = npy(array)
     found = read(archived(parts))
     if found is not None:

@@ -35,7 +35,7 @@ def test_every_option_of_select_subset_is_there_under_its_name() -> None:
     there = {option.name: option for option in command.params}
     asked = inspect.signature(select_subset).parameters
     assert set(asked) <= set(there)
-    own = {"out", "config", "weights_file", "device", "traceback"}
+    own = {"out", "config", "weights_file", "device", "force", "traceback"}
     assert set(there) - set(asked) == own
     for name, option in there.items():
         assert f"--{name.replace('_', '-')}" in option.opts
