@@ -25,7 +25,7 @@ def report(
     traceback: Traceback = False,
 ) -> None:
     """Write one HTML page about a selection: scores, classes, examples, certificate, command."""
-    need("command", jinja2="jinja2", matplotlib="matplotlib")
+    need("command", jinja2="jinja2", matplotlib="matplotlib", pandas="pandas")
     from sage_torch.report import write_report
 
     with one_line(with_traceback=traceback):
@@ -35,8 +35,10 @@ def report(
                 "expected another file for the page than for the selection, got "
                 f"{os.fspath(page)!r} for both; pass --out"
             )
-        check_output(page, (), force=force)
+        for file in (page, page.with_suffix(".csv")):
+            check_output(file, (), force=force)
         loaded = Selection.load(selection)
         data = None if dataset is None else make_dataset(dataset)
         write_report(loaded, page, data)
     typer.echo(f"report  {page}")
+    typer.echo(f"table   {page.with_suffix('.csv')}")

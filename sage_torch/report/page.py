@@ -31,7 +31,7 @@ from sage_torch.selection.result import Selection
 
 _PARAMETERS = 500  # shown
 _LOWEST = 12  # margins named beside the least likely labels
-_VALUES: dict[Values, str] = {"probabilities": "label probability", "margins": "margin"}
+_VALUES: dict[Values, str] = {"probabilities": "probability", "margins": "margin"}
 _CHECK: dict[Values, str] = {
     "probabilities": "The labels that are least likely by the features of the other examples, with "
     "their probability.",

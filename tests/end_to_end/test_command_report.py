@@ -46,7 +46,7 @@ def run(*arguments: str, command: str = "report") -> Result:
 def test_the_page_lies_beside_the_selection(saved: Selection) -> None:
     done = run("subset.npz")
     assert done.exit_code == 0, done.output
-    assert done.output == "report  subset.html\n"
+    assert done.output == "report  subset.html\ntable   subset.csv\n"
     assert "22 of 90 examples" in Path("subset.html").read_text(encoding="utf-8")
 
 

@@ -109,7 +109,7 @@ def test_every_example_is_named_with_what_is_known(judged: Selection, has_data: 
     words = read(page(made, data, class_names=names, table="subset.csv")).words
     to_check = words.partition("Labels to check")[2].partition("Near duplicates")[0]
     kept = "yes" if 30 in made.indices else "no"
-    assert "example given label suggested label label probability probably wrong kept" in to_check
+    assert "example given label suggested label probability likely wrong kept" in to_check
     assert f"30 ant bee 0.010 yes {kept}" in to_check
     assert "All rows: subset.csv" in to_check
     if has_data:
