@@ -70,7 +70,13 @@ class Selection:
             wrong labels. None where there is no such regression: without classes, with
             `trim="negative"` or `rule="random"`.
         is_wrong: float32 (N,) in [0, 1]: how likely each label is wrong, by the same
-            regression, the estimated share of wrong labels and who is taken for whom (Bayes). None as above.
+            regression, the estimated share of wrong labels and who is taken for whom (Bayes). None
+            as above.
+        label_scores: float32 (N,) in [0, 1]: how right each label looks, lowest where it is most
+            likely wrong. `q / (q + o)`: q is the geometric mean of `probabilities` and of what the
+            model itself gives to the label (`probabilities` alone with gradients other than the
+            last layer's and with a loss of your own), o what other classes give to it. It ranks
+            labels; the trim does not read it. None as above.
         predicted: int32 (N,): the class that the regression finds most likely, as its place among
             the ascending labels; see `predicted_labels`. None as above.
         ranks: int64 (k,), in the order of `indices`: when each was chosen, from 0 on; classes and
@@ -108,6 +114,7 @@ class Selection:
     probabilities: NDArray[np.float32] | None = None
     is_wrong: NDArray[np.float32] | None = None
     predicted: NDArray[np.int32] | None = None
+    label_scores: NDArray[np.float32] | None = None
     ranks: NDArray[np.int64] | None = None
     duplicate_of: NDArray[np.int64] | None = None
     coordinates: Coordinates | None = None

@@ -21,7 +21,8 @@ P = np.sort(RANDOM.beta(2, 1, (2, 500)).astype(np.float32), axis=1).ravel()
 def judged(p: np.ndarray[Any, Any], rho: float = 0.0) -> Judged:
     """What is known of labels of these probabilities, of four classes that are mistaken evenly."""
     odds = rho / (1 - rho) * (1 - p) / 3
-    return Judged(p, np.minimum(1, odds / p).astype(np.float32))
+    is_wrong = np.minimum(1, odds / p).astype(np.float32)
+    return Judged(p, is_wrong, np.zeros(len(p), np.int32), p)
 
 
 def rated(
