@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, pictures, subset, tables, tasks, torches
+from benchmarks.quality import compression, labels, pictures, subset, tables, tasks, torches
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
@@ -50,6 +50,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     subset.section,
     tasks.section,
     compression.section,
+    labels.section,
     gradients.section,
     derived_weights.section,
     sketch.section,
@@ -73,6 +74,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quality": lambda: tables.means(0.0, tables.README_RULES),
     "noisy": lambda: tables.means(0.2, tables.README_RULES),
     "gradients": gradients.block,
+    "labels": labels.block,
     "modes": modes.block,
     "sketch": sketch.block,
 }
