@@ -206,6 +206,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         probabilities=None if scored.judged is None else scored.judged.probabilities,
         is_wrong=None if scored.judged is None else scored.judged.is_wrong,
         predicted=None if scored.judged is None else scored.judged.predicted,
+        label_scores=None if scored.judged is None else scored.judged.label_scores,
         ranks=chosen.ranks,
         coordinates=None if keeping is None else keeping.finish(scored),
         singular_values=sketch.singular_values(),

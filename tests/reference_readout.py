@@ -101,6 +101,18 @@ def judged(scores: Floats, class_ids: Ints, of: Calibration) -> tuple[Floats, Fl
     return of_label, np.minimum(1, of.rho / (1 - of.rho) * others / of_label)
 
 
+def label_scores(scores: Floats, class_ids: Ints, of: Calibration, own: Floats) -> Floats:
+    """How right each label looks, (N,): by its probabilities against those it is mistaken for."""
+    classes, rows = scores.shape[1], np.arange(len(scores))
+    p = (1 - of.share) * softmax(scores / of.temperature) + of.share / classes
+    evenly = (1 - np.eye(classes)) / (classes - 1)
+    mistaken = 0.9 * evenly + 0.1 * of.mistaken
+    others = np.array([p[i] @ mistaken[:, class_ids[i]] for i in rows])
+    label = np.sqrt(p[rows, class_ids] * own)
+    found: Floats = label / (label + others)
+    return found
+
+
 @dataclass(frozen=True)
 class Rated:
     """Which examples the trim leaves, before it fills up the quotas, and how much each counts."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.accelerator import page as accelerator
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, pictures, subset, tables, tasks, torches
+from benchmarks.quality import compression, labels, pictures, subset, tables, tasks, torches
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
@@ -52,6 +52,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     subset.section,
     tasks.section,
     compression.section,
+    labels.section,
     gradients.section,
     derived_weights.section,
     sketch.section,
@@ -77,6 +78,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quality": lambda: tables.means(0.0, tables.README_RULES),
     "noisy": lambda: tables.means(0.2, tables.README_RULES),
     "gradients": gradients.block,
+    "labels": labels.block,
     "modes": modes.block,
     "sketch": sketch.block,
 }

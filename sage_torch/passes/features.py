@@ -41,18 +41,32 @@ class Kept:
 
     def rows(
         self, job: Job, shard: Shard
-    ) -> Iterator[tuple[NDArray[np.int64], Rows, NDArray[np.float32]]]:
-        """Yield indices (n,), gradients and features (n, H) of a shard, in order."""
+    ) -> Iterator[tuple[NDArray[np.int64], Rows, NDArray[np.float32], NDArray[np.float32] | None]]:
+        """Yield indices (n,), gradients, features (n, H) and `own_probabilities` of a shard."""
         for start in range(shard.start, shard.stop, _AT_ONCE):
             indices = np.arange(start, min(start + _AT_ONCE, shard.stop))
             place = slice(start - self.first, start - self.first + len(indices))
             outer = OuterRows(
                 self._there(self.delta[place]), self._there(self.hidden[place]), self.bias
             )
-            yield indices, rows_from(job.computer, outer), self.hidden[place]
+            own = own_probabilities(job, outer)
+            yield indices, rows_from(job.computer, outer), self.hidden[place], own
 
     def _there(self, rows: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(rows).to(self.device)
+
+
+def own_probabilities(job: Job, outer: OuterRows | None) -> NDArray[np.float32] | None:
+    """Return what the model itself gives to each label, float32 (n,); None where not known."""
+    found = _of_labels(job, outer)
+    return None if found is None else found.float().cpu().numpy()
+
+
+def _of_labels(job: Job, outer: OuterRows | None) -> Tensor | None:
+    """Return the softmax at the label: `p - y` is negative at the label alone, `p_y - 1`."""
+    if outer is None or job.options.loss is not None or outer.delta.shape[1] < 2:
+        return None
+    return (1.0 + outer.delta.min(1).values).clamp(1e-12, 1.0)
 
 
 class FeatureBook:
@@ -97,9 +111,9 @@ class FeatureBook:
         self.kept.put(indices, looked.outer)
 
     def _note_loss(self, outer: OuterRows) -> None:
-        """Add up the cross-entropy; `p - y` is negative at the label alone: `p_y - 1`."""
-        if self._job.options.loss is None and outer.delta.shape[1] > 1:
-            of_labels = (1.0 + outer.delta.min(1).values).clamp(min=1e-12)
+        """Add up the cross-entropy, where it is one."""
+        of_labels = _of_labels(self._job, outer)
+        if of_labels is not None:
             self._loss = self._loss - of_labels.double().log().sum()  # on its device, no wait
             self._count += len(of_labels)
             self._logits = outer.delta.shape[1]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_torch.passes.calibration import ENOUGH, Calibration, Judged
+from sage_torch.selection.issues import MOST_WRONG, PROBABLY_WRONG
 
 Floats = NDArray[np.float64]
 
@@ -20,9 +21,6 @@ Floats = NDArray[np.float64]
 # `_BUDGET (1 - keep)^_POWER`: the smaller the budget, the more of what is hard. Never more than
 # `_MOST_HARD` of the class, and so many times the share that is estimated to be wrong.
 _BUDGET, _POWER, _MOST_HARD, _HARD_BESIDE = 3.5, 6, 0.3, 2.0
-# The noise term: labels go that are wrong with more than this probability, but never more of a
-# class than `rho (1.5 - rho)`, where a share `rho` is wrong.
-_WRONG, _MOST_WRONG = 0.25, 1.5
 _EXPONENT = 0.5
 
 
@@ -73,14 +71,12 @@ class Rating:
         """
         of, sample = known.calibration, known.of_sample
         odds, is_wrong = _odds(sample, known.classes), sample.is_wrong
-        noise = np.full(len(shares), _WRONG)
+        noise = np.full(len(shares), PROBABLY_WRONG)
         budget = _BUDGET * (1.0 - shares) ** _POWER if has_budget else np.zeros(len(shares))
         most_hard = of.trust * _MOST_HARD + _HARD_BESIDE * of.rho
         for group in range(len(shares)):
             is_here = groups == group
-            most_wrong = -_at(
-                -is_wrong[is_here].astype(np.float64), of.rho * (_MOST_WRONG - of.rho)
-            )
+            most_wrong = -_at(-is_wrong[is_here].astype(np.float64), of.rho * (MOST_WRONG - of.rho))
             noise[group] = max(noise[group], most_wrong)
             budget[group] = min(budget[group], _at(odds[is_here], most_hard))
         exponent = _EXPONENT * min(1.0, of.skill / ENOUGH)

@@ -257,7 +257,16 @@ class Readout:
         return unit
 
     def judged(
-        self, features: NDArray[np.float32], class_ids: NDArray[np.int32], *, is_new: bool = False
+        self,
+        features: NDArray[np.float32],
+        class_ids: NDArray[np.int32],
+        own: NDArray[np.float32] | None = None,
+        *,
+        is_new: bool = False,
     ) -> Judged:
-        """Return what is known of the labels of n examples; arguments as `scores`."""
-        return self.calibration.judged(self.scores(features, class_ids, is_new=is_new), class_ids)
+        """Return what is known of the labels of n examples.
+
+        Arguments as `scores`, and as `Calibration.judged`.
+        """
+        scores = self.scores(features, class_ids, is_new=is_new)
+        return self.calibration.judged(scores, class_ids, own)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.gradients.features import look
 from sage_torch.passes.calibration import Judged
+from sage_torch.passes.features import own_probabilities
 from sage_torch.passes.job import Job
 from sage_torch.passes.sketching import Sketched
 from sage_torch.passes.views import Views
@@ -156,9 +157,9 @@ def _views(
     data.
     """
     if sketched.kept is not None:
-        for indices, rows, hidden in sketched.kept.rows(job, shard):
+        for indices, rows, hidden, own in sketched.kept.rows(job, shard):
             class_ids = sketched.classes.of(indices)
-            yield indices, class_ids, Views.of(sketched, rows, hidden, class_ids)
+            yield indices, class_ids, Views.of(sketched, rows, hidden, class_ids, own)
         return
     done = 0
     for part in job.snapshots.rows(shard, Views.width(sketched)):
@@ -173,7 +174,8 @@ def _views(
         with naming_the_example(indices):
             looked = look(job.computer, features, batch, len(indices))
             known = None if looked.features is None else looked.features.cpu().numpy()
-            views = Views.of(sketched, looked.rows, known, class_ids)
+            own = own_probabilities(job, looked.outer)
+            views = Views.of(sketched, looked.rows, known, class_ids, own)
         done += len(indices)
         yield indices, class_ids, views
         job.snapshots.save_rows(shard, done, views.packed())

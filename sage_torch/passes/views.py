@@ -29,6 +29,7 @@ class Views(NamedTuple):
         rows: Rows,
         features: NDArray[np.float32] | None,
         class_ids: NDArray[np.int32],
+        own: NDArray[np.float32] | None = None,
     ) -> Views:
         """Return the views of a batch.
 
@@ -37,11 +38,12 @@ class Views(NamedTuple):
             rows: Gradients of n examples.
             features: float32 (n, H); None without a readout.
             class_ids: int32 (n,).
+            own: float32 (n,), the model's own probability of each label; None where not known.
         """
         coordinates, readout = sketched.sketch.sketched(rows), sketched.readout
         if readout is None or features is None:
             return cls(coordinates)
-        judged = readout.judged(features, class_ids)
+        judged = readout.judged(features, class_ids, own)
         return cls(coordinates, readout.reduced(features), judged)
 
     @classmethod
@@ -97,8 +99,8 @@ class Views(NamedTuple):
         width = sketched.sketch.sketch_size
         parts = np.split(rows, [width, *range(rows.shape[1] - _OF_LABELS, rows.shape[1])], axis=1)
         coordinates, features, *of_labels = map(np.ascontiguousarray, parts)
-        probabilities, is_wrong, predicted = (part.ravel() for part in of_labels)
-        judged = Judged(probabilities, is_wrong, predicted.astype(np.int32))
+        probabilities, is_wrong, predicted, label_scores = (part.ravel() for part in of_labels)
+        judged = Judged(probabilities, is_wrong, predicted.astype(np.int32), label_scores)
         return cls(coordinates, features, judged)
 
     @staticmethod

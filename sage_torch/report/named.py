@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sage_torch.plots.style import is_kept, known_values, most_telling, written
+from sage_torch.selection.issues import is_share
 from sage_torch.selection.result import Selection
 
 _ROWS, _KINDS, _MEMBERS = 20, 20, 12
@@ -42,7 +42,7 @@ class KindRow:
 
 
 def issue_rows(selection: Selection, name: Name) -> list[IssueRow]:
-    """Return the examples with the lowest probabilities, else margins, lowest first."""
+    """Return the examples whose labels are most likely wrong, those first; none without margins."""
     of = most_telling(selection)
     if of == "scores":
         return []
@@ -57,8 +57,15 @@ def issue_rows(selection: Selection, name: Name) -> list[IssueRow]:
             is_issue=is_issue is not None and bool(is_issue[i]),
             is_kept=bool(kept[i]),
         )
-        for i in np.argsort(values, kind="stable")[:_ROWS].tolist()
+        for i in doubtful_first(selection)[:_ROWS].tolist()
     ]
+
+
+def doubtful_first(selection: Selection) -> NDArray[np.int64]:
+    """Return all examples, those first whose labels are most likely wrong, int64 (N,)."""
+    if selection.label_scores is not None:
+        return np.argsort(selection.label_scores, kind="stable")
+    return np.argsort(known_values(selection, most_telling(selection)), kind="stable")
 
 
 def kinds(selection: Selection) -> list[tuple[int, NDArray[np.int64]]]:
@@ -108,15 +115,11 @@ def kind_words(selection: Selection) -> str:
 def noise_words(selection: Selection) -> list[str]:
     """Return what is known of wrong labels, as sentences."""
     issues, rho = selection.is_label_issue, selection.settings.get("rho")
-    if issues is None or not _is_share(rho):
+    if issues is None or not is_share(rho):
         return ["How many labels are wrong was not estimated."]
     share = "under 1 %" if rho < _SMALL else f"about {100 * rho:.0f} %"
     return [
         f"By what contradicts confident predictions, {share} of the labels are wrong.",
-        f"{int(issues.sum()):,} labels are more probably wrong than right; "
+        f"{int(issues.sum()):,} labels are worth a look; "
         f"{int(issues[selection.indices].sum()):,} of them are kept.",
     ]
-
-
-def _is_share(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from sage_torch.plots.examples import spread
 from sage_torch.plots.images import check_length, read_images
-from sage_torch.plots.style import is_kept, known_values, members, most_telling
-from sage_torch.report.named import kinds
+from sage_torch.plots.style import is_kept, members, most_telling
+from sage_torch.report.named import doubtful_first, kinds
 from sage_torch.selection.result import Selection
 
 _CLASSES, _COLUMNS, _WORST, _KINDS = 10, 6, 12, 6
@@ -59,8 +59,8 @@ class Shown:
     Attributes:
         rows: Per class its label or None, some kept and some dropped examples, in even steps of
             rank, highest score first.
-        worst: Examples with the lowest probabilities, else margins, lowest first; empty without
-            both.
+        worst: Examples whose labels are most likely wrong, those first; empty without margins
+            and probabilities.
         kinds: Near duplicates: the one that stands for all, and some of the others.
     """
 
@@ -91,7 +91,7 @@ def show(selection: Selection, dataset: Dataset[Any]) -> Shown:
     of = most_telling(selection)
     worst = np.zeros(0, np.int64)
     if of != "scores":
-        worst = np.argsort(known_values(selection, of), kind="stable")[:_WORST]
+        worst = doubtful_first(selection)[:_WORST]
     alike = [np.array([first, *others[: _COLUMNS - 1]]) for first, others in kinds(selection)]
     of_classes = [ids for _, *both in rows for ids in both]
     wanted = np.unique(np.concatenate([worst, *of_classes, *alike[:_KINDS]]))

@@ -196,9 +196,16 @@ def _known(selection: Selection) -> tuple[Judged, NDArray[np.int64]]:
     """Return what is known of all labels, and the labels."""
     labels, probabilities = selection.labels, selection.probabilities
     is_wrong, predicted = selection.is_wrong, selection.predicted
-    if labels is None or probabilities is None or is_wrong is None or predicted is None:
+    label_scores = selection.label_scores
+    if (
+        labels is None
+        or probabilities is None
+        or is_wrong is None
+        or predicted is None
+        or label_scores is None
+    ):
         raise ValueError("expected labels and probabilities beside coordinates; select again")
-    return Judged(probabilities, is_wrong, predicted), labels
+    return Judged(probabilities, is_wrong, predicted, label_scores), labels
 
 
 def _calibration(kept: Coordinates) -> Calibration:

@@ -18,8 +18,9 @@ from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.coordinates import Coordinates
 from sage_torch.selection.draws import Draws
 from sage_torch.selection.duplicates import near_duplicates
+from sage_torch.selection.issues import is_share, label_issues
 from sage_torch.selection.stored import read, to_bytes
-from sage_torch.selection.table import ISSUE_ABOVE, TABLES, doubtful, frame, lines, table_bytes
+from sage_torch.selection.table import TABLES, doubtful, frame, lines, table_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,11 @@ class Selection:
         is_wrong: float32 (N,) in [0, 1]: how likely each label is wrong, by the same
             regression, the estimated share of wrong labels and who is taken for whom (Bayes). None
             as above.
+        label_scores: float32 (N,) in [0, 1]: how right each label looks, lowest where it is most
+            likely wrong. `q / (q + o)`: q is the geometric mean of `probabilities` and of what the
+            model itself gives to the label (`probabilities` alone with gradients other than the
+            last layer's and with a loss of your own), o what other classes give to it. It ranks
+            labels; the trim does not read it. None as above.
         predicted: int32 (N,): the class that the regression finds most likely, as its place among
             the ascending labels; see `predicted_labels`. None as above.
         ranks: int64 (k,), in the order of `indices`: when each was chosen, from 0 on; classes and
@@ -114,6 +120,7 @@ class Selection:
     probabilities: NDArray[np.float32] | None = None
     is_wrong: NDArray[np.float32] | None = None
     predicted: NDArray[np.int32] | None = None
+    label_scores: NDArray[np.float32] | None = None
     ranks: NDArray[np.int64] | None = None
     duplicate_of: NDArray[np.int64] | None = None
     coordinates: Coordinates | None = None
@@ -144,8 +151,15 @@ class Selection:
 
     @property
     def is_label_issue(self) -> NDArray[np.bool_] | None:
-        """Whether each label is probably wrong, bool (N,): `is_wrong > 0.5`; None as `is_wrong`."""
-        return None if self.is_wrong is None else self.is_wrong > ISSUE_ABOVE
+        """Which labels are worth a look, bool (N,): probably wrong, and of the lowest scores.
+
+        None without a readout. See `sage_torch.selection.issues`.
+        """
+        rho, predicted = self.settings.get("rho"), self.predicted_labels
+        parts = self.label_scores, self.is_wrong, self.labels
+        if predicted is None or not is_share(rho) or any(part is None for part in parts):
+            return None
+        return label_issues(*parts, predicted, rho)  # type: ignore[arg-type]
 
     def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples of an epoch: a function of the epoch and this selection.
@@ -236,7 +250,7 @@ class Selection:
         """Return a pandas table, one row an example, in the order of the data set.
 
         The columns are always the same; what is not known is missing (`pandas.NA`). `index`,
-        `given_label` (of `labels`), `predicted_label`, `label_score` (of `probabilities`) and
+        `given_label` (of `labels`), `predicted_label`, `label_score` (of `label_scores`) and
         `is_label_issue` are named as by cleanlab. The others are `margin`, `agreement` (of
         `scores`), `kept` (in `indices`), `rank` (of `ranks`: missing if not kept), `weight` (the
         same) and `duplicate_of` (missing if it is no near duplicate).

@@ -26,6 +26,7 @@ _ARRAYS: dict[str, tuple[type, str | None]] = {
     "probabilities": (np.float32, "N"),
     "is_wrong": (np.float32, "N"),
     "predicted": (np.int32, "N"),
+    "label_scores": (np.float32, "N"),
     "ranks": (np.int64, "k"),
     "duplicate_of": (np.int64, "N"),
 }
@@ -136,7 +137,7 @@ def _check_values(fields: dict[str, Any], total: int) -> None:
     weights, ranks, draws = fields["weights"], fields["ranks"], fields["draws"]
     if weights is not None and not ((weights >= 1) & np.isfinite(weights)).all():
         raise ValueError("expected finite weights of at least 1")
-    for name in ("probabilities", "is_wrong"):
+    for name in ("probabilities", "is_wrong", "label_scores"):
         likely = fields[name]
         if likely is not None and not ((likely >= 0) & (likely <= 1)).all():  # nor NaN
             raise ValueError(f"expected {name} within [0, 1]")

@@ -31,7 +31,6 @@ COLUMNS = {
     "weight": "Float32",
     "duplicate_of": "Int64",
 }
-ISSUE_ABOVE = 0.5  # probability above which a label is taken to be wrong
 TABLES = (".parquet", ".csv")
 ENDINGS = (".npz", *TABLES, ".txt")  # of the files that a selection is saved to
 _NEEDED = {".parquet": ("pandas", "pyarrow")}
@@ -61,7 +60,7 @@ def frame(known: Mapping[str, Any]) -> pd.DataFrame:
         "index": places,
         "given_label": known["labels"],
         "predicted_label": known["predicted_labels"],
-        "label_score": known["probabilities"],
+        "label_score": known["label_scores"],
         "is_label_issue": known["is_label_issue"],
         "margin": known["margins"],
         "agreement": known["scores"],

@@ -104,6 +104,46 @@ def test_gradients_that_were_asked_for_stay() -> None:
     assert of_some.probabilities == pytest.approx(by_default.probabilities, abs=1e-5)
 
 
+def softmax_at_labels(model: nn.Module, data: TensorDataset) -> np.ndarray[Any, Any]:
+    """Return what a model gives to each label."""
+    inputs, labels = data.tensors
+    with torch.no_grad():
+        return model(inputs).softmax(1)[torch.arange(N), labels].numpy()
+
+
+@pytest.mark.parametrize("consensus", ["exact", "streaming"])
+def test_label_scores_count_what_the_model_says(consensus: str) -> None:
+    torch.manual_seed(0)
+    data, is_wrong = images(wrong=0.2)
+    model = trained(plain(), data)
+    found = select(model, data, consensus=consensus)
+    without = select(model, data, consensus=consensus, gradients="functional")  # its own part apart
+    own = softmax_at_labels(model, data)
+
+    def odds(scores: Any) -> Any:
+        return scores.astype(np.float64) / (1 - scores.astype(np.float64))
+
+    # q / (q + o) has odds q / o: o is the same, q is sqrt(p own) or p.
+    ratio = odds(found.label_scores) / odds(without.label_scores)
+    is_plain = found.probabilities > 1e-3
+    expected = np.sqrt(own / found.probabilities)
+    assert ratio[is_plain] == pytest.approx(expected[is_plain], rel=0.02)
+    assert roc_auc_score(is_wrong, -found.label_scores) > 0.9
+
+
+def test_a_loss_of_your_own_says_nothing_of_probabilities() -> None:
+    torch.manual_seed(0)
+    data, _ = images(wrong=0.2)
+    model = trained(plain(), data)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    by_own = select(model, data, loss=loss, gradients="last_layer", labels=data.tensors[1])
+    apart = select(model, data, gradients="functional")
+    assert by_own.label_scores == pytest.approx(apart.label_scores, abs=1e-4)
+
+
 def test_a_wide_last_layer_is_not_a_readout_of_its_inputs() -> None:
     torch.manual_seed(0)
     data, is_wrong = images(wrong=0.2)

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-LONG = ("anatomy_of_a_sketch", "choosing_keep_l_draw", "noisy_labels")
+LONG = ("anatomy_of_a_sketch", "choosing_keep_l_draw", "clean_my_labels", "noisy_labels")
 # What all notebooks import is no garbage, nor holds a loader: neither is looked for among it.
 FREEZE = (
     "import gc, matplotlib.pyplot, scipy.stats, sklearn.datasets, torch._dynamo, sage_torch.plots; "
@@ -54,6 +54,7 @@ def test_these_are_all() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
         "anatomy_of_a_sketch",
         "choosing_keep_l_draw",
+        "clean_my_labels",
         "noisy_labels",
         "quickstart",
     ]

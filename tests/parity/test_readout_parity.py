@@ -74,6 +74,10 @@ def test_calibration_is_of_greatest_likelihood(seed: int, noise: float) -> None:
     p, is_wrong = reference_readout.judged(scores, labels, of)
     assert np.abs(ours.of_sample.probabilities - p).max() < 0.01
     assert np.abs(ours.of_sample.is_wrong - is_wrong).max() < 0.05
+    own = np.random.default_rng(seed).random(len(h)).astype(np.float32)
+    judged = ours.judged(h, labels.astype(np.int32), own)
+    expected = reference_readout.label_scores(scores, labels, of, own)
+    assert np.abs(judged.label_scores - expected).max() < 0.02
     assert abs(found.rho - noise * (1 - 1 / CLASSES)) < 0.12  # what was put in
 
 

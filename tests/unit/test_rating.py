@@ -22,7 +22,7 @@ def judged(p: np.ndarray[Any, Any], rho: float = 0.0) -> Judged:
     """What is known of labels of these probabilities, of four classes that are mistaken evenly."""
     odds = rho / (1 - rho) * (1 - p) / 3
     is_wrong = np.minimum(1, odds / p).astype(np.float32)
-    return Judged(p, is_wrong, np.zeros(len(p), np.int32))
+    return Judged(p, is_wrong, np.zeros(len(p), np.int32), p)
 
 
 def rated(
@@ -111,6 +111,31 @@ def test_wrong_labels_are_counted_and_found(wrong: float, to_next: bool) -> None
         assert found[~is_wrong].mean() < 0.15
     else:
         assert found.mean() < 0.01
+
+
+def test_label_scores_follow_both_witnesses_and_the_trim_does_not() -> None:
+    scores, labels, is_wrong = noisy(0.2, to_next=False)
+    of = calibrated(scores, labels)
+    alone = of.judged(scores, labels)
+    by_rank = alone.label_scores.argsort()
+    assert is_wrong[by_rank[: is_wrong.sum()]].mean() > 0.9
+    assert (alone.label_scores > 0).all()
+    assert (alone.label_scores < 1).all()
+    low, high = (of.judged(scores, labels, np.full(4_000, own, np.float32)) for own in (0.01, 1.0))
+    assert (low.label_scores < high.label_scores).all()
+    assert (low.label_scores < alone.label_scores)[alone.probabilities > 0.01].all()
+    for name in ("probabilities", "is_wrong", "predicted"):
+        assert np.array_equal(getattr(low, name), getattr(alone, name))
+    nothing = of.judged(scores, labels, np.zeros(4_000, np.float32)).label_scores
+    assert np.isfinite(nothing).all()
+
+
+def test_who_is_taken_for_whom_lowers_label_scores() -> None:
+    scores, labels, is_wrong = noisy(0.2, to_next=True)
+    of = calibrated(scores, labels)
+    evenly = replace(of, mistaken=(1 - np.eye(5)) / 4)
+    tilted, even = (each.judged(scores, labels).label_scores for each in (of, evenly))
+    assert (tilted < even)[is_wrong].mean() > 0.95
 
 
 def test_what_untrained_features_fail_to_explain_is_no_sign() -> None:

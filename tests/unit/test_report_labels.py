@@ -96,6 +96,8 @@ def named(judged: Selection) -> Selection:
         judged,
         predicted=predicted,
         is_wrong=is_wrong,
+        label_scores=likely,
+        settings=judged.settings | {"rho": 0.04},
         probabilities=likely,
         duplicate_of=duplicate_of,
     )
@@ -120,7 +122,7 @@ def test_every_example_is_named_with_what_is_known(judged: Selection, has_data: 
     assert "48 ant 2 51" in alike
     sure = words.partition("How sure")[2]
     assert "about 4 % of the labels are wrong" in sure
-    assert "3 labels are more probably wrong than right" in sure
+    assert "3 labels are worth a look" in sure
 
 
 def test_a_selection_without_near_duplicates_says_so(judged: Selection) -> None:
