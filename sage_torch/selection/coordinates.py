@@ -60,8 +60,8 @@ class Coordinates:
         Raises:
             ValueError: They do not fit together. Damaged ones may raise anything else.
         """
-        parts: dict[str, Any] = {**arrays, **meta}
-        found = cls(**parts)
+        parts: dict[str, Any] = arrays
+        found = cls(**parts, **meta)
         rows, sample, width = found.rows, found.sample, found.gradient_width
         truth("looked", found.looked)
         fits = (

@@ -42,6 +42,8 @@ def selections(draw: st.DrawFn) -> Selection:
         margins=some(np.float32, total, floats(-1.5, 1)),
         probabilities=some(np.float32, total, floats(0, 1)),
         is_wrong=some(np.float32, total, floats(0, 1)),
+        label_scores=some(np.float32, total, floats(0, 1)),
+        settings={"rho": draw(st.none() | st.floats(0, 1))},
         predicted=some(np.int32, total, st.integers(0, classes - 1)),
         ranks=draw(st.none() | st.permutations(range(k)).map(np.array)),
         duplicate_of=some(np.int64, total, st.integers(-1, total - 1)),
@@ -52,7 +54,7 @@ def selections(draw: st.DrawFn) -> Selection:
 @given(selection=selections(), ending=st.sampled_from(TABLES), only_issues=st.booleans())
 def test_a_table_comes_back(selection: Selection, ending: str, only_issues: bool) -> None:
     frame = selection.to_frame()
-    if only_issues and selection.is_wrong is not None:
+    if only_issues and selection.is_label_issue is not None:
         frame = doubtful(frame)
     file = io.BytesIO(table_bytes(frame, ending))
     if ending == ".csv":
