@@ -69,11 +69,13 @@ class WarmedUp:
     Attributes:
         model: In evaluation mode.
         seconds: What the epochs cost.
+        steps: How many they took.
         seen: float32 (epochs, N, C), the logits of the examples when they were trained on.
     """
 
     model: torch.nn.Module
     seconds: float
+    steps: int
     seen: NDArray[np.float32]
 
 
@@ -115,7 +117,8 @@ class Contest:
             for epoch in range(epochs):
                 training.epoch(np.arange(count))
                 seen[epoch] = training.logits.numpy()
-            self._warmed_up[epochs] = WarmedUp(training.model.eval(), training.seconds, seen)
+            model, seconds, taken = training.model.eval(), training.seconds, training.taken
+            self._warmed_up[epochs] = WarmedUp(model, seconds, taken, seen)
         return self._warmed_up[epochs]
 
     def _fixed(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
@@ -137,8 +140,19 @@ class Contest:
             details = self._of_noise(selection)
         needs_no_model = rule.startswith("random")
         details["wrong_kept"] = float(self.problem.is_wrong[chosen.indices].mean())
+        steps = self._left(steps, 0 if needs_no_model else warm.steps, seconds)
         trained = self._fresh(steps, chosen.indices, chosen.weights)
         return Outcome(trained, k, 0.0 if needs_no_model else warm.seconds, seconds, details)
+
+    def _left(self, steps: int, warm_up: int, seconds: float) -> int:
+        """Return the steps that a fixed subset is trained for, after its warm-up and choice.
+
+        Args:
+            steps: What the run was to take.
+            warm_up: Steps of the warm-up.
+            seconds: What the choice took.
+        """
+        return steps  # all rules train for as many, and the table says what the choice cost
 
     def _dynamic(self, rule: str, k: int, steps: int) -> Outcome:
         labels = self.problem.labels.cpu().numpy()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, pictures, subset, tables, tasks, torches
+from benchmarks.quality import compression, long_tables, pictures, subset, tables, tasks, torches
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
@@ -46,6 +46,7 @@ same code (`backend="torch"`). What waits for a machine: `tests/parity/test_cuda
 GPU = "\nFigures measured on a GPU say so."
 SECTIONS: tuple[Callable[[], str], ...] = (
     tables.section,
+    long_tables.section,
     cost.section,
     subset.section,
     tasks.section,
@@ -82,6 +83,7 @@ MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTA
 def main() -> None:
     """Write pictures, page and blocks."""
     pictures.draw_pictures()
+    long_tables.draw_pictures()
     PAGE.write_text(results_page())
     for page in pages():
         page.write_text(with_blocks(page.read_text()))
