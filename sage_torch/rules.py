@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.options import Options
 from sage_torch.passes.job import Job
+from sage_torch.passes.known import Known
 from sage_torch.passes.rating import Rating
 from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.passes.sketching import Sketched
@@ -35,6 +36,7 @@ class Chosen:
     draws: Draws | None = None  # None for draw="fixed"
     weights: NDArray[np.float32] | None = None  # (k,)
     settings: dict[str, Any] = field(default_factory=dict)  # what the trim went by
+    probabilities: NDArray[np.float32] | None = None  # (N,) of labels, if more than one reading's
 
 
 class Rule(Protocol):
@@ -71,6 +73,9 @@ def rule_for(job: Job, sketched: Sketched, quotas: NDArray[np.int64]) -> Rule:
     options, class_ids = replace(job.options, trim=trim), classes.groups()
     if options.rule == "agreement":
         return Agreement(class_ids, quotas, options)
+    if options.draw == "rotate" and rating is not None and sketched.readout is not None:
+        rho = sketched.readout.calibration.rho
+        return Worth(class_ids, quotas, options, rating, rho, job.known)
     if options.draw == "random":
         return RandomDraws(class_ids, quotas, options, rating)
     if job.mode.is_streaming:
@@ -176,6 +181,31 @@ class RandomDraws(_OnScores):
         return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
 
 
+@dataclass(frozen=True)
+class Worth(_OnScores):
+    """A part of all examples in each epoch, each of them as often as its label is worth it."""
+
+    rho: float = 0.0
+    known: Known | None = None
+
+    def finish(self, scored: Scored) -> Chosen:
+        """Choose the subset."""
+        assert self.rating is not None
+        assert scored.judged is not None
+        known = Known.of(scored.judged, self.rho, self.known)
+        everything, seed = np.arange(len(self.class_ids)), self.options.seed
+        plain = draws_of(everything, self.class_ids, self.quotas, "rotate", seed)
+        hard, right = 1 - known.probabilities[plain.order], known.right[plain.order]
+        draws = replace(plain, hard=hard, right=right, exponent=self.rating.exponent)
+        return Chosen(
+            draws.epoch(0),
+            int((right == 0).sum()),
+            draws,
+            settings={"rho": known.rho, "readings": known.readings},
+            probabilities=known.probabilities,
+        )
+
+
 class Herding(_OnScores):
     """Trim, then greedy kernel herding within each class, on all coordinates."""
 
@@ -195,7 +225,6 @@ class Herding(_OnScores):
         return self._chosen(scored, self._untrimmed(scored), indices)
 
     def _in_order(self, scored: Scored) -> Chosen:
-        # All count the same: else a turn would begin with what is hard and end with what is easy.
         order, starts, of_blocks = _core.herding_order(
             scored.coordinates,
             _trimmed_by(self.rating, scored, self.class_ids),
@@ -258,7 +287,7 @@ class HerdingInBlocks:
         stream = self._streams[batch.shard.number]
         groups = self._class_ids[batch.indices]
         trimmed_by = _trimmed_by(self._rating, batch, groups)
-        masses = None if self._is_order else _masses(self._rating, batch)
+        masses = _masses(self._rating, batch)
         stream.add(batch.coordinates, trimmed_by, groups, batch.indices, masses=masses)
 
     def finish(self, scored: Scored) -> Chosen:

@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from sage_torch.gradients.loss import unwrap
 from sage_torch.options import Options, SeededOptions
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job, with_features
+from sage_torch.passes.known import Known
 from sage_torch.passes.readout import Readout
 from sage_torch.passes.scoring import score
 from sage_torch.passes.sketching import label_pass, sketch_pass
@@ -134,7 +135,11 @@ def select_subset(
 
 
 def select(
-    model: nn.Module, dataset: Dataset[Any], options: Options, loading: Loading | None = None
+    model: nn.Module,
+    dataset: Dataset[Any],
+    options: Options,
+    loading: Loading | None = None,
+    earlier: Selection | None = None,
 ) -> Selection:
     """Do what `select_subset` documents, with options that are checked already.
 
@@ -143,6 +148,7 @@ def select(
         dataset: As there.
         options: All others.
         loading: How the loader of a sampler reads, but for the options that say so too.
+        earlier: The last selection of a sampler, whose readings of the labels count too.
     """
     group = ranks(options.distributed)
     inner = group.together(lambda: _module(model))
@@ -153,7 +159,8 @@ def select(
         with closing(job.reader):
             if not is_random:  # the first reading: everything has been checked
                 group.together(job.reader.warn_if_random)
-                job = group.together(lambda: with_features(job, inner))
+                known = Known.of_selection(earlier)
+                job = group.together(lambda: replace(with_features(job, inner), known=known))
             job, finished = identified(job, inner, dataset)
             if finished is not None:
                 return finished
@@ -178,6 +185,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
     scored = score(job, sketched, rule.take)
     scored_at = time.perf_counter()
     chosen = rule.finish(scored)
+    likely = None if scored.judged is None else scored.judged.probabilities
     end = time.perf_counter()
     return Selection(
         indices=chosen.indices,
@@ -193,9 +201,10 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
-        probabilities=None if scored.judged is None else scored.judged.probabilities,
+        probabilities=likely if chosen.probabilities is None else chosen.probabilities,
         singular_values=sketch.singular_values(),
-        settings=_settings(model, job, classes, chosen)
+        settings=_of_readout(sketched.readout)
+        | _settings(model, job, classes, chosen)
         | {
             "gradients": getattr(job.computer, "describe", lambda: repr(job.computer))(),
             "gradients_because": _gradients_because(model, job),
@@ -203,7 +212,6 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
             "parameters": parameters,
             "dim": sketch.dim,
             "sketch_rows": sketch.sketch_size,
-            **_of_readout(sketched.readout),
         },
     )
 

@@ -18,6 +18,7 @@ from sage_torch.selection.draws import Draws
 _FORMAT = 4
 _OPTIONAL = ("labels", "weights", "margins", "singular_values", "probabilities")
 _OF_DRAWS = ("order", "starts", "classes", "quotas")
+_OF_WORTH = ("hard", "right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,9 @@ class Selection:
             probabilities; `rho`, the estimated share of wrong labels; `threshold`, the odds against
             chance that the budget asks for, the most of any class; `trimmed_by_budget` and
             `trimmed_by_noise`, the numbers of examples that are too hard for so small a subset,
-            and probably wrong, before those come back that the quotas need.
+            and probably wrong, before those come back that the quotas need. With `draw="rotate"`
+            nothing is dropped but what is certainly wrong, and `readings` counts what `rho` and the
+            probabilities are means of.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
             each kept one represents, itself included; None without the option `weights`.
         draws: The subset of each epoch; None for `draw="fixed"`.
@@ -55,7 +58,8 @@ class Selection:
             ridge regression of the labels on the model's features that left the example itself
             out, and calibrated. `trim="auto"` reads them, and the lowest mark
             wrong labels. None where there is no such regression: without classes, with
-            `trim="negative"` or `rule="random"`.
+            `trim="negative"` or `rule="random"`. With `draw="rotate"` a refresh gives the mean of
+            all readings so far.
 
     Example:
         >>> import tempfile, torch
@@ -144,8 +148,10 @@ class Selection:
                 "draw": self.draws.draw,
                 "seed": self.draws.seed,
                 "is_herded": self.draws.is_herded,
+                "exponent": self.draws.exponent,
             }
-            arrays |= {f"draws_{name}": getattr(self.draws, name) for name in _OF_DRAWS}
+            names = _OF_DRAWS if self.draws.hard is None else (*_OF_DRAWS, *_OF_WORTH)
+            arrays |= {f"draws_{name}": getattr(self.draws, name) for name in names}
         return pack(meta, arrays, compress=True)
 
     @classmethod
@@ -251,4 +257,5 @@ def _numbers(name: str, values: Any) -> dict[str, float]:
 def _draws(meta: Any, arrays: dict[str, Any]) -> Draws | None:
     if meta is None:
         return None
-    return Draws(**meta, **{name: arrays[f"draws_{name}"] for name in _OF_DRAWS})
+    names = [name for name in (*_OF_DRAWS, *_OF_WORTH) if f"draws_{name}" in arrays]
+    return Draws(**meta, **{name: arrays[f"draws_{name}"] for name in names})
