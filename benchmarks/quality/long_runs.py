@@ -17,7 +17,7 @@ not run again: stop and go on at will, or let several processes write different 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,8 @@ from sage_torch.sampler.schedule import Schedule
 EPOCHS = 30
 BUDGETS = (0.15, 0.25, 0.35, 0.5)
 YARDSTICK = "30 epochs"
-RULES = (FULL, "rs2", "infobatch", "random", "sage", *ROTATIONS)
+ROTATED = ("rotate", "rotate, late", "rotate, refreshed rarely")
+RULES = (FULL, "rs2", "infobatch", "random", "sage", *ROTATED)
 OF_AN_EPOCH = 0.5  # of the data that an epoch of a rotation sees, whatever the budget
 _PACES, _STEPS_OF_A_PACE = 15, 10
 
@@ -59,10 +60,11 @@ class LongContest(Contest):
 
     Attributes:
         pace: Seconds of one training step: the median of some short stretches.
+        price: Of the selections of a rotation; measured where it is asked for.
     """
 
     pace: float = 0.0
-    _prices: dict[str, Price] = field(default_factory=dict)
+    price: Price | None = None
 
     def __post_init__(self) -> None:
         training = Training(self.problem, self._network(), _PACES * _STEPS_OF_A_PACE, self.seed)
@@ -92,9 +94,10 @@ class LongContest(Contest):
 
     def _planned(self, rule: str, total: int, per_epoch: int, per_part: int) -> tuple[int, int]:
         """Return the steps that leave time for the selections made meanwhile, and their number."""
-        price = self._price(rule)
+        price = self._prices()
         first, again = (round(each / self.pace) for each in (price.first, price.again))
-        schedule = Schedule(self.condition.warm_up_epochs, ROTATIONS[rule].get("refresh_every"))
+        options = {"warmup_epochs": self.condition.warm_up_epochs} | ROTATIONS[rule]
+        schedule = Schedule(options["warmup_epochs"], options.get("refresh_every"))
         steps = spent = selections = epoch = since = 0
         while True:
             if not schedule.is_warming_up(epoch) and (
@@ -109,9 +112,9 @@ class LongContest(Contest):
                 return total - spent, selections
             steps, epoch = steps + part, epoch + 1
 
-    def _price(self, rule: str) -> Price:
-        """Measure on the warmed-up model what the selections of a rotation take."""
-        if rule not in self._prices:
+    def _prices(self) -> Price:
+        """Measure once, on the warmed-up model, what the selections of a rotation take."""
+        if self.price is None:
             sampler = SageSampler(
                 self._warm(max(1, self.condition.warm_up_epochs)).model,
                 self.problem.dataset,
@@ -119,15 +122,14 @@ class LongContest(Contest):
                 draw="rotate",
                 seed=self.seed,
                 progress=False,
-                **ROTATIONS[rule],
             )
             times = []
             for _ in range(2):
                 start = clock()
                 sampler.select()
                 times.append(clock() - start)
-            self._prices[rule] = Price(*times)
-        return self._prices[rule]
+            self.price = Price(*times)
+        return self.price
 
     def _line(self, outcome: Outcome, total: int, selections: int) -> dict[str, Any]:
         trained = outcome.trained

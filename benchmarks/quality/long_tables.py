@@ -22,7 +22,8 @@ Warm-up and selection are charged: a selection counts as the training steps that
 would have taken in its CPU time. All labels of a condition, and initial weights, are paired by
 seed.
 
-- A rotation sees half of the data in each epoch, after one epoch on all of it.
+- A rotation sees half of the data in each epoch, after one epoch on all of it if its row does not
+  say otherwise. Where no time is left for a selection, it is all data with a shorter schedule.
 - RS2 draws, and a fixed subset has, the share of the data that the budget is of the time.
 - InfoBatch follows its paper: half of what is below the mean loss is left out, the other half
   counts twice, and the last eighth of the run sees all data.

@@ -42,6 +42,10 @@ OURS: dict[str, dict[str, Any]] = {
 ROTATIONS: dict[str, dict[str, Any]] = {
     "rotate": {},
     "rotate, refreshed": {"refresh_every": 4},
+    # For long runs, with half of the data an epoch: an early reading knows little, and costs as
+    # much as a late one.
+    "rotate, late": {"warmup_epochs": 4},
+    "rotate, refreshed rarely": {"refresh_every": lambda epoch: epoch in (1, 9, 29)},
 }
 # One epoch of warm-up shows no example twice: there is nothing to forget.
 _NEEDS_EPOCHS = "forgetting"
@@ -177,10 +181,9 @@ class Contest:
             keep=keep,
             draw="rotate",
             quotas=self.quota_mode,
-            warmup_epochs=self.condition.warm_up_epochs,
             seed=self.seed,
             progress=False,
-            **ROTATIONS[rule],
+            **{"warmup_epochs": self.condition.warm_up_epochs} | ROTATIONS[rule],
         )
         chosen_for, warm_up = 0.0, 0.0
         while not training.is_over:
@@ -188,7 +191,7 @@ class Contest:
             indices = np.fromiter(sampler, np.int64)
             chosen_for += clock() - start
             training.epoch(indices)
-            if training.epochs == self.condition.warm_up_epochs:
+            if training.epochs == sampler.warmup_epochs:
                 warm_up = training.seconds
         if sampler.selection is None:
             raise ValueError(f"expected a selection within {steps} steps, but the warm-up took all")

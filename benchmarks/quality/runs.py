@@ -41,11 +41,14 @@ SHOWN = {
     "k_center": "k-center",
     "rotate": '**SAGE, `draw="rotate"`**',
     "rotate, refreshed": "SAGE, rotate, refreshed every 4 epochs",
+    "rotate, late": "SAGE, rotate, selected after 4 epochs",
+    "rotate, refreshed rarely": "SAGE, rotate, refreshed after 4 and 14 more passes",
     "rs2": "RS2",
     "infobatch": "InfoBatch",
     FULL: "all data, shorter schedule",
 }
-DYNAMIC = (FULL, "rotate", "rotate, refreshed", "rs2", "infobatch")
+_ROTATIONS = ("rotate", "rotate, refreshed", "rotate, late", "rotate, refreshed rarely")
+DYNAMIC = (FULL, *_ROTATIONS, "rs2", "infobatch")
 WHOLE = (FULL, "infobatch")  # these have no budget: one run for all
 DATA_NAMES = {
     "fashion-mnist": "Fashion-MNIST",

@@ -23,7 +23,7 @@ def contest() -> LongContest:
 
 def planned(contest: LongContest, rule: str, total: int, first: int, again: int) -> tuple[int, int]:
     """Return the plan at prices in steps."""
-    contest.pace, contest._prices[rule] = 0.5, Price(0.5 * first, 0.5 * again)
+    contest.pace, contest.price = 0.5, Price(0.5 * first, 0.5 * again)
     return contest._planned(rule, total, per_epoch=20, per_part=10)
 
 
@@ -42,6 +42,14 @@ def test_refreshes_are_taken_off_the_schedule(contest: LongContest) -> None:
     # The refresh would leave nothing to train with: the run ends before it.
     assert planned(contest, "rotate, refreshed", 105, first=30, again=15) == (60, 1)
     assert planned(contest, "rotate, refreshed", 106, first=30, again=15) == (61, 2)
+
+
+def test_a_late_selection_has_more_warm_up(contest: LongContest) -> None:
+    assert rivals.ROTATIONS["rotate, late"]["warmup_epochs"] == 4
+    assert planned(contest, "rotate, late", 150, first=30, again=1) == (120, 1)
+    assert planned(contest, "rotate, late", 110, first=30, again=1) == (110, 0)
+    # 20 steps, a selection, 8 parts of 10 steps, a refresh.
+    assert planned(contest, "rotate, refreshed rarely", 200, first=30, again=15) == (155, 2)
 
 
 def test_a_fixed_subset_pays_for_warm_up_and_choice(contest: LongContest) -> None:
