@@ -29,6 +29,7 @@ from sage_torch.options import Options
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job, with_features
 from sage_torch.passes.keeping import Keeping, both
+from sage_torch.passes.readings import Readings
 from sage_torch.passes.readout import Readout
 from sage_torch.passes.scoring import score
 from sage_torch.passes.sketching import Sketched, label_pass, sketch_pass
@@ -141,7 +142,11 @@ def select_subset(
 
 
 def select(
-    model: nn.Module, dataset: Dataset[Any], options: Options, loading: Loading | None = None
+    model: nn.Module,
+    dataset: Dataset[Any],
+    options: Options,
+    loading: Loading | None = None,
+    earlier: Selection | None = None,
 ) -> Selection:
     """Do what `select_subset` documents, with options that are checked already.
 
@@ -150,6 +155,7 @@ def select(
         dataset: As there.
         options: All others.
         loading: How the loader of a sampler reads, but for the options that say so too.
+        earlier: The last selection of a sampler, whose readings of the labels count too.
     """
     group = ranks(options.distributed)
     inner = group.together(lambda: _module(model))
@@ -160,7 +166,8 @@ def select(
         with closing(job.reader):
             if not is_random:  # the first reading: everything has been checked
                 group.together(job.reader.warn_if_random)
-                job = group.together(lambda: with_features(job, inner))
+                readings = Readings.of_selection(earlier)
+                job = group.together(lambda: replace(with_features(job, inner), earlier=readings))
             job, finished = identified(job, inner, dataset)
             if finished is not None:
                 return finished
@@ -188,6 +195,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
     scored = score(job, sketched, both(rule.take, keeping))
     scored_at = time.perf_counter()
     chosen = rule.finish(scored)
+    judged = scored.judged if chosen.judged is None else chosen.judged
     end = time.perf_counter()
     return Selection(
         indices=chosen.indices,
@@ -203,14 +211,12 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
-        probabilities=None if scored.judged is None else scored.judged.probabilities,
-        is_wrong=None if scored.judged is None else scored.judged.is_wrong,
-        predicted=None if scored.judged is None else scored.judged.predicted,
-        label_scores=None if scored.judged is None else scored.judged.label_scores,
+        **({} if judged is None else judged._asdict()),
         ranks=chosen.ranks,
         coordinates=None if keeping is None else keeping.finish(scored),
         singular_values=sketch.singular_values(),
-        settings=_settings(model, job, classes, chosen)
+        settings=_of_readout(sketched.readout)
+        | _settings(model, job, classes, chosen)
         | {
             "gradients": getattr(job.computer, "describe", lambda: repr(job.computer))(),
             "gradients_because": _gradients_because(model, job),
@@ -218,7 +224,6 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
             "parameters": parameters,
             "dim": sketch.dim,
             "sketch_rows": sketch.sketch_size,
-            **_of_readout(sketched.readout),
         },
     )
 
@@ -227,7 +232,9 @@ def _rule(job: Job, sketched: Sketched, quotas: NDArray[np.int64]) -> Rule:
     readout, classes = sketched.readout, sketched.classes
     sample = None if readout is None else classes.groups(readout.sample_places)
     width = Views.compared_width(sketched)
-    return rule_for(job, classes, quotas, width=width, known=readout, sample=sample)
+    return rule_for(
+        job, classes, quotas, width=width, known=readout, sample=sample, earlier=job.earlier
+    )
 
 
 def _without_duplicates(selection: Selection) -> Selection:

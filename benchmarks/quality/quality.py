@@ -16,7 +16,6 @@ Validation is 10,000 training images that no pool holds; decisions were taken th
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +29,7 @@ import torch
 import typer
 from tqdm import tqdm
 
+from benchmarks.quality import lines
 from benchmarks.quality.recipes import RECIPES, recipe
 from benchmarks.quality.rivals import ALL_RULES, FULL, Contest
 from benchmarks.quality.trials import BATCH, DEVICE, Condition, problem
@@ -55,7 +55,7 @@ class Cell:
 
     def key(self, seed: int) -> str:
         """Return what names a run in the file."""
-        return json.dumps(self.fields(seed), sort_keys=True)
+        return lines.key(self.fields(seed))
 
     def fields(self, seed: int) -> dict[str, Any]:
         """Return condition, rule, keep, protocol, quotas and seed, flat."""
@@ -112,7 +112,7 @@ def main(
     for library in ("OMP", "OPENBLAS", "MKL"):  # of the processes to come, NumPy's too
         os.environ[f"{library}_NUM_THREADS"] = "1"
     where = environment()
-    done = _done(out)
+    done = lines.done(out, _DEFAULTS)
     units: dict[tuple[int, Condition], list[Cell]] = {}
     for seed in range(first_seed, first_seed + seeds):  # so that a part of the grid is paired
         for cell in cells:
@@ -120,9 +120,7 @@ def main(
                 units.setdefault((seed, cell.condition), []).append(cell)
     total = sum(map(len, units.values()))
     typer.echo(f"{total} runs to do, {len(cells) * seeds - total} there")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not out.read_bytes().endswith(b"\n"):
-        out.open("a").write("\n")  # a line that was cut off stays one
+    lines.prepare(out)
     with (
         ProcessPoolExecutor(workers if DEVICE == "cpu" else 1, get_context("spawn")) as processes,
         tqdm(total=total, unit="run", mininterval=5) as bar,
@@ -168,28 +166,11 @@ def _unit(
             "environment": {key: where[key] for key in ("commit", "cpu", "versions")}
             | {"device": DEVICE, "threads": 1},
         }
-        # One write to a file opened for appending: lines of several processes do not mix.
-        descriptor = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(descriptor)
+        lines.append(out, line)
 
 
-def _done(out: Path) -> set[str]:
-    """Return the keys of the runs in a file; a line that was cut off counts as not run."""
-    # Lines that were written before a field was there have its default.
-    defaults = Cell(Condition(""), "", 0.0).fields(0)
-    found = set()
-    for line in out.read_text().splitlines() if out.exists() else []:
-        try:
-            run = json.loads(line)
-        except ValueError:
-            continue
-        found.add(
-            json.dumps({key: run.get(key, defaults[key]) for key in defaults}, sort_keys=True)
-        )
-    return found
+# Lines that were written before a field was there have its default.
+_DEFAULTS = Cell(Condition(""), "", 0.0).fields(0)
 
 
 if __name__ == "__main__":

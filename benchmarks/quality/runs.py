@@ -41,13 +41,16 @@ SHOWN = {
     "k_center": "k-center",
     "rotate": '**SAGE, `draw="rotate"`**',
     "rotate, refreshed": "SAGE, rotate, refreshed every 4 epochs",
+    "rotate, late": "SAGE, rotate, selected after 4 epochs",
+    "rotate, refreshed rarely": "SAGE, rotate, refreshed after 4 and 14 more passes",
     "rs2": "RS2",
     "infobatch": "InfoBatch",
     FULL: "all data, shorter schedule",
 }
-DYNAMIC = (FULL, "rotate", "rotate, refreshed", "rs2", "infobatch")
+_ROTATIONS = ("rotate", "rotate, refreshed", "rotate, late", "rotate, refreshed rarely")
+DYNAMIC = (FULL, *_ROTATIONS, "rs2", "infobatch")
 WHOLE = (FULL, "infobatch")  # these have no budget: one run for all
-_DATA = {
+DATA_NAMES = {
     "fashion-mnist": "Fashion-MNIST",
     "cifar-10": "CIFAR-10",
     "digits": "Digits",
@@ -55,7 +58,11 @@ _DATA = {
     "subj": "SUBJ",
     "sst-2": "SST-2",
 }
-_NOISE = {"symmetric": "to any class", "pair": "to the next class", "some": "in half the classes"}
+NOISE_NAMES = {
+    "symmetric": "to any class",
+    "pair": "to the next class",
+    "some": "in half the classes",
+}
 _DEFAULTS = asdict(Condition(""))  # of fields that were not there when a line was written
 CONDITION = (*_DEFAULTS, "protocol", "quotas")
 
@@ -125,9 +132,9 @@ def marked(found: tuple[float, float, float, int] | None, text: str) -> str:
 
 def title(condition: dict[str, Any]) -> str:
     """Return a heading."""
-    parts = [_DATA.get(condition["data"], condition["data"])]
+    parts = [DATA_NAMES.get(condition["data"], condition["data"])]
     if condition["noise"]:
-        kind = _NOISE[condition["noise_kind"]]
+        kind = NOISE_NAMES[condition["noise_kind"]]
         parts.append(f"{condition['noise']:.0%} of labels flipped {kind}")
     if condition["imbalance"] > 1:
         parts.append(f"long tail {condition['imbalance']}, {condition['quotas']} quotas")

@@ -45,7 +45,8 @@ class Condition:
             but all wrong labels are on examples of the first half of the classes.
         imbalance: Size of the largest class over the smallest (1: as in the pool).
         split: What accuracy is measured on.
-        pool: Training examples at most.
+        pool: Training examples at most; 0 for all there are, on the test split those too that
+            validation is measured on.
         network: `small`, or `resnet-18` (three channels; for a GPU).
         warm_up_epochs: On the whole pool, before a fixed rule chooses (0: with an untrained
             network), or before SAGE's rotation does, within its run.
@@ -103,8 +104,10 @@ def problem(condition: Condition, seed: int, data_root: Path | None) -> Problem:
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
     held_out = min(HELD_OUT, len(labels) // 5)
     source, validation = order[:-held_out], order[-held_out:]
+    if condition.pool == 0 and condition.split == "test":
+        source = order
     random = np.random.default_rng((seed, 1))
-    pool = random.permutation(source)[: condition.pool]
+    pool = random.permutation(source)[: condition.pool or None]
     if condition.imbalance > 1:
         pool = _long_tail(pool, labels.numpy(), data.classes, condition.imbalance)
     seen, is_wrong = _with_noise(labels[pool].numpy(), data.classes, condition, random)

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from benchmarks.accelerator import page as accelerator
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, labels, pictures, subset, tables, tasks, torches
+from benchmarks.quality import (
+    compression,
+    labels,
+    long_tables,
+    pictures,
+    subset,
+    tables,
+    tasks,
+    torches,
+)
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
@@ -48,6 +57,7 @@ runs the tests for CUDA as well, and `benchmarks.speed.sketch` and `benchmarks.s
 GPU = "\nFigures measured on a GPU say so."
 SECTIONS: tuple[Callable[[], str], ...] = (
     tables.section,
+    long_tables.section,
     cost.section,
     subset.section,
     tasks.section,
@@ -88,6 +98,7 @@ MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTA
 def main() -> None:
     """Write pictures, page and blocks."""
     pictures.draw_pictures()
+    long_tables.draw_pictures()
     PAGE.write_text(results_page())
     for page in pages():
         page.write_text(with_blocks(page.read_text()))

@@ -19,6 +19,7 @@ from sage_torch.gradients.computer import GradientComputer, device_of
 from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look
 from sage_torch.options import Options
 from sage_torch.passes.mode import Mode, exact_bytes
+from sage_torch.passes.readings import Readings
 from sage_torch.passes.readout import MOST_COMPARED
 from sage_torch.reading.classes import may_be_classes
 from sage_torch.reading.loading import Loading
@@ -72,6 +73,7 @@ class Job:
         features: Where the features of the examples are found; None if nobody needs them.
         keeps_factors: Whether pass 1 keeps the factors of all gradients, so that nothing is read
             again.
+        earlier: What earlier selections of the same sampler have read of the labels.
     """
 
     options: Options
@@ -83,6 +85,7 @@ class Job:
     device: torch.device | None = None
     features: Features | None = None
     keeps_factors: bool = False
+    earlier: Readings | None = None
 
     @classmethod
     def of(

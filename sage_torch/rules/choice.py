@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_torch.passes.rating import Known, Rating
+from sage_torch.passes.readings import Readings
 from sage_torch.reading.classes import ClassBook
 from sage_torch.rules.chosen import Rule, Task
 from sage_torch.rules.streamed import HerdingInBlocks
 from sage_torch.rules.trimming import Trimming, trims_nothing
 from sage_torch.rules.whole import Agreement, Herding, RandomDraws
+from sage_torch.rules.worth import Worth
 
 
 def rule_for(
@@ -23,6 +25,7 @@ def rule_for(
     width: int,
     known: Known | None,
     sample: NDArray[np.int32] | None,
+    earlier: Readings | None = None,
 ) -> Rule:
     """Return the rule that the options name.
 
@@ -33,6 +36,7 @@ def rule_for(
         width: Numbers of an example that herding compares.
         known: What is known of the labels; None without a readout.
         sample: int32 (m,), the groups of its sample.
+        earlier: What earlier selections have read of the labels.
     """
     trim = job.options.trim
     if trims_nothing(job.options, classes):
@@ -48,6 +52,8 @@ def rule_for(
         shares = np.divide(quotas, sizes, out=np.ones(len(sizes)), where=sizes > 0)
         rating = Rating.of(known, sample, shares, has_budget=options.draw == "fixed")
     trimming = Trimming(rating)
+    if options.draw == "rotate" and rating is not None and known is not None:
+        return Worth(class_ids, quotas, options, rating, known.calibration.rho, earlier)
     if options.draw == "random":
         return RandomDraws(class_ids, quotas, options, trimming)
     if job.mode.is_streaming:

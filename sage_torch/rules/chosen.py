@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_torch.options import Options
+from sage_torch.passes.calibration import Judged
 from sage_torch.passes.mode import Mode
 from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.reading.ranks import Ranks
@@ -50,6 +51,7 @@ class Chosen:
     draws: Draws | None = None  # None for draw="fixed"
     weights: NDArray[np.float32] | None = None  # (k,)
     settings: dict[str, Any] = field(default_factory=dict)  # what the trim went by
+    judged: Judged | None = None  # what is known of the labels, if by more than this reading
     ranks: NDArray[np.int64] | None = None  # (k,) when each was chosen; None where none is first
 
     @classmethod

@@ -67,7 +67,7 @@ class HerdingInBlocks:
         stream = self._streams[batch.shard.number]
         groups = self._class_ids[batch.indices]
         trimmed_by = self._trimming.read(batch, groups)
-        masses = None if self._is_order else self._trimming.masses(batch)
+        masses = self._trimming.masses(batch)
         stream.add(batch.coordinates, trimmed_by, groups, batch.indices, masses=masses)
 
     def finish(self, scored: Scored) -> Chosen:

@@ -90,7 +90,6 @@ class Herding(_OnScores):
         return self._chosen(scored, self._untrimmed(scored), order)
 
     def _turns(self, scored: Scored) -> Chosen:
-        # All count the same: else a turn would begin with what is hard and end with what is easy.
         order, starts, of_blocks = _core.herding_order(
             scored.coordinates,
             self.trimming.read(scored, self.class_ids),

@@ -90,14 +90,14 @@ class Refresher:
         if folder is not None and self.selection is not None and self._since == epoch:
             self._remove([folder])  # its model has changed since
         try:
-            selection = select(self.model, source.dataset, options, source.loading)
+            selection = select(self.model, source.dataset, options, source.loading, self.selection)
         except OtherSnapshotsError as error:
             if folder is None or error.differs not in _OF_TRAINING:
                 raise
             # Training again from an earlier state gives another model, so the refresh is made anew.
             warn(f"selecting anew: {folder} holds snapshots of {error.differs}")
             self._remove([folder])
-            selection = select(self.model, source.dataset, options, source.loading)
+            selection = select(self.model, source.dataset, options, source.loading, self.selection)
         if folder is not None:
             ours = [old for old in folder.parent.glob("sage-epoch-*") if _OURS.fullmatch(old.name)]
             self._remove([old for old in ours if old.name < folder.name])

@@ -10,19 +10,23 @@ from numpy.typing import NDArray
 
 import sage_torch._core as _core
 from sage_torch.checks import truth, whole_number
+from sage_torch.selection import inclusion
 
 _VALUES = 2**62  # drawn numbers are below, so that each fits an int64 and can be a seed
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A subset of the untrimmed examples per epoch: exactly k, by class quotas, without repeats.
+    """A subset of the examples per epoch: exactly k, by class quotas, without repeats.
 
     `"rotate"` goes through each class in turns. A turn orders all n examples of a class, and each
     epoch takes the next q. After any number of epochs, the numbers of times that two examples of a
     class have been seen differ by at most one. Every measured window of a herded order represents
     its class better than random draws of its size; not all do so as well as the first window.
     `"random"` draws without replacement within an epoch, and independently in each epoch.
+
+    Where it is known what is hard and what is wrong, `"rotate"` shows each example as often as that
+    says instead (see `sage_torch/selection/inclusion.py`).
 
     Attributes:
         draw: `"rotate"` or `"random"`.
@@ -33,6 +37,10 @@ class Draws:
         quotas: int64 (C,), the number of examples of each class in an epoch; they sum to k.
         seed: Seed of the turns and the draws.
         is_herded: False for `rule="random"`; every turn is then a seeded permutation of each class.
+        hard: float32 (M,) in [0, 1], beside `order`: how unlikely the label of each example is;
+            None where all untrimmed examples count the same.
+        right: float32 (M,) in [0, 1], beside `order`: the probability that the label is right.
+        exponent: Of `hard`, at epoch 0; it falls to 0.
 
     Raises:
         TypeError: The seed is not a whole number, or `is_herded` neither True nor False.
@@ -59,6 +67,9 @@ class Draws:
     quotas: NDArray[np.int64]
     seed: int
     is_herded: bool
+    hard: NDArray[np.float32] | None = None
+    right: NDArray[np.float32] | None = None
+    exponent: float = 0.0
 
     def __post_init__(self) -> None:
         if self.draw not in ("rotate", "random"):
@@ -95,6 +106,8 @@ class Draws:
     def _of_class(self, class_id: int, epoch: int) -> NDArray[np.int64]:
         first, last = np.searchsorted(self.classes, [class_id, class_id + 1])
         starts = self.starts[first : last + 1]
+        if self.hard is not None and self.right is not None:
+            return self._by_worth(class_id, slice(int(starts[0]), int(starts[-1])), epoch)
         turns = _Turns(
             sizes=np.diff(starts),
             seed=int(_core.Permutation(_VALUES, self.seed, class_id).take(0, 1)[0]),
@@ -105,7 +118,17 @@ class Draws:
             return members[_core.Permutation(len(members), turns.seed, epoch).take(0, quota)]
         return members[turns.epoch(epoch, quota)]
 
+    def _by_worth(self, class_id: int, part: slice, epoch: int) -> NDArray[np.int64]:
+        assert self.hard is not None
+        assert self.right is not None
+        quota, passed = int(self.quotas[class_id]), epoch * int(self.quotas.sum()) / len(self.order)
+        worth = inclusion.masses(self.hard[part], self.right[part], self.exponent, passed)
+        places = _core.Permutation(len(worth), self.seed, class_id).take(0, len(worth))
+        chosen = inclusion.drawn(inclusion.probabilities(worth, quota), places, epoch, quota)
+        return self.order[part][chosen]
+
     def _check_arrays(self) -> None:
+        arrays: dict[str, NDArray[Any]]
         arrays = {name: getattr(self, name) for name in ("order", "starts", "classes", "quotas")}
         for name, array in arrays.items():
             if array.dtype != np.int64 or array.ndim != 1:
@@ -137,10 +160,27 @@ class Draws:
             )
         if (order < 0).any() or not np.diff(np.sort(order)).all():
             raise ValueError("expected each index in order once and at least 0")
+        self._check_worth()
+
+    def _check_worth(self) -> None:
+        known = [each for each in (self.hard, self.right) if each is not None]
+        fits = len(known) in (0, 2) and all(
+            each.dtype == np.float32
+            and each.shape == self.order.shape
+            and ((each >= 0) & (each <= 1)).all()  # nor NaN
+            for each in known
+        )
+        is_number = isinstance(self.exponent, (int, float)) and 0 <= self.exponent <= 1
+        if not fits or not is_number or (known and self.draw != "rotate"):
+            raise ValueError(
+                'expected hard and right to be float32 (M,) within [0, 1], for draw="rotate", or '
+                f"neither, and an exponent within [0, 1], got {self.exponent}"
+            )
 
     def _protect(self) -> None:
-        for array in (self.order, self.starts, self.classes, self.quotas):
-            array.setflags(write=False)
+        for array in (self.order, self.starts, self.classes, self.quotas, self.hard, self.right):
+            if array is not None:
+                array.setflags(write=False)
 
 
 @dataclass(frozen=True)

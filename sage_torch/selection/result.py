@@ -58,7 +58,9 @@ class Selection:
             probabilities; `rho`, the estimated share of wrong labels; `threshold`, the odds against
             chance that the budget asks for, the most of any class; `trimmed_by_budget` and
             `trimmed_by_noise`, the numbers of examples that are too hard for so small a subset,
-            and probably wrong, before those come back that the quotas need.
+            and probably wrong, before those come back that the quotas need. With `draw="rotate"`
+            nothing is dropped but what is certainly wrong, and `readings` counts what `rho` and the
+            probabilities are means of.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
             each kept one represents, itself included; None without the option `weights`.
         draws: The subset of each epoch; None for `draw="fixed"`.
@@ -74,7 +76,8 @@ class Selection:
             ridge regression of the labels on the model's features that left the example itself
             out, and calibrated. `trim="auto"` reads them, and the lowest mark
             wrong labels. None where there is no such regression: without classes, with
-            `trim="negative"` or `rule="random"`.
+            `trim="negative"` or `rule="random"`. With `draw="rotate"` a refresh gives the mean of
+            all readings so far, here and in `is_wrong`.
         is_wrong: float32 (N,) in [0, 1]: how likely each label is wrong, by the same
             regression, the estimated share of wrong labels and who is taken for whom (Bayes). None
             as above.

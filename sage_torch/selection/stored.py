@@ -32,7 +32,7 @@ _ARRAYS: dict[str, tuple[type, str | None]] = {
 }
 _JUDGED = ("labels", "probabilities", "is_wrong", "predicted")
 _START = 64  # bytes that tell files apart
-_OF_DRAWS = ("order", "starts", "classes", "quotas")
+_OF_DRAWS = ("order", "starts", "classes", "quotas", "hard", "right")  # the last two may be missing
 
 
 def to_bytes(fields: dict[str, Any]) -> bytes:
@@ -51,8 +51,10 @@ def to_bytes(fields: dict[str, Any]) -> bytes:
         "settings": fields["settings"],
     }
     if draws is not None:
-        meta["draws"] = {name: getattr(draws, name) for name in ("draw", "seed", "is_herded")}
-        arrays |= {f"draws_{name}": getattr(draws, name) for name in _OF_DRAWS}
+        numbers = ("draw", "seed", "is_herded", "exponent")
+        meta["draws"] = {name: getattr(draws, name) for name in numbers}
+        there = [name for name in _OF_DRAWS if getattr(draws, name) is not None]
+        arrays |= {f"draws_{name}": getattr(draws, name) for name in there}
     if coordinates is not None:
         meta["coordinates"] = coordinates.meta()
         arrays |= {f"coordinates_{name}": each for name, each in coordinates.arrays().items()}
@@ -85,7 +87,9 @@ def read(source: bytes | BinaryIO) -> dict[str, Any]:
     fields["settings"] = settings
     fields["draws"] = None
     if meta["draws"] is not None:
-        of_draws: dict[str, Any] = {name: arrays[f"draws_{name}"] for name in _OF_DRAWS}
+        of_draws: dict[str, Any] = {
+            name: arrays[f"draws_{name}"] for name in _OF_DRAWS if f"draws_{name}" in arrays
+        }
         fields["draws"] = Draws(**meta["draws"], **of_draws)
     _check(fields)
     fields["coordinates"] = None

@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from benchmarks.quality import quality, rivals, tables, trials
+from benchmarks.quality import lines, quality, rivals, tables, trials
 from benchmarks.quality.runs import difference
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_is_there_is_not_run_again(
     cell = quality.Cell(quality.Condition("digits", pool=300), "random", 0.5)
     line = cell.fields(0) | {"accuracy": 50.0}
     out.write_text(json.dumps(line) + "\n" + '{"data": "digits", "noi')  # the second was cut off
-    assert quality._done(out) == {cell.key(0)}
+    assert lines.done(out, quality._DEFAULTS) == {cell.key(0)}
     asked = {"data": "digits", "rules": "random", "keep": "0.5", "noise": "0", "pool": 300}
     quality.main(**_defaults() | asked | {"seeds": 1, "out": out})
     assert "0 runs to do, 1 there" in capsys.readouterr().out
