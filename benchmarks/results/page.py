@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.choices import consensus, finished, sketch_size
-from benchmarks.quality import compression, pictures, subset, tables, tasks, torches
+from benchmarks.quality import compression, duplicates, pictures, subset, tables, tasks, torches
 from benchmarks.record import PROJECT, RESULTS
 from benchmarks.speed import (
     before_after,
@@ -50,6 +50,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     subset.section,
     tasks.section,
     compression.section,
+    duplicates.section,
     gradients.section,
     derived_weights.section,
     sketch.section,
