@@ -15,6 +15,7 @@ from benchmarks.accelerator import page as accelerator
 from benchmarks.choices import consensus, finished, sketch_size
 from benchmarks.quality import (
     compression,
+    duplicates,
     labels,
     long_tables,
     pictures,
@@ -63,6 +64,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     tasks.section,
     compression.section,
     labels.section,
+    duplicates.section,
     gradients.section,
     derived_weights.section,
     sketch.section,

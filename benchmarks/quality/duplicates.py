@@ -1,0 +1,240 @@
+"""Are planted near duplicates found, and little else?
+
+A twentieth of the images are copies of others, each changed in one of five ways: JPEG at quality
+60, a shift by one pixel, a crop of 95 % brought back to size, noise of standard deviation 5 of 255,
+brightness 10 % up or down. A small network learns all of them for an epoch (digits: ten), a
+selection leaves the features that its rule compares, and `near_duplicates` reads those, rounded to
+float16.
+
+A copy counts as found where it is in one cluster with its source. Precision is the share of all
+examples with a representative that were planted with it. Data have near duplicates of their own,
+which count as wrong; so a second precision also counts a pair as right if its pixels differ no more
+than those of the median planted crop do, the best of nine shifts by up to a pixel.
+
+    python -m benchmarks.quality.duplicates --data-root DIR
+    python -m benchmarks.quality.duplicates --data-root DIR --first-seed 200 --out choice.json
+
+Time and memory are of random rows without classes, a hundredth of which are planted, in a process
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch.utils.data import TensorDataset
+
+import sage_torch.select as selecting
+from benchmarks.quality.cifar10 import load_cifar10
+from benchmarks.quality.planted import CHANGES, Planted, alikeness, planted, rounded
+from benchmarks.quality.recipes import recipe
+from benchmarks.quality.trials import Condition, Problem, Training, network
+from benchmarks.record import (
+    RESULTS,
+    environment,
+    in_own_process,
+    kinds,
+    mean_of,
+    of,
+    read,
+    table,
+    write,
+)
+from benchmarks.speed.peak_memory import resident_peak
+from sage_torch import select_subset
+from sage_torch.demo.data import DATA_ROOT_VARIABLE, DemoData, load
+from sage_torch.passes.scoring import Scored
+from sage_torch.selection.duplicates import MISTAKEN, near_duplicates
+
+IMAGES, COPIED = 20_000, 0.05
+EPOCHS = {"digits": 10}
+ROWS, WIDTH, ROWS_COPIED, THREADS = 1_000_000, 64, 0.01, 2
+TEXT = """\
+## Near duplicates
+
+`python -m benchmarks.quality.duplicates --data-root DIR`: a twentieth of the images (1,000 of
+20,000; digits: 71 of 1,437) are copies of others, changed in one of five ways. *Found* is the share
+of copies in one cluster with their source. *Precision* is the share of the examples with a
+representative that were planted with it; *or alike* counts a pair as right, too, if it differs in
+pixels no more than the median planted crop: data have near duplicates of their own. *Nearest* is
+the share of copies that have their source as nearest neighbour: a distance can tell no more.
+Coordinates are a small network's features after one epoch (digits: ten); figures are means over
+{seeds} seeds.
+"""
+OF_MANY = """
+{rows:,} random rows of {width} numbers without classes, {copies:,} of them copies with noise:
+{recall:.1%} found with precision {precision:.3f} in {seconds:.0f} s on {threads} threads, with a
+peak of {peak:.2f} GiB, rows and imports included ({cpu}).
+"""
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Names, with commas; by default what is there.")] = "",
+    data_root: Annotated[
+        Path | None, typer.Option(envvar=DATA_ROOT_VARIABLE, help="Folder with the data.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="Defaults were chosen from 200 on.")] = 0,
+    mistaken: Annotated[float, typer.Option(help="As near_duplicates has it.")] = MISTAKEN,
+    rows: Annotated[int, typer.Option(help="Rows of the timing.")] = ROWS,
+    out: Annotated[Path, typer.Option(help="Where it goes.")] = RESULTS / "duplicates.json",
+    only: Annotated[bool, typer.Option("--only", help="Only the timing.", hidden=True)] = False,
+) -> None:
+    """Measure and write the numbers down."""
+    if only:
+        typer.echo(json.dumps(of_many(rows)))
+        return
+    chosen = range(first_seed, first_seed + seeds)
+    where = environment("faiss-cpu", seeds=chosen)
+    found = []
+    for name in (data or ("cifar-10,fashion-mnist,digits" if data_root else "digits")).split(","):
+        source = load_cifar10(data_root) if name == "cifar-10" else load(name, data_root)
+        for seed in chosen:
+            found.append({"data": name, "seed": seed, **one_seed(source, seed, mistaken)})
+            typer.echo(found[-1])
+    variables = {"OMP_NUM_THREADS": str(THREADS), "OPENBLAS_NUM_THREADS": str(THREADS)}
+    arguments = ("benchmarks.quality.duplicates", "--only", "--rows", str(rows))
+    timing = json.loads(in_own_process(*arguments, variables=variables).splitlines()[-1])
+    typer.echo(timing)
+    question = "Are planted near duplicates found, and little else?"
+    write(out, question, where, settings={"mistaken": mistaken}, results=found, timing=timing)
+
+
+def one_seed(data: DemoData, seed: int, mistaken: float) -> dict[str, Any]:
+    """Return what is found on one data set, and how much of it is right."""
+    pixels, labels = (part.numpy() for part in data.train.tensors)
+    total = min(IMAGES, len(labels))
+    mixed = planted(rounded(255 * pixels), labels, total, round(COPIED * total), seed)
+    features, label_scores = features_of(data, mixed, seed)
+    begin = time.perf_counter()
+    found = near_duplicates(features, mixed.labels, label_scores, mistaken=mistaken)
+    seconds = time.perf_counter() - begin
+    return {
+        **judged(found, mixed),
+        "nearest": float(has_nearest_source(features, mixed).mean()),
+        "seconds": seconds,
+    }
+
+
+def features_of(
+    data: DemoData, mixed: Planted, seed: int
+) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Return the features that a selection compares (N, r), and the label scores (N,)."""
+    images = torch.from_numpy(mixed.images).float() / 255
+    mean, deviation = (form((0, 2, 3), keepdim=True) for form in (images.mean, images.std))
+    pool = TensorDataset((images - mean) / deviation, torch.from_numpy(mixed.labels))
+    problem = Problem(
+        images=pool.tensors[0].contiguous(memory_format=torch.channels_last),
+        labels=pool.tensors[1],
+        is_wrong=np.zeros(len(pool), bool),
+        evaluation=pool,
+        classes=data.classes,
+        sizes=data.image_shape,
+        recipe=recipe(data.name),
+    )
+    model = network(Condition(data.name), problem, seed)
+    epochs = EPOCHS.get(data.name, 1)
+    training = Training(problem, model, epochs * (len(pool) // 64), seed)
+    for _ in range(epochs):
+        training.epoch(np.arange(len(pool)))
+    scored: list[Scored] = []
+    rule_for = selecting.rule_for
+
+    def watched(*arguments: Any) -> Any:
+        rule = rule_for(*arguments)
+        finish = rule.finish
+        object.__setattr__(rule, "finish", lambda one: (scored.append(one), finish(one))[1])
+        return rule
+
+    with patch.object(selecting, "rule_for", watched):
+        selection = select_subset(model.eval(), pool, 0.25, seed=seed, progress=False)
+    assert selection.probabilities is not None
+    features = scored[0].coordinates[:, selection.settings["sketch_rows"] :]
+    return features.astype(np.float16), selection.probabilities
+
+
+def judged(found: NDArray[np.int64], mixed: Planted) -> dict[str, Any]:
+    """Return recall, by change too, and both precisions."""
+    copies = np.flatnonzero(mixed.source >= 0)
+    cluster = np.where(found >= 0, found, np.arange(len(found)))
+    is_found = cluster[copies] == cluster[mixed.source[copies]]
+    family = np.where(mixed.source >= 0, mixed.source, np.arange(len(found)))
+    joined = np.flatnonzero(found >= 0)
+    is_right = family[joined] == family[found[joined]]
+    crops = copies[mixed.change[copies] == list(CHANGES).index("crop")]
+    least = np.median(alikeness(mixed.images[crops], mixed.images[mixed.source[crops]]))
+    is_alike = alikeness(mixed.images[joined], mixed.images[found[joined]]) >= least
+    of_changes = {
+        name: float(is_found[mixed.change[copies] == way].mean())
+        for way, name in enumerate(CHANGES)
+    }
+    return {
+        "recall": float(is_found.mean()),
+        **of_changes,
+        "joined": len(joined),
+        "precision": float(is_right.mean()) if len(joined) else None,
+        "or_alike": float((is_right | is_alike).mean()) if len(joined) else None,
+    }
+
+
+def has_nearest_source(features: NDArray[np.float16], mixed: Planted) -> NDArray[np.bool_]:
+    """Return for each copy whether its source is nearest by cosine, of all in its class."""
+    rows = features.astype(np.float32)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    found = []
+    for copy in np.flatnonzero(mixed.source >= 0):
+        cosines = rows @ rows[copy]
+        cosines[copy] = -1
+        cosines[mixed.labels != mixed.labels[copy]] = -1
+        found.append(cosines[mixed.source[copy]] >= cosines.max())
+    return np.array(found)
+
+
+def of_many(total: int) -> dict[str, Any]:
+    """Return seconds and peak memory of many random rows, and whether copies are found."""
+    copies = round(ROWS_COPIED * total)
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((total, WIDTH), np.float32).astype(np.float16)
+    noise = 0.2 * random.standard_normal((copies, WIDTH), np.float32)
+    rows[total - copies :] = rows[:copies] + noise
+    begin = time.perf_counter()
+    found = near_duplicates(rows)
+    seconds = time.perf_counter() - begin
+    copy = np.arange(total - copies, total)
+    joined = np.flatnonzero(found >= 0)
+    return {
+        "rows": total,
+        "copies": copies,
+        "recall": float((found[copy] == copy - (total - copies)).mean()),
+        "precision": float((joined - found[joined] == total - copies).mean()),
+        "seconds": seconds,
+        "peak": resident_peak(),
+        "threads": THREADS,
+    }
+
+
+def section() -> str:
+    """Return what RESULTS.md says of near duplicates."""
+    record = read("duplicates.json")
+    runs, timing = record["results"], record["timing"]
+    columns = ("recall", *CHANGES, "nearest", "precision", "or_alike")
+    rows = [
+        [name, *(f"{mean_of(of(runs, data=name), column):.3f}" for column in columns)]
+        for (name,) in kinds(runs, "data")
+    ]
+    heads = ["data", "found", *CHANGES, "nearest", "precision", "or alike"]
+    text = TEXT.format(seeds=len(record["seeds"])) + "\n" + table(heads, rows)
+    of_rows = timing | {"peak": timing["peak"] / 2**30, "width": WIDTH, "cpu": record["cpu"]}
+    return text + OF_MANY.format(**of_rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
