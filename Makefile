@@ -44,7 +44,7 @@ wheel: $(VENV)/built ## Build the wheel for Python 3.10 and later, any torch fro
 
 bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(PIP) 'cleanlab>=2.9' 'opacus>=1.5' 'timm>=1.0'
-	for script in sketch rates selection memory indices gradients derived_weights cost determinism; do \
+	for script in sketch rates selection memory indices recut duplicate_rows gradients derived_weights cost determinism; do \
 		$(BIN)/python -m benchmarks.speed.$$script || exit; done
 	for script in subset compression gate_power; do \
 		$(BIN)/python -m benchmarks.quality.$$script || exit; done
@@ -53,6 +53,7 @@ bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python -m benchmarks.speed.stream
 	$(BIN)/python -m benchmarks.speed.shards --data fashion-mnist
 	$(BIN)/python -m benchmarks.quality.labels # goes on where it stopped
+	$(BIN)/python -m benchmarks.quality.duplicates
 	$(BIN)/python -m benchmarks.choices.consensus
 	$(BIN)/python -m benchmarks.choices.sketch_size
 	$(BIN)/python -m benchmarks.quality.quality # hours; goes on where it stopped

@@ -13,18 +13,13 @@ than those of the median planted crop do, the best of nine shifts by up to a pix
 
     python -m benchmarks.quality.duplicates --data-root DIR
     python -m benchmarks.quality.duplicates --data-root DIR --first-seed 200 --out choice.json
-
-Time and memory are of random rows without classes, a hundredth of which are planted, in a process
-of its own.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,7 +27,6 @@ import typer
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-import sage_torch.select as selecting
 from benchmarks.quality.cifar10 import load_cifar10
 from benchmarks.quality.planted import CHANGES, Planted, alikeness, planted, rounded
 from benchmarks.quality.recipes import recipe
@@ -40,7 +34,6 @@ from benchmarks.quality.trials import Condition, Problem, Training, network
 from benchmarks.record import (
     RESULTS,
     environment,
-    in_own_process,
     kinds,
     mean_of,
     of,
@@ -48,31 +41,23 @@ from benchmarks.record import (
     table,
     write,
 )
-from benchmarks.speed.peak_memory import resident_peak
 from sage_torch import select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE, DemoData, load
-from sage_torch.passes.scoring import Scored
 from sage_torch.selection.duplicates import MISTAKEN, near_duplicates
 
 IMAGES, COPIED = 20_000, 0.05
 EPOCHS = {"digits": 10}
-ROWS, WIDTH, ROWS_COPIED, THREADS = 1_000_000, 64, 0.01, 2
 TEXT = """\
 ## Near duplicates
 
 `python -m benchmarks.quality.duplicates --data-root DIR`: a twentieth of the images (1,000 of
-20,000; digits: 71 of 1,437) are copies of others, changed in one of five ways. *Found* is the share
+20,000; digits: 72 of 1,437) are copies of others, changed in one of five ways. *Found* is the share
 of copies in one cluster with their source. *Precision* is the share of the examples with a
 representative that were planted with it; *or alike* counts a pair as right, too, if it differs in
 pixels no more than the median planted crop: data have near duplicates of their own. *Nearest* is
 the share of copies that have their source as nearest neighbour: a distance can tell no more.
 Coordinates are a small network's features after one epoch (digits: ten); figures are means over
 {seeds} seeds.
-"""
-OF_MANY = """
-{rows:,} random rows of {width} numbers without classes, {copies:,} of them copies with noise:
-{recall:.1%} found with precision {precision:.3f} in {seconds:.0f} s on {threads} threads, with a
-peak of {peak:.2f} GiB, rows and imports included ({cpu}).
 """
 
 
@@ -84,14 +69,9 @@ def main(
     seeds: Annotated[int, typer.Option(help="How many.")] = 3,
     first_seed: Annotated[int, typer.Option(help="Defaults were chosen from 200 on.")] = 0,
     mistaken: Annotated[float, typer.Option(help="As near_duplicates has it.")] = MISTAKEN,
-    rows: Annotated[int, typer.Option(help="Rows of the timing.")] = ROWS,
     out: Annotated[Path, typer.Option(help="Where it goes.")] = RESULTS / "duplicates.json",
-    only: Annotated[bool, typer.Option("--only", help="Only the timing.", hidden=True)] = False,
 ) -> None:
     """Measure and write the numbers down."""
-    if only:
-        typer.echo(json.dumps(of_many(rows)))
-        return
     chosen = range(first_seed, first_seed + seeds)
     where = environment("faiss-cpu", seeds=chosen)
     found = []
@@ -100,12 +80,8 @@ def main(
         for seed in chosen:
             found.append({"data": name, "seed": seed, **one_seed(source, seed, mistaken)})
             typer.echo(found[-1])
-    variables = {"OMP_NUM_THREADS": str(THREADS), "OPENBLAS_NUM_THREADS": str(THREADS)}
-    arguments = ("benchmarks.quality.duplicates", "--only", "--rows", str(rows))
-    timing = json.loads(in_own_process(*arguments, variables=variables).splitlines()[-1])
-    typer.echo(timing)
     question = "Are planted near duplicates found, and little else?"
-    write(out, question, where, settings={"mistaken": mistaken}, results=found, timing=timing)
+    write(out, question, where, settings={"mistaken": mistaken}, results=found)
 
 
 def one_seed(data: DemoData, seed: int, mistaken: float) -> dict[str, Any]:
@@ -145,20 +121,14 @@ def features_of(
     training = Training(problem, model, epochs * (len(pool) // 64), seed)
     for _ in range(epochs):
         training.epoch(np.arange(len(pool)))
-    scored: list[Scored] = []
-    rule_for = selecting.rule_for
-
-    def watched(*arguments: Any) -> Any:
-        rule = rule_for(*arguments)
-        finish = rule.finish
-        object.__setattr__(rule, "finish", lambda one: (scored.append(one), finish(one))[1])
-        return rule
-
-    with patch.object(selecting, "rule_for", watched):
-        selection = select_subset(model.eval(), pool, 0.25, seed=seed, progress=False)
+    selection = select_subset(
+        model.eval(), pool, 0.25, seed=seed, keep_coordinates=True, progress=False
+    )
     assert selection.probabilities is not None
-    features = scored[0].coordinates[:, selection.settings["sketch_rows"] :]
-    return features.astype(np.float16), selection.probabilities
+    assert selection.coordinates is not None
+    features = selection.coordinates.features
+    assert features is not None
+    return features, selection.probabilities
 
 
 def judged(found: NDArray[np.int64], mixed: Planted) -> dict[str, Any]:
@@ -173,15 +143,14 @@ def judged(found: NDArray[np.int64], mixed: Planted) -> dict[str, Any]:
     least = np.median(alikeness(mixed.images[crops], mixed.images[mixed.source[crops]]))
     is_alike = alikeness(mixed.images[joined], mixed.images[found[joined]]) >= least
     of_changes = {
-        name: float(is_found[mixed.change[copies] == way].mean())
-        for way, name in enumerate(CHANGES)
+        name: _share(is_found[mixed.change[copies] == way]) for way, name in enumerate(CHANGES)
     }
     return {
-        "recall": float(is_found.mean()),
+        "recall": _share(is_found),
         **of_changes,
         "joined": len(joined),
-        "precision": float(is_right.mean()) if len(joined) else None,
-        "or_alike": float((is_right | is_alike).mean()) if len(joined) else None,
+        "precision": _share(is_right),
+        "or_alike": _share(is_right | is_alike),
     }
 
 
@@ -198,42 +167,21 @@ def has_nearest_source(features: NDArray[np.float16], mixed: Planted) -> NDArray
     return np.array(found)
 
 
-def of_many(total: int) -> dict[str, Any]:
-    """Return seconds and peak memory of many random rows, and whether copies are found."""
-    copies = round(ROWS_COPIED * total)
-    random = np.random.default_rng(0)
-    rows = random.standard_normal((total, WIDTH), np.float32).astype(np.float16)
-    noise = 0.2 * random.standard_normal((copies, WIDTH), np.float32)
-    rows[total - copies :] = rows[:copies] + noise
-    begin = time.perf_counter()
-    found = near_duplicates(rows)
-    seconds = time.perf_counter() - begin
-    copy = np.arange(total - copies, total)
-    joined = np.flatnonzero(found >= 0)
-    return {
-        "rows": total,
-        "copies": copies,
-        "recall": float((found[copy] == copy - (total - copies)).mean()),
-        "precision": float((joined - found[joined] == total - copies).mean()),
-        "seconds": seconds,
-        "peak": resident_peak(),
-        "threads": THREADS,
-    }
+def _share(flags: NDArray[np.bool_]) -> float | None:
+    return float(flags.mean()) if len(flags) else None
 
 
 def section() -> str:
     """Return what RESULTS.md says of near duplicates."""
     record = read("duplicates.json")
-    runs, timing = record["results"], record["timing"]
+    runs = record["results"]
     columns = ("recall", *CHANGES, "nearest", "precision", "or_alike")
     rows = [
         [name, *(f"{mean_of(of(runs, data=name), column):.3f}" for column in columns)]
         for (name,) in kinds(runs, "data")
     ]
     heads = ["data", "found", *CHANGES, "nearest", "precision", "or alike"]
-    text = TEXT.format(seeds=len(record["seeds"])) + "\n" + table(heads, rows)
-    of_rows = timing | {"peak": timing["peak"] / 2**30, "width": WIDTH, "cpu": record["cpu"]}
-    return text + OF_MANY.format(**of_rows)
+    return TEXT.format(seeds=len(record["seeds"])) + "\n" + table(heads, rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,6 +110,6 @@ def _pixels(picture: Image.Image) -> Pixels:
 
 
 def _standardised(images: Pixels) -> NDArray[np.float64]:
-    flat = images.reshape(len(images), -1).astype(np.float64)
+    flat = images.reshape(len(images), math.prod(images.shape[1:])).astype(np.float64)
     flat -= flat.mean(1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)

@@ -26,6 +26,7 @@ from sage_torch.reading.loading import Loading
 from sage_torch.reading.ranks import Ranks
 from sage_torch.reading.reader import Reader, naming_the_example, takes_any
 from sage_torch.reading.shards import Shard, cut, of_rank, places_of
+from sage_torch.selection.neighbours import check_installed
 
 _LOG = logging.getLogger("sage_torch")
 _SHARDS_OF_GROUP = 8  # unless the caller names another number
@@ -107,11 +108,14 @@ class Job:
 
         Raises:
             TypeError, ValueError: They do not go together.
+            ImportError: Near duplicates cannot be looked for among so many.
         """
         is_scored = options.rule != "random"  # that rule reads labels only
         device = device_of(model) if is_scored else torch.device("cpu")
         reader = Reader(dataset, device, options, loading)
         plan = Plan.of(options, reader.total, is_group=ranks.is_group)
+        if options.duplicates == "drop":
+            check_installed(reader.total)
         computer = cast(GradientComputer, _no_gradients)
         if is_scored:
             computer = computer_for(model, options)

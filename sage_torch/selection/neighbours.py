@@ -7,6 +7,7 @@ pair, so that neither the number of threads nor the rows beside it change what i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,19 @@ _TRAINED_ON = 64  # rows for each list
 _BLOCK = 16_384  # rows in float32 at once
 _COMPARED_AT_ONCE = 2**24  # pairs, 64 MiB
 _MISSING = (
-    "expected faiss, to look for near duplicates among {:,} examples of a class (it is needed from "
+    "expected faiss, to look for near duplicates among {:,} examples (it is needed from "
     "{:,} on); pip install 'sage-torch[duplicates]'"
 )
+
+
+def check_installed(rows: int) -> None:
+    """Check that what so many rows need is installed.
+
+    Raises:
+        ImportError: There are 20,000 rows or more, and faiss is missing.
+    """
+    if rows >= EXACT_BELOW and find_spec("faiss") is None:
+        raise ImportError(_MISSING.format(rows, EXACT_BELOW))
 
 
 def nearest(rows: NDArray[np.float16]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -93,10 +104,9 @@ def _exact(rows: NDArray[np.float16], count: int) -> Iterator[NDArray[np.int64]]
 
 def _by_index(rows: NDArray[np.float16]) -> Iterator[NDArray[np.int64]]:
     """Give more candidates than are needed, itself among them, in blocks of rows."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(_MISSING.format(len(rows), EXACT_BELOW)) from error
+    check_installed(len(rows))
+    import faiss
+
     total, width = rows.shape
     lists = max(1, total // _LIST)
     codes = -(-width // 2)  # of four bits, each for two numbers

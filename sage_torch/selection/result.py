@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch.checks import whole_number
+from sage_torch.checks import warn, whole_number
 from sage_torch.selection.archive import write_whole
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.coordinates import Coordinates
@@ -237,6 +237,9 @@ class Selection:
             ImportError: A class has 20,000 examples or more, and `sage-torch[duplicates]` is not
                 installed.
 
+        Warns:
+            UserWarning: There are no features, so that many may be mistaken.
+
         Cost:
             n^2 w multiply-adds for a class of n examples with w numbers each, by an index from
             20,000 on: some minutes for a million. Memory: 4 w + 128 bytes an example.
@@ -244,6 +247,11 @@ class Selection:
         kept = self.coordinates
         if kept is None:
             raise ValueError(NO_COORDINATES)
+        if kept.features is None:
+            warn(
+                "near duplicates are judged by sketched gradients, because the selection has no "
+                'features; many may be mistaken: look before you drop them, or use trim="auto"'
+            )
         compared = kept.rows if kept.features is None else np.ascontiguousarray(kept.features)
         return replace(
             self, duplicate_of=near_duplicates(compared, self.labels, self.probabilities)
