@@ -176,7 +176,6 @@ class Options:
         2 l bytes an example for l sketched numbers, and 2 more for each of up to 64 of its
         features; on every rank, in every mode, and in a saved file.""",
         given_as="switch",
-        names_subset=False,
     )
     loss: LossFunction | None = _option(
         None,
