@@ -35,9 +35,9 @@ def report(
                 "expected another file for the page than for the selection, got "
                 f"{os.fspath(page)!r} for both; pass --out"
             )
+        loaded = Selection.load(selection)
         for file in (page, page.with_suffix(".csv")):
             check_output(file, (), force=force)
-        loaded = Selection.load(selection)
         data = None if dataset is None else make_dataset(dataset)
         write_report(loaded, page, data)
     typer.echo(f"report  {page}")

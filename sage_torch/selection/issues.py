@@ -7,9 +7,11 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-# Labels that are wrong with more than this probability are taken to be wrong, by the trim and here;
-# but never more than a share `rho (MOST_WRONG - rho)` of them, where a share `rho` is wrong.
+# The trim takes labels to be wrong that are so with more than this probability; but never more than a
+# share `rho (MOST_WRONG - rho)` of them, where a share `rho` is wrong.
 PROBABLY_WRONG, MOST_WRONG = 0.25, 1.5
+# The same for labels that are worth a look: to look costs less than to lose a right label.
+_WORTH_A_LOOK, _MOST = 0.2, 1.57
 
 
 def is_share(value: object) -> TypeGuard[float]:
@@ -26,10 +28,10 @@ def label_issues(
 ) -> NDArray[np.bool_]:
     """Return which labels are taken to be wrong, bool (N,): those worth a look.
 
-    It is as many as the trim takes to be wrong in all classes together, those of the lowest scores;
-    equal scores go in the order of the data set. A label that is the predicted one is never among
-    them. benchmarks/quality/labels.py compares this with a threshold of `is_wrong`, and with
-    cleanlab.
+    It is somewhat more than the trim takes to be wrong in all classes together, those of the lowest
+    scores; equal scores go in the order of the data set. A label that is the predicted one is never
+    among them. benchmarks/quality/labels.py compares this with a threshold of `is_wrong`, and with
+    cleanlab; both constants were chosen there, on seeds from 200 on.
 
     Args:
         label_scores: float32 (N,), as in `Selection`.
@@ -41,8 +43,8 @@ def label_issues(
     Cost:
         One sort of N numbers.
     """
-    most = int(rho * (MOST_WRONG - rho) * len(labels))
-    count = min(most, int((is_wrong > PROBABLY_WRONG).sum()))
+    most = int(rho * (_MOST - rho) * len(labels))
+    count = min(most, int((is_wrong > _WORTH_A_LOOK).sum()))
     lowest = np.argsort(label_scores, kind="stable")[:count]
     is_issue = np.zeros(len(labels), bool)
     is_issue[lowest] = labels[lowest] != predicted[lowest]

@@ -48,10 +48,12 @@ def saved(
         labels=made.labels,
         certificate=None,
         seconds={},
+        settings={"rho": 0.3},
         margins=made.margins,
         probabilities=likely,
         is_wrong=np.where(np.arange(90) < 30, 0.9, 0.1).astype(np.float32),
-        predicted=np.full(90, 1, np.int32),
+        label_scores=likely,
+        predicted=((made.labels + 1) % 3).astype(np.int32),
     )
     judged.save(tmp_path / "judged.npz")
     (tmp_path / "project.py").write_text(PROJECT)

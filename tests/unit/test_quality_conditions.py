@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import quality, recipes, rivals, runs, tables, texts, trials
+from benchmarks.quality import lines, quality, recipes, rivals, runs, tables, texts, trials
 
 NAMES = tuple(recipes.RECIPES)
 KINDS = (["who", "is"], ["where", "lies"], ["how", "many"])
@@ -218,7 +218,7 @@ def test_a_line_without_the_later_fields_is_not_run_again(
     quality.main(**defaults | asked | {"seeds": 1, "out": out})
     assert "0 runs to do, 1 there" in capsys.readouterr().out
     cell = quality.Cell(trials.Condition("digits", pool=300, warm_up_epochs=3), "random", 0.5)
-    assert cell.key(0) not in quality._done(out)
+    assert cell.key(0) not in lines.done(out, quality._DEFAULTS)
 
 
 def test_conditions_are_told_apart_by_warm_up(
@@ -255,4 +255,4 @@ def test_the_price_of_a_longer_warm_up_is_counted_in_its_epochs() -> None:
 
 def test_every_rule_and_data_set_has_a_name() -> None:
     assert [rule for rule in rivals.ALL_RULES if rule not in runs.SHOWN] == []
-    assert set(runs._DATA) == set(NAMES)
+    assert set(runs.DATA_NAMES) == set(NAMES)
