@@ -7,7 +7,7 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-# The trim takes labels to be wrong that are so with more than this probability; but never more than a
+# The trim takes labels to be wrong that are so with more than this probability; never more than a
 # share `rho (MOST_WRONG - rho)` of them, where a share `rho` is wrong.
 PROBABLY_WRONG, MOST_WRONG = 0.25, 1.5
 # The same for labels that are worth a look: to look costs less than to lose a right label.
