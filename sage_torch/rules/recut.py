@@ -227,6 +227,8 @@ def _settings(
     now = options.as_json()
     settings = before | {name: now[name] for name in _CHANGES}
     settings |= {"k": k, "trimmed": chosen.trimmed, **chosen.settings}
+    if "readings" in before:  # a cut reads no labels again
+        settings |= {name: before[name] for name in ("rho", "readings")}
     if options.rule == "herding" and trims_nothing(options, classes):
         settings["trimmed_because"] = f'trim="{options.trim}" needs at least two classes'
     if options.duplicates == "drop" and selection.duplicate_of is not None:

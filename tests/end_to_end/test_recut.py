@@ -141,6 +141,13 @@ def test_keeping_changes_nothing(task: tuple[nn.Module, TensorDataset]) -> None:
         assert kept.coordinates.rows.shape[0] == N
 
 
+def test_a_cut_is_no_reading(task: tuple[nn.Module, TensorDataset]) -> None:
+    first = select(task, draw="rotate", keep_coordinates=True)
+    thrice = replace(first, settings=first.settings | {"readings": 3, "rho": 0.07})
+    cut = thrice.recut(keep=0.1)
+    assert (cut.settings["readings"], cut.settings["rho"]) == (3, 0.07)
+
+
 def test_near_duplicates_stay_out(task: tuple[nn.Module, TensorDataset]) -> None:
     model, data = task
     inputs, labels = data.tensors
