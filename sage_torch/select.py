@@ -28,7 +28,7 @@ from sage_torch.option_types import SeededOptions
 from sage_torch.options import Options
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job, with_features
-from sage_torch.passes.keeping import Keeping, both
+from sage_torch.passes.keeping import Keeping, announce, both
 from sage_torch.passes.readings import Readings
 from sage_torch.passes.readout import Readout
 from sage_torch.passes.scoring import score
@@ -168,6 +168,7 @@ def select(
                 group.together(job.reader.warn_if_random)
                 readings = Readings.of_selection(earlier)
                 job = group.together(lambda: replace(with_features(job, inner), earlier=readings))
+                announce(job)
             job, finished = identified(job, inner, dataset)
             if finished is not None:
                 return finished

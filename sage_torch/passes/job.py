@@ -72,6 +72,7 @@ class Job:
         snapshots: What a killed selection resumes from.
         device: The device of the gradients, if it is known before pass 1.
         features: Where the features of the examples are found; None if nobody needs them.
+        of_features: Numbers of an example's features that are compared.
         keeps_factors: Whether pass 1 keeps the factors of all gradients, so that nothing is read
             again.
         earlier: What earlier selections of the same sampler have read of the labels.
@@ -85,6 +86,7 @@ class Job:
     snapshots: NoSnapshots
     device: torch.device | None = None
     features: Features | None = None
+    of_features: int = 0
     keeps_factors: bool = False
     earlier: Readings | None = None
 
@@ -231,4 +233,11 @@ def with_features(job: Job, model: nn.Module) -> Job:
     if looked.outer is not None and plan.mode.name == "exact" and options.checkpoint is None:
         held = 4 * total * (looked.outer.delta.shape[1] + width)
         keeps = held + exact_bytes(options, total, reduced) <= options.memory_budget
-    return replace(job, plan=plan, computer=computer, features=features, keeps_factors=keeps)
+    return replace(
+        job,
+        plan=plan,
+        computer=computer,
+        features=features,
+        of_features=reduced,
+        keeps_factors=keeps,
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sage_torch.passes.job import Job
+from sage_torch.passes.mode import first_rows
 from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.passes.sketching import Sketched
 from sage_torch.passes.views import Views
@@ -28,7 +29,7 @@ class Keeping:
     @classmethod
     def of(cls, job: Job, sketched: Sketched) -> Keeping | None:
         """Return what keeps the rows; None where nobody wants them."""
-        if not (job.options.keep_coordinates or job.options.duplicates == "drop"):
+        if not is_wanted(job):
             return None
         is_apart = job.mode.is_streaming
         places = job.own_places if is_apart else slice(0, job.reader.total)
@@ -54,6 +55,20 @@ class Keeping:
             known = {"rho": of.rho, "skill": of.skill, "trust": of.trust}
         looked = job.options.rule == "herding" and job.options.trim == "auto"
         return Coordinates(rows, self.sketched.sketch.sketch_size, sample, known, looked)
+
+
+def is_wanted(job: Job) -> bool:
+    """Return whether anybody wants the rows."""
+    return job.options.keep_coordinates or job.options.duplicates == "drop"
+
+
+def announce(job: Job) -> None:
+    """Log how many bytes the rows will take, before any work."""
+    if is_wanted(job):
+        width = first_rows(job.options) + job.of_features
+        more = " or more" if job.options.sketch_size == "auto" else ""
+        held = 2 * width * job.reader.total
+        _LOG.info("coordinates: %s bytes%s on the host (2 x %d each)", f"{held:,}", more, width)
 
 
 def both(

@@ -148,6 +148,18 @@ def test_a_cut_is_no_reading(task: tuple[nn.Module, TensorDataset]) -> None:
     assert (cut.settings["readings"], cut.settings["rho"]) == (3, 0.07)
 
 
+def test_the_size_is_said_before_the_work(
+    task: tuple[nn.Module, TensorDataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "sage_torch"):
+        found = select(task, keep_coordinates=True)
+    said = [each.getMessage() for each in caplog.records]
+    assert found.coordinates is not None
+    size = f"coordinates: {found.coordinates.rows.nbytes:,} bytes on the host"
+    place = next(i for i, words in enumerate(said) if words.startswith(size))
+    assert place < next(i for i, words in enumerate(said) if words.startswith("classes:"))
+
+
 def test_near_duplicates_stay_out(task: tuple[nn.Module, TensorDataset]) -> None:
     model, data = task
     inputs, labels = data.tensors
