@@ -149,7 +149,7 @@ class Options:
         """When the consensus is taken: auto, exact, streaming or one_pass. `"exact"` keeps N x l
         numbers on the host. `"streaming"` scores at once with a consensus carried along in pass 1;
         its memory grows with N by scores, margins, labels and indices only: at keep=0.25 by about
-        24 bytes per example with herding and 45 with a draw, and 8 more with `trim="auto"`.
+        24 bytes per example with herding and 45 with a draw, and 16 more with `trim="auto"`.
         `"auto"` is exact while its numbers fit `memory_budget`. `"one_pass"` asks for one gradient
         per example instead of two: every example's coordinates are carried along with the sketch,
         so that scores are those under a sketch that grew meanwhile (benchmarks/RESULTS.md says how
