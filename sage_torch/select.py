@@ -166,7 +166,7 @@ def select(
         with closing(job.reader):
             if not is_random:  # the first reading: everything has been checked
                 group.together(job.reader.warn_if_random)
-                readings = Readings.of_selection(earlier)
+                readings = Readings.of_selection(earlier, job.reader.total)
                 job = group.together(lambda: replace(with_features(job, inner), earlier=readings))
                 announce(job)
             job, finished = identified(job, inner, dataset)

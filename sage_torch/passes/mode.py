@@ -74,7 +74,7 @@ class Mode:
 def exact_bytes(options: Options, total: int, of_features: int) -> int:
     """Return the bytes of exact scoring: coordinates, and beside features a copy of them."""
     rows = first_rows(options)
-    return 4 * total * (rows if not of_features else 2 * rows + of_features + 2)
+    return 4 * total * (rows if not of_features else 2 * rows + of_features + 4)
 
 
 def first_rows(options: Options) -> int:

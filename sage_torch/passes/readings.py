@@ -45,15 +45,11 @@ class Readings:
         )
 
     @classmethod
-    def of_selection(cls, selection: Selection | None) -> Readings | None:
-        """Return what a selection went by; None if it went by nothing of the kind."""
+    def of_selection(cls, selection: Selection | None, total: int) -> Readings | None:
+        """Return what a selection of `total` examples went by; None if by nothing of the kind."""
         if selection is None or "readings" not in selection.settings:
             return None
-        likely, is_wrong, settings = (
-            selection.probabilities,
-            selection.is_wrong,
-            selection.settings,
-        )
-        if likely is None or is_wrong is None:
+        likely, is_wrong = selection.probabilities, selection.is_wrong
+        if likely is None or is_wrong is None or len(likely) != total:  # of other data
             return None
-        return cls(likely, is_wrong, settings["rho"], settings["readings"])
+        return cls(likely, is_wrong, selection.settings["rho"], selection.settings["readings"])

@@ -70,7 +70,7 @@ def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> 
 
     Cost:
         Per example one gradient (none in one pass, or if pass 1 has kept its factors) and l d
-        multiply-adds. Memory: 8 bytes per example (16 with a readout), and 4 l more on every rank
+        multiply-adds. Memory: 8 bytes per example (24 with a readout), and 4 l more on every rank
         unless streaming; beside features of which r numbers are compared, 4 (2 l + r).
     """
     if job.mode.is_streaming:

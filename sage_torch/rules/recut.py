@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,20 +38,10 @@ class _Task:
     """A job without model and data."""
 
     options: Options
-    plan: Plan
-    ranks: Ranks = field(default_factory=Ranks)
-
-    @property
-    def mode(self) -> Mode:
-        return self.plan.mode
-
-    @property
-    def shards(self) -> list[Shard]:
-        return self.plan.shards
-
-    @property
-    def own(self) -> list[Shard]:
-        return self.plan.shards
+    mode: Mode
+    shards: list[Shard]
+    own: list[Shard]
+    ranks: Ranks
 
 
 @dataclass(frozen=True)
@@ -180,7 +170,7 @@ def _chosen(
         sample = classes.groups_of(np.searchsorted(values, labels[kept.sample]).astype(np.int32))
         judged = of_all.of(places)
     plan = Plan.of(options, len(places), is_group=False)
-    task = _Task(options, plan)
+    task = _Task(options, plan.mode, plan.shards, plan.shards, Ranks())
     rule = rule_for(task, classes, quotas, width=rows.shape[1], known=known, sample=sample)
     assert selection.margins is not None
     at = slice(None) if len(places) == len(rows) else places  # all: no copy

@@ -92,8 +92,8 @@ class Selection:
             blocks take turns. The first m are a subset, too. None where nothing is chosen one after
             another: `rule="random"` and draws.
         duplicate_of: int64 (N,): for each example that is a near duplicate the example that stands
-            for its kind, else -1; None where nobody has looked. See `near_duplicates`.
-        coordinates: What the rule reads of every example, for `recut` and `near_duplicates`; None
+            for its kind, else -1; None where nobody has looked. See `find_duplicates`.
+        coordinates: What the rule reads of every example, for `recut` and `find_duplicates`; None
             without `keep_coordinates=True`.
 
     Example:
