@@ -78,10 +78,12 @@ class Options:
         "fixed",
         """What each epoch sees: fixed, rotate or random. `"fixed"` is one subset. `"rotate"` is a
         new subset each epoch. With trim "auto" and classes, each example comes as often as it is
-        worth it: what is probably wrong less often, what is hard more often at first. Otherwise it
-        is the herding order of the untrimmed examples in windows, so that each one is seen within a
-        turn. `"random"` draws a new random subset of the untrimmed each
-        epoch. The last two need rule "herding" or "random". See `Selection.epoch_indices`.""",
+        worth it: what is probably wrong less often, what is hard more often at first; with
+        gradients "auto" it takes a forward pass and no sketch then, and there are scores only where
+        coordinates or a checkpoint need them. Otherwise it is the herding order of the untrimmed
+        examples in windows, so that each one is seen within a turn. `"random"` draws a new random
+        subset of the untrimmed each epoch. The last two need rule "herding" or "random". See
+        `Selection.epoch_indices`.""",
     )
     weights: bool = _option(
         False,

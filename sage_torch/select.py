@@ -29,10 +29,11 @@ from sage_torch.options import Options
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job, with_features
 from sage_torch.passes.keeping import Keeping, announce, both
+from sage_torch.passes.labelling import judging_pass, label_pass
 from sage_torch.passes.readings import Readings
 from sage_torch.passes.readout import Readout
-from sage_torch.passes.scoring import score
-from sage_torch.passes.sketching import Sketched, label_pass, sketch_pass
+from sage_torch.passes.scoring import Scored, score
+from sage_torch.passes.sketching import sketch_pass
 from sage_torch.passes.views import Views
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.loading import Loading
@@ -118,7 +119,8 @@ def select_subset(
 
     Cost:
         One forward pass where the last layer's gradients do and their factors fit `memory_budget`
-        (two beyond it, and with `checkpoint`); else two gradients per example (one in one pass).
+        (two beyond it, and with `checkpoint`); else two gradients per example (one in one pass). A
+        rotation by labels takes forward passes and no sketch, whatever the model ends in.
         About 9 l d operations for each. With `checkpoint`, on disk until it is finished: 4 l bytes
         per example and 10 l d bytes per shard (and C d numbers when streaming).
 
@@ -173,7 +175,7 @@ def select(
             if finished is not None:
                 return finished
             with job.snapshots:
-                selection = _at_random(inner, job) if is_random else _by_gradients(inner, job)
+                selection = _chosen(inner, job)
                 if options.duplicates == "drop":
                     selection = group.together(lambda: _without_duplicates(selection))
                 job.snapshots.sign(selection)
@@ -181,6 +183,13 @@ def select(
                 is_first = group.rank == 0
                 group.together(lambda: job.snapshots.finish(selection, job.own, is_first=is_first))
     return selection
+
+
+def _chosen(model: nn.Module, job: Job) -> Selection:
+    if job.options.rule == "random":
+        return _at_random(model, job)
+    by_labels = _by_labels(model, job) if job.judges_alone else None
+    return _by_gradients(model, job) if by_labels is None else by_labels
 
 
 def _by_gradients(model: nn.Module, job: Job) -> Selection:
@@ -191,7 +200,8 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
     _LOG.info("%s", "\n".join(f"gradient of {name}: {how}" for name, how in parameters.items()))
     quotas = _quotas(classes, job)
     sketched_at = time.perf_counter()
-    rule = job.ranks.together(lambda: _rule(job, sketched, quotas))
+    width = Views.compared_width(sketched)
+    rule = job.ranks.together(lambda: _rule(job, classes, quotas, sketched.readout, width))
     keeping = Keeping.of(job, sketched)
     scored = score(job, sketched, both(rule.take, keeping))
     scored_at = time.perf_counter()
@@ -229,10 +239,47 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
     )
 
 
-def _rule(job: Job, sketched: Sketched, quotas: NDArray[np.int64]) -> Rule:
-    readout, classes = sketched.readout, sketched.classes
+def _by_labels(model: nn.Module, job: Job) -> Selection | None:
+    """Select by what is known of the labels alone; None if they turn out to be no classes."""
+    begin = time.perf_counter()
+    labelled = judging_pass(job)
+    if labelled is None:
+        return None
+    classes, readout, judged = labelled
+    quotas = _quotas(classes, job)
+    read_at = time.perf_counter()
+    rule = job.ranks.together(lambda: _rule(job, classes, quotas, readout, width=0))
+    nothing = np.full(job.reader.total, np.nan, np.float32)
+    no_rows = np.empty((0, 0), np.float32)
+    chosen = rule.finish(Scored(nothing, nothing, no_rows, np.nan, judged))
+    end = time.perf_counter()
+    return Selection(
+        indices=chosen.indices,
+        scores=nothing,
+        labels=classes.labels(),
+        certificate=None,
+        seconds={
+            "pass_1": read_at - begin,
+            "pass_2": 0.0,
+            "rule": end - read_at,
+            "total": end - begin,
+        },
+        draws=chosen.draws,
+        **(chosen.judged or judged)._asdict(),
+        settings=_of_readout(readout)
+        | _settings(model, job, classes, chosen)
+        | {"gradients_because": "none are taken: a rotation draws by what is known of labels"},
+    )
+
+
+def _rule(
+    job: Job,
+    classes: ClassBook,
+    quotas: NDArray[np.int64],
+    readout: Readout | None,
+    width: int,
+) -> Rule:
     sample = None if readout is None else classes.groups(readout.sample_places)
-    width = Views.compared_width(sketched)
     return rule_for(
         job, classes, quotas, width=width, known=readout, sample=sample, earlier=job.earlier
     )

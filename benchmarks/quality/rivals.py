@@ -218,7 +218,7 @@ class Contest:
             "trimmed": selection.settings["trimmed"],
             "seconds": selection.seconds,
         }
-        if is_wrong.any():
+        if is_wrong.any() and selection.certificate is not None:
             from sklearn.metrics import roc_auc_score
 
             found["auroc"] = float(roc_auc_score(is_wrong, -selection.scores))

@@ -135,12 +135,39 @@ def find_features(model: nn.Module, loss: LossFunction | None, batch: Batch) -> 
     return None
 
 
+class Seen(NamedTuple):
+    """What a forward pass has shown of a batch."""
+
+    features: Tensor  # (n, H) float32
+    outer: OuterRows | None = None  # the gradients' factors, if the features are one of them
+
+
 class Looked(NamedTuple):
     """What one look at a batch has shown."""
 
     rows: Rows  # gradients
-    features: Tensor | None  # (n, H) float32
-    outer: OuterRows | None = None  # the gradients' factors, if the features are one of them
+    seen: Seen | None
+
+
+def see(features: Features, batch: Batch) -> Seen:
+    """Return the features of a batch, and no gradients that cost more.
+
+    Args:
+        features: Gives them.
+        batch: n examples, on the model's device.
+
+    Raises:
+        ValueError: As the features.
+        SageError: A loss or a feature is not finite.
+    """
+    outer = features.outer(batch) if isinstance(features, ClassifierInputs) else None
+    seen = Seen(features(batch) if outer is None else outer.hidden, outer)
+    bad = (~seen.features.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        error = SageError("its features have a NaN or an infinite entry")
+        error.row = int(bad[0])
+        raise error
+    return seen
 
 
 def look(computer: GradientComputer, features: Features | None, batch: Batch, n: int) -> Looked:
@@ -162,8 +189,8 @@ def look(computer: GradientComputer, features: Features | None, batch: Batch, n:
         if isinstance(computer, CompressedGradients):
             computer.settled(batch, n)
         outer = features.outer(batch)
-        return Looked(rows_from(computer, outer), outer.hidden, outer)
-    return Looked(given_by(computer, batch, n), features(batch))
+        return Looked(rows_from(computer, outer), Seen(outer.hidden, outer))
+    return Looked(given_by(computer, batch, n), Seen(features(batch)))
 
 
 def rows_from(computer: GradientComputer, outer: OuterRows) -> Rows:

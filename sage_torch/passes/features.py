@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sage_torch.checks import warn
-from sage_torch.gradients.features import Looked, rows_from
+from sage_torch.gradients.features import Seen, rows_from
 from sage_torch.gradients.outer import OuterRows, Rows
 from sage_torch.passes.job import Job
 from sage_torch.passes.readout import FeatureSums, Readout, sampled
@@ -89,26 +89,26 @@ class FeatureBook:
         shard: Shard,
         indices: NDArray[np.int64],
         class_ids: NDArray[np.int32],
-        looked: Looked,
+        seen: Seen | None,
     ) -> None:
         """Note a batch; `class_ids` are those of the book at this time."""
-        if looked.features is None:
+        if seen is None:
             return
         if shard.number not in self._sums:
-            width = looked.features.shape[1]
+            width = seen.features.shape[1]
             self._sums[shard.number] = FeatureSums(width, self._places(width, shard))
-        self._sums[shard.number].add(looked.features, class_ids, indices)
-        if looked.outer is None:
+        self._sums[shard.number].add(seen.features, class_ids, indices)
+        if seen.outer is None:
             return
-        self._note_loss(looked.outer)
-        if not self._job.keeps_factors:
+        self._note_loss(seen.outer)
+        if not self._job.keeps_seen or self._job.judges_alone:
             return
         if self.kept is None:
-            own, outer = self._job.own_places, looked.outer
+            own, outer = self._job.own_places, seen.outer
             sides = outer.delta.shape[1], outer.hidden.shape[1]
             delta, hidden = (np.empty((own.stop - own.start, s), np.float32) for s in sides)
             self.kept = Kept(delta, hidden, outer.bias, own.start, outer.delta.device)
-        self.kept.put(indices, looked.outer)
+        self.kept.put(indices, seen.outer)
 
     def _note_loss(self, outer: OuterRows) -> None:
         """Add up the cross-entropy, where it is one."""

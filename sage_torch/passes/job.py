@@ -73,8 +73,10 @@ class Job:
         device: The device of the gradients, if it is known before pass 1.
         features: Where the features of the examples are found; None if nobody needs them.
         of_features: Numbers of an example's features that are compared.
-        keeps_factors: Whether pass 1 keeps the factors of all gradients, so that nothing is read
-            again.
+        keeps_seen: Whether pass 1 keeps what the forward pass shows (features, and the factors of
+            all gradients), so that nothing is read again.
+        judges_alone: Whether the rule goes by what is known of the labels alone, so that nobody
+            needs gradients.
         earlier: What earlier selections of the same sampler have read of the labels.
     """
 
@@ -87,7 +89,8 @@ class Job:
     device: torch.device | None = None
     features: Features | None = None
     of_features: int = 0
-    keeps_factors: bool = False
+    keeps_seen: bool = False
+    judges_alone: bool = False
     earlier: Readings | None = None
 
     @classmethod
@@ -224,14 +227,16 @@ def with_features(job: Job, model: nn.Module) -> Job:
         if features is None:
             return job
         computer = beside(features, job.computer, options)
-        looked = look(computer, features, batch, len(indices))
-    assert looked.features is not None
-    width = looked.features.shape[1]
+        seen = look(computer, features, batch, len(indices)).seen
+    assert seen is not None
+    width = seen.features.shape[1]
     reduced = min(width, MOST_COMPARED)
     plan = Plan.of(options, total, is_group=job.ranks.is_group, of_features=reduced)
-    keeps = False
-    if looked.outer is not None and plan.mode.name == "exact" and options.checkpoint is None:
-        held = 4 * total * (looked.outer.delta.shape[1] + width)
+    judges_alone, keeps = _judges_alone(options), False
+    if judges_alone:
+        keeps = 4 * total * (width + 1) <= options.memory_budget
+    elif seen.outer is not None and plan.mode.name == "exact" and options.checkpoint is None:
+        held = 4 * total * (seen.outer.delta.shape[1] + width)
         keeps = held + exact_bytes(options, total, reduced) <= options.memory_budget
     return replace(
         job,
@@ -239,5 +244,21 @@ def with_features(job: Job, model: nn.Module) -> Job:
         computer=computer,
         features=features,
         of_features=reduced,
-        keeps_factors=keeps,
+        keeps_seen=keeps,
+        judges_alone=judges_alone,
+    )
+
+
+def _judges_alone(options: Options) -> bool:
+    """Return whether no gradient decides anything, where features give the trim what it reads.
+
+    A rotation draws by what is known of the labels. Whoever names gradients wants their scores;
+    coordinates and snapshots are those of a sketch.
+    """
+    return (
+        options.draw == "rotate"
+        and options.gradients == "auto"
+        and not options.keep_coordinates
+        and options.duplicates == "keep"
+        and options.checkpoint is None
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +78,7 @@ def score(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None]) -> 
         coordinates = _in_order(job, sketched.sketch.take_coordinates())
         return _scored(sketched, Views(coordinates), math.nan)
     own = job.ranks.together(lambda: _read(job, sketched))
-    return _scored(sketched, Views.of_arrays([_of_all_ranks(job, part) for part in own.arrays()]))
+    return _scored(sketched, Views.of_arrays(job.ranks.joined_all(own.arrays())))
 
 
 def _read(job: Job, sketched: Sketched) -> Views:
@@ -139,12 +138,13 @@ def _streamed(job: Job, sketched: Sketched, take: Callable[[ScoredBatch], None])
     exact = _core.Consensus(*directions.shape)
     for of_shard in (part for of_rank in job.ranks.gather(sums) for part in of_rank):
         exact.add_sums(of_shard)  # in the shards' order on every rank
+    joined_scores, joined_margins = job.ranks.joined_all([scores, margins])
     return Scored(
-        _of_all_ranks(job, scores),
-        _of_all_ranks(job, margins),
+        joined_scores,
+        joined_margins,
         np.empty((0, sketch.sketch_size), np.float32),
         _smallest_cosine(directions, exact.directions()),
-        None if judged is None else Judged(*(_of_all_ranks(job, part) for part in judged)),
+        None if judged is None else Judged(*job.ranks.joined_all(judged)),
     )
 
 
@@ -173,18 +173,13 @@ def _views(
         features = job.features if sketched.readout is not None else None
         with naming_the_example(indices):
             looked = look(job.computer, features, batch, len(indices))
-            known = None if looked.features is None else looked.features.cpu().numpy()
-            own = own_probabilities(job, looked.outer)
+            seen = looked.seen
+            known = None if seen is None else seen.features.cpu().numpy()
+            own = None if seen is None else own_probabilities(job, seen.outer)
             views = Views.of(sketched, looked.rows, known, class_ids, own)
         done += len(indices)
         yield indices, class_ids, views
         job.snapshots.save_rows(shard, done, views.packed())
-
-
-def _of_all_ranks(job: Job, own: Any) -> Any:
-    """Return the arrays of all ranks in one; None where there are none."""
-    parts = job.ranks.gather(own)
-    return parts[0] if len(parts) == 1 or own is None else np.concatenate(parts)
 
 
 def _in_order(job: Job, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,9 +19,10 @@ from sage_torch.gradients.outer import size_of
 from sage_torch.passes.features import FeatureBook, Kept
 from sage_torch.passes.growth import Growth
 from sage_torch.passes.job import Job
+from sage_torch.passes.labelling import class_book, noted, share_classes
 from sage_torch.passes.merging import joined, new_sketch, of_one_class, sketch_of, tree_of
 from sage_torch.passes.readout import Readout
-from sage_torch.reading.classes import EARLY, ClassBook
+from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
 
@@ -56,9 +57,9 @@ def sketch_pass(job: Job) -> Sketched:
         log2(shards) times, and 4 bytes per example. To this, streaming adds C d numbers, and
         one-pass mode 4 l bytes per example.
     """
-    classes, features = _book(job), FeatureBook(job)
+    classes, features = class_book(job), FeatureBook(job)
     tree = tree_of(job)
-    reads_once = job.mode.is_one_pass or job.keeps_factors
+    reads_once = job.mode.is_one_pass or job.keeps_seen
     title = "SAGE pass 1 of 1" if reads_once else "SAGE pass 1 of 2: sketch"
     with job.reader.progress(title, job.own) as bar:
         rows, opened = _settled(job, classes, features, bar.update)
@@ -72,7 +73,7 @@ def sketch_pass(job: Job) -> Sketched:
             return sketch
 
         job.ranks.together(lambda: tree.build(sketched))
-    _share_classes(job, classes)
+    share_classes(job, classes)
     sketch = joined(job, tree, classes)
     if not sketch.squared_norm > 0:
         raise all_zero(f"{job.reader.total} examples")
@@ -145,14 +146,14 @@ def _sketching(
     batches = job.reader.batches(shard, begin=done) if done < len(shard) else ()
     for indices, batch, labels in batches:
         had_classes = classes.are_classes
-        class_ids = _added(job, shard, classes, indices, labels, done)
+        class_ids = noted(job, shard, classes, indices, labels, done)
         gave_up = had_classes and not classes.are_classes
         if gave_up and job.mode.is_streaming and sketch is not None:
             sketch = of_one_class(sketch)  # the sums of many classes may be large
         with naming_the_example(indices):
             looked = look(job.computer, job.features, batch, len(indices))
         rows = looked.rows
-        features.note(shard, indices, class_ids, looked)
+        features.note(shard, indices, class_ids, looked.seen)
         if sketch is None:
             sketch = new_sketch(job, *size_of(rows), growth.first_rows)
         growth.update(sketch, rows, job.mode.carried_ids(class_ids), indices)
@@ -164,56 +165,3 @@ def _sketching(
             yield sketch
     assert sketch is not None  # no shard is empty
     yield sketch
-
-
-def _book(job: Job) -> ClassBook:
-    labels = job.reader.labels
-    return ClassBook(job.reader.total, job.options.class_balanced, labels.certainty)
-
-
-def _added(
-    job: Job,
-    shard: Shard,
-    classes: ClassBook,
-    indices: NDArray[np.int64],
-    labels: NDArray[Any] | None,
-    done: int,
-) -> NDArray[np.int32]:
-    """Note a batch's labels and return its class ids; after `EARLY` examples, look at them."""
-    classes.add(indices, labels)
-    if done < EARLY <= done + len(indices):
-        classes.look_early(job.reader.indices(shard, 0, EARLY))
-    return classes.of(indices)
-
-
-def _share_classes(job: Job, classes: ClassBook) -> None:
-    """Send every rank the classes of all examples."""
-    if job.ranks.size == 1:
-        return
-    parts = job.ranks.gather((job.own_places, classes.part(job.own_places)))
-    for rank, (places, part) in enumerate(parts):
-        if rank != job.ranks.rank and places.stop > places.start:
-            classes.adopt(places, part)
-
-
-def label_pass(job: Job) -> ClassBook:
-    """Read only the labels, which are all that `rule="random"` needs.
-
-    Cost:
-        The data set is read once; no gradient is computed.
-    """
-    classes = _book(job)
-
-    def read() -> None:
-        with job.reader.progress("SAGE: read labels", job.own) as bar:
-            for shard in job.own:
-                done = 0
-                for indices, _, labels in job.reader.batches(shard):
-                    _added(job, shard, classes, indices, labels, done)
-                    done += len(indices)
-                    bar.update(len(indices))
-
-    job.ranks.together(read)
-    _share_classes(job, classes)
-    classes.finish()
-    return classes

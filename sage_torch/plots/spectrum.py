@@ -111,8 +111,8 @@ def _numbers_of(
         return sketch.singular_values(), sketch.squared_norm, sketch.shrinkage
     if sketch.singular_values is None or sketch.certificate is None:
         raise ValueError(
-            "expected a selection with singular values, got one of rule='random' or of an older "
-            "file; select again"
+            "expected a selection with singular values, got one that went by no gradients; select "
+            'again with rule="herding" and gradients="projected"'
         )
     certificate = sketch.certificate
     return sketch.singular_values, certificate.squared_norm, certificate.shrinkage

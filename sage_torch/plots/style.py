@@ -46,7 +46,9 @@ def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
         scores = np.asarray(selection.scores, np.float64)
         if not np.isfinite(scores).any():
             raise ValueError(
-                "expected a selection with scores, got one of rule='random', which scores nothing"
+                "expected a selection with scores, got one that went by no gradients; draw "
+                'of="probabilities" of a rotation, or select again with rule="herding" and '
+                'gradients="projected"'
             )
         return scores
     if of == "probabilities":
@@ -60,8 +62,9 @@ def known_values(selection: Selection, of: Values) -> NDArray[np.float64]:
         raise ValueError(f'expected of="scores", "margins" or "probabilities", got {of!r}')
     if selection.margins is None:
         raise ValueError(
-            "expected a selection with margins, got one of rule='random' or of an older file; "
-            'draw of="scores" or select again'
+            "expected a selection with margins, got one that went by no gradients; draw "
+            'of="probabilities" of a rotation, or select again with rule="herding" and '
+            'gradients="projected"'
         )
     return np.asarray(selection.margins, np.float64)
 

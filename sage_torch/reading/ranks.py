@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from textwrap import shorten
 from typing import Any, TypeVar
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 
 from sage_torch._core import SageError
@@ -56,6 +58,19 @@ class Ranks:
         values: list[Any] = [None] * self.size
         self._communicate(lambda group: dist.all_gather_object(values, value, group=group))
         return values
+
+    def joined_all(self, own: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return arrays that hold those of all ranks, rank after rank, on every rank.
+
+        Args:
+            own: This rank's arrays; all ranks give as many.
+
+        Raises:
+            SageError: As `gather`.
+        """
+        if self.size == 1:
+            return list(own)
+        return [np.concatenate(self.gather(each)) for each in own]
 
     def broadcast(self, value: _T) -> _T:
         """Return rank 0's value on every rank.

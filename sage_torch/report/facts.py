@@ -22,7 +22,7 @@ _CLASSES = 100  # shown on their own; all further classes share one row
 _LONGEST = 400  # characters of a setting
 _INDIFFERENT = ("keep", "progress", "distributed", "checkpoint", "num_workers")
 _WORDS = {
-    "pass_1": "pass 1: sketch the gradients",
+    "pass_1": "pass 1: read and sketch",
     "pass_2": "pass 2: score every example",
     "rule": "trim and choose",
     "total": "together",
@@ -94,7 +94,7 @@ def label_name(label: int | None, class_names: Sequence[str] | None) -> str:
 def certificate_words(certificate: Certificate | None) -> list[str]:
     """Return the statements of a certificate as sentences."""
     if certificate is None:
-        return ["No certificate: examples were drawn at random, without gradients and a sketch."]
+        return ["No certificate: the draw went by no gradients, so that there is no sketch."]
     low, high = certificate.energy_kept, certificate.energy_kept_at_most
     between = f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"between {low:.1%} and {high:.1%}"
     words = [

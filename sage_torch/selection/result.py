@@ -47,9 +47,10 @@ class Selection:
         indices: int64 (k,), ascending, no repeats: the examples to train on (in epoch 0, if each
             epoch draws its own).
         scores: float32 (N,) in [-1, 1]: every example's agreement with the consensus of its class;
-            NaN throughout for `rule="random"`.
+            NaN throughout where no gradients were taken: `rule="random"`, and a rotation that draws
+            by labels (see `draw`).
         labels: int64 (N,) as the data set has them, or None if there are no classes.
-        certificate: The sketch's guarantee; None for `rule="random"`.
+        certificate: The sketch's guarantee; None where no gradients were taken.
         seconds: Wall time of `pass_1`, `pass_2` and `rule`, and the `total`.
         settings: The settings used, in a form that fits into JSON: options, gradients, versions.
             `classes` counts the classes, 0 without; `classes_because` says how that is known.
@@ -69,9 +70,9 @@ class Selection:
             share read margins: they mark wrong labels better than `scores`, few of which are
             negative. Below 0, an example opposes another class more than twice as much as it
             agrees with its own. Without at least two classes the margin is the agreement itself.
-            None for `rule="random"`.
+            None where no gradients were taken.
         singular_values: float64 (l,), descending: the lengths of the sketch's rows, its spectrum;
-            None for `rule="random"`.
+            None where no gradients were taken.
         probabilities: float32 (N,) in [0, 1]: how likely every example's label is, judged by a
             ridge regression of the labels on the model's features that left the example itself
             out, and calibrated. `trim="auto"` reads them, and the lowest mark

@@ -119,7 +119,13 @@ class OnlineScores:
             scorer.score(weighted, class_ids, np.arange(len(rows)))
             is_new = counts[class_ids] <= _FIRST_OF_CLASS
             agreement[is_new] = margins[is_new] = np.nan
-        return self._judged(agreement, margins, class_ids, looked.features, weight)
+        return self._judged(
+            agreement,
+            margins,
+            class_ids,
+            None if looked.seen is None else looked.seen.features,
+            weight,
+        )
 
     def _judged(
         self,

@@ -34,9 +34,14 @@ from sage_torch import select_subset
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
     "streaming": {"consensus": "streaming", "weights": True},
-    "shards": {"shards": 3, "draw": "rotate"},
+    "shards": {"shards": 3, "draw": "rotate", "gradients": "last_layer"},
     "one pass": {"consensus": "one_pass", "shards": 3},
-    "streamed shards": {"shards": 3, "consensus": "streaming", "draw": "rotate"},
+    "streamed shards": {
+        "shards": 3,
+        "consensus": "streaming",
+        "draw": "rotate",
+        "gradients": "last_layer",
+    },
 }
 modes = pytest.mark.parametrize("mode", MODES)
 

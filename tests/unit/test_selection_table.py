@@ -105,7 +105,7 @@ def test_the_form_is_always_the_same(
         "margin": made.margins, "rank": made.ranks, "weight": made.weights, "duplicate_of": None,
     }  # fmt: skip
     unknown = {name for name, value in known.items() if value is None}
-    assert missing == unknown | ({"agreement"} if options.get("rule") == "random" else set())
+    assert missing == unknown | ({"agreement"} if made.certificate is None else set())
 
 
 def test_ranks_are_in_the_order_of_choice(network: nn.Module, blobs: TensorDataset) -> None:
