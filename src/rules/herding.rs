@@ -2,6 +2,8 @@
 //!
 //! Chen, Welling and Smola, UAI 2010.
 
+use pulp::{Simd, WithSimd};
+
 use crate::rules::kernel::{unit_rows, Examples, Kernel};
 use crate::rules::masses::inclusion;
 
@@ -24,30 +26,89 @@ pub fn picks(examples: Examples<'_>, members: &[u32], bandwidth: f64, count: usi
 
 /// Step t picks `argmax_j μ_j − Σ_{s picked} K_js / (t + 1)`, where `μ_j = Σ_i w_i K_ij / Σ_i w_i`.
 fn herd(kernel: &Kernel, masses: &[f64], count: usize) -> Vec<usize> {
-    let n = kernel.size();
-    let total: f64 = masses.iter().sum();
-    let mean_of = |j: usize| {
-        let row = kernel.row(j).iter().zip(masses);
-        row.map(|(value, mass)| f64::from(*value) * mass).sum::<f64>() / total
-    };
-    let mean: Vec<f64> = (0..n).map(mean_of).collect();
+    let arch = pulp::Arch::new();
+    let (n, total) = (kernel.size(), masses.iter().sum::<f64>());
+    let mut mean: Vec<f64> =
+        (0..n).map(|j| arch.dispatch(Weighted(kernel.row(j), masses)) / total).collect();
     let mut covered = vec![0.0f64; n];
-    let mut is_picked = vec![false; n];
     let mut picks = Vec::with_capacity(count);
     for step in 0..count {
         let share = 1.0 / (step + 1) as f64;
-        let mut best = (f64::NEG_INFINITY, 0);
-        for j in 0..n {
-            let gain = mean[j] - covered[j] * share;
-            if !is_picked[j] && gain > best.0 {
-                best = (gain, j);
+        let best = arch.dispatch(Greatest { mean: &mean, covered: &covered, share });
+        mean[best] = f64::NEG_INFINITY; // never again
+        picks.push(best);
+        arch.dispatch(Add { to: &mut covered, values: kernel.row(best) });
+    }
+    picks
+}
+
+/// Numbers side by side in the registers of any processor.
+const LANES: usize = 16;
+
+// Each is a struct: a closure would be compiled without this processor's widest registers.
+
+/// `Σ_i w_i K_i`.
+struct Weighted<'a>(&'a [f32], &'a [f64]);
+
+impl WithSimd for Weighted<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> f64 {
+        let (values, rest) = self.0.as_chunks::<LANES>();
+        let (masses, other) = self.1.as_chunks::<LANES>();
+        let mut lanes = [0.0f64; LANES];
+        for (values, masses) in values.iter().zip(masses) {
+            for ((lane, value), mass) in lanes.iter_mut().zip(values).zip(masses) {
+                *lane += f64::from(*value) * mass;
             }
         }
-        is_picked[best.1] = true;
-        picks.push(best.1);
-        for (covered, value) in covered.iter_mut().zip(kernel.row(best.1)) {
+        let rest: f64 = rest.iter().zip(other).map(|(value, mass)| f64::from(*value) * mass).sum();
+        lanes.iter().sum::<f64>() + rest
+    }
+}
+
+/// `covered += K_j`.
+struct Add<'a> {
+    to: &'a mut [f64],
+    values: &'a [f32],
+}
+
+impl WithSimd for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        for (covered, value) in self.to.iter_mut().zip(self.values) {
             *covered += f64::from(*value);
         }
     }
-    picks
+}
+
+/// The first place of the greatest `mean − share · covered`.
+struct Greatest<'a> {
+    mean: &'a [f64],
+    covered: &'a [f64],
+    share: f64,
+}
+
+impl WithSimd for Greatest<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> usize {
+        let gain = |j: usize| self.mean[j] - self.covered[j] * self.share;
+        let mut lanes = [f64::NEG_INFINITY; LANES];
+        let (mean, _) = self.mean.as_chunks::<LANES>();
+        let (covered, _) = self.covered.as_chunks::<LANES>();
+        for (mean, covered) in mean.iter().zip(covered) {
+            for ((lane, mean), covered) in lanes.iter_mut().zip(mean).zip(covered) {
+                let gain = mean - covered * self.share;
+                *lane = if gain > *lane { gain } else { *lane };
+            }
+        }
+        let rest = mean.len() * LANES..self.mean.len();
+        let greatest = lanes.into_iter().chain(rest.map(gain)).fold(f64::NEG_INFINITY, f64::max);
+        (0..self.mean.len()).find(|j| gain(*j) == greatest).unwrap_or_default()
+    }
 }

@@ -12,6 +12,8 @@ use crate::scores::consensus::inverse_norm;
 pub const BANDWIDTH_ROWS: usize = 512;
 /// Rows of the kernel computed at once.
 const PANEL: usize = 256;
+/// Rows and columns that are turned at once: the lines that they are in stay in the first cache.
+const TILE: usize = 16;
 
 /// What herding compares (sketched gradients in orthonormal coordinates, features), what the trim
 /// reads, and how much each example counts.
@@ -78,8 +80,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Dot products in float64, since near-duplicates cancel. Both halves are computed: writing one
-    /// across rows costs far more than a second exponential.
+    /// Dot products in float64, since near-duplicates cancel. The half above the diagonal is computed,
+    /// and written below it in tiles: across whole rows, that would cost more than it saves.
     pub fn new(units: &Mat<f64>, bandwidth: f64) -> Self {
         Self { values: kernel(units, bandwidth), n: units.nrows() }
     }
@@ -103,19 +105,38 @@ fn kernel(units: &Mat<f64>, bandwidth: f64) -> Vec<f32> {
     let arch = pulp::Arch::new();
     let mut kernel = vec![0.0f32; n * n];
     let mut dots = Mat::<f64>::zeros(n, PANEL.min(n));
-    for (panel, rows) in kernel.chunks_mut(PANEL * n).enumerate() {
-        let (start, count) = (panel * PANEL, rows.len() / n);
+    for start in (0..n).step_by(PANEL) {
+        let (count, right) = (PANEL.min(n - start), n - start);
         let of_panel = units.subrows(start, count).transpose();
-        let mut dots = dots.as_mut().subcols_mut(0, count);
-        matmul(dots.as_mut(), Accum::Replace, units, of_panel, 1.0, Par::Seq);
-        for (place, row) in rows.chunks_mut(n).enumerate() {
-            let own = squared[start + place];
+        let mut dots = dots.as_mut().submatrix_mut(0, 0, right, count);
+        let others = units.subrows(start, right);
+        matmul(dots.as_mut(), Accum::Replace, others, of_panel, 1.0, Par::Seq);
+        let (panel, below) = kernel[start * n..].split_at_mut(count * n);
+        for (place, row) in panel.chunks_mut(n).enumerate() {
+            let (row, own) = (&mut row[start..], squared[start + place]);
             if let Some(dots) = dots.as_ref().col(place).try_as_col_major() {
-                arch.dispatch(|| kernel_row(row, dots.as_slice(), &squared, own, factor));
+                arch.dispatch(|| kernel_row(row, dots.as_slice(), &squared[start..], own, factor));
+            }
+        }
+        mirror(panel, below, n, start);
+    }
+    kernel
+}
+
+/// Writes the columns of a panel of rows, beyond its own square, to the rows below it.
+fn mirror(panel: &[f32], below: &mut [f32], n: usize, start: usize) {
+    let count = panel.len() / n;
+    for (tile, rows) in below.chunks_mut(TILE * n).enumerate() {
+        let first = start + count + tile * TILE;
+        for left in (0..count).step_by(TILE) {
+            let right = count.min(left + TILE);
+            for (place, row) in rows.chunks_mut(n).enumerate() {
+                for (offset, value) in row[start + left..start + right].iter_mut().enumerate() {
+                    *value = panel[(left + offset) * n + first + place];
+                }
             }
         }
     }
-    kernel
 }
 
 #[inline(always)]
@@ -147,6 +168,25 @@ fn exp_of_negative(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_numbers::random;
+
+    #[test]
+    fn the_kernel_is_whole_and_symmetric() {
+        let mut random = random();
+        for n in [1, 2, TILE + 1, PANEL, PANEL + 1, 2 * PANEL + TILE + 3] {
+            let units = Mat::from_fn(n, 3, |_, _| random());
+            let kernel = Kernel::new(&units, 0.7);
+            for i in 0..n {
+                for j in 0..n {
+                    let squared: f64 =
+                        (0..3).map(|k| (units[(i, k)] - units[(j, k)]).powi(2)).sum();
+                    let wanted = (-0.5 * squared / (0.7 * 0.7)).exp();
+                    assert!((f64::from(kernel.row(i)[j]) - wanted).abs() < 1e-6);
+                    assert_eq!(kernel.row(i)[j], kernel.row(j)[i]);
+                }
+            }
+        }
+    }
 
     #[test]
     fn exponential_is_accurate() {
