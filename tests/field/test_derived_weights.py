@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from microbatches import assert_rows, by_microbatches, cross_entropy
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import TensorDataset
 
 import sage_torch.gradients.projected.recorder as recorder
-from sage_torch.gradients import ProjectedGradients
+import sage_torch.gradients.projected.rowwise as rowwise
+from sage_torch import Selection, select_subset
+from sage_torch.gradients import FunctionalGradients, ProjectedGradients
 from sage_torch.gradients.projected.columns import DerivedTarget
 
 WIDTH, EXACT = 160, 10**6  # WIDTH^2 entries are enough to look for rows
@@ -213,3 +217,27 @@ def test_a_bias_of_attention_has_a_rule() -> None:
     model, batch = Windows(), (torch.randn(5, 12, 8), torch.arange(5) % 3)
     gradients = ProjectedGradients(model, EXACT, cross_entropy, fallback=False)
     assert_rows(gradients(batch), by_microbatches(model, cross_entropy, batch))
+
+
+@pytest.mark.usefixtures("no_matrices")
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_a_selection_of_one_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = BY_ROWS[name]()
+    data, looks, find = TensorDataset(*batch_for(model, 24)), [], rowwise.rows_of
+
+    def counted(target: DerivedTarget) -> Any:
+        looks.append(target.tensor.shape)
+        return find(target)
+
+    def select(gradients: Any) -> Selection:
+        return select_subset(model, data, 0.5, gradients=gradients, batch_size=32, progress=False)
+
+    monkeypatch.setattr(rowwise, "rows_of", counted)
+    narrow = select("projected")
+    assert len(looks) == 1  # the only batch is the first one, and finds out how rows are made
+    assert not any("fallback" in how for how in narrow.settings["parameters"].values())
+    found = select(ProjectedGradients(model, EXACT, cross_entropy, fallback=False))
+    exact = select(FunctionalGradients(model, cross_entropy))
+    torch.testing.assert_close(found.scores, exact.scores, rtol=2e-3, atol=2e-4)
+    assert found.indices.tolist() == exact.indices.tolist()
