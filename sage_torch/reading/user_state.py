@@ -70,7 +70,8 @@ def _steps(model: nn.Module) -> list[Callable[[], object]]:
                 steps.append(partial(_restore_entries, value, dict(value)))
         hidden = module._non_persistent_buffers_set
         steps.append(partial(_restore_members, hidden, set(hidden)))
-        steps.append(partial(setattr, module, "training", module.training))
+        if hasattr(module, "training"):  # unlike frozen TorchScript
+            steps.append(partial(setattr, module, "training", module.training))
     for buffer in model.buffers():
         if is_plain(buffer) and not buffer.is_meta:
             steps.append(partial(_restore_content, buffer, buffer.detach().clone()))
