@@ -1,9 +1,10 @@
 """What do projected gradients cost where weights are functions of parameters?
 
-Weight norm and weight standardisation make a layer's weight from a parameter, row by row. A batch
-through such a layer is timed beside the plain layer, and beside a training step for two models of
-timm with random weights: `nfnet_l0` (standardised convolutions) and `maxvit_tiny_tf_224` (a learnt
-bias of attention). Rounds are interleaved; ratios are those of medians.
+Weight norm and weight standardisation make a layer's weight from a parameter, row by row; spectral
+norm divides it as a whole. A batch through such a layer is timed beside the plain layer, and beside
+a training step for two models of timm with random weights: `nfnet_l0` (standardised convolutions)
+and `maxvit_tiny_tf_224` (a learnt bias of attention). Rounds are interleaved; ratios are those of
+medians.
 
     python -m benchmarks.speed.derived_weights
 """
@@ -54,6 +55,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "plain": lambda n: nn.Linear(n, n),
     "weight norm": lambda n: nn.utils.parametrizations.weight_norm(nn.Linear(n, n)),
     "standardised": lambda n: Standardised(n, n),
+    "spectral norm": lambda n: nn.utils.parametrizations.spectral_norm(nn.Linear(n, n)),
 }
 
 
