@@ -231,7 +231,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
 
 def _rule(job: Job, sketched: Sketched, quotas: NDArray[np.int64]) -> Rule:
     readout, classes = sketched.readout, sketched.classes
-    sample = None if readout is None else classes.groups(readout.sample_places)
+    sample = None if readout is None else classes.of(readout.sample_places)
     width = Views.compared_width(sketched)
     return rule_for(
         job, classes, quotas, width=width, known=readout, sample=sample, earlier=job.earlier
