@@ -209,6 +209,8 @@ def _no_examples(dataset: object) -> str | None:
     kind = type(dataset)
     if isinstance(dataset, DataLoader):
         return "a DataLoader: pass its data set, loader.dataset"
+    if isinstance(dataset, (str, bytes)):
+        return f"a {kind.__name__}: load the file that it names, and pass the data set"
     if kind.__module__.partition(".")[0] in _OF_TABLES and kind.__name__ in _TABLES:
         return (
             f"a {kind.__name__}, whose items are columns or go by labels: make a data set of its "

@@ -21,6 +21,7 @@ from sage_torch.checks import (
     keep_in_range,
     labels_given,
     one_of,
+    shown,
     trim_in_range,
     truth,
     whole_number,
@@ -270,9 +271,14 @@ class Options:
         self._whole("batch_size", 1)
         self._whole("num_workers", 0)
         self._whole("seed", 0)
-        for name in ("loss", "collate_fn"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(f"expected {name} to be callable, got {getattr(self, name)!r}")
+        called = {
+            "loss": "loss(model, batch), which returns one loss per example, shape (n,)",
+            "collate_fn": "a function of a list of examples, which returns a batch",
+        }
+        for name, how in called.items():
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise TypeError(f"expected {name} to be callable, got {shown(given)}; pass {how}")
         if self.score_dataset is not None:
             count_examples(self.score_dataset, "score_dataset")
         if self.shards is not None:
@@ -290,8 +296,8 @@ class Options:
         known = [each.name for each in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            shown = ", ".join(map(repr, unknown))
-            raise TypeError(f"unknown option {shown}; expected some of {', '.join(known)}")
+            names = ", ".join(map(repr, unknown))
+            raise TypeError(f"unknown option {names}; expected some of {', '.join(known)}")
         return cls(**options)
 
     def _whole(self, name: str, least: int, wanted: str = "a whole number") -> None:

@@ -279,7 +279,7 @@ def _rule(
     readout: Readout | None,
     width: int,
 ) -> Rule:
-    sample = None if readout is None else classes.groups(readout.sample_places)
+    sample = None if readout is None else classes.of(readout.sample_places)
     return rule_for(
         job, classes, quotas, width=width, known=readout, sample=sample, earlier=job.earlier
     )

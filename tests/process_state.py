@@ -19,7 +19,7 @@ def process_state() -> dict[str, object]:
         "numpy random": [repr(np.asarray(part).tolist()) for part in np.random.get_state()],  # noqa: NPY002
         "python random": random.getstate(),
         "compiler": torch._dynamo.eval_frame._stance,
-        "modes": torch._C._len_torch_function_stack(),
+        "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "autocast": (

@@ -1,9 +1,10 @@
 """What do projected gradients cost where weights are functions of parameters?
 
-Weight norm and weight standardisation make a layer's weight from a parameter, row by row. A batch
-through such a layer is timed beside the plain layer, and beside a training step for two models of
-timm with random weights: `nfnet_l0` (standardised convolutions) and `maxvit_tiny_tf_224` (a learnt
-bias of attention). Rounds are interleaved; ratios are those of medians.
+Weight norm and weight standardisation make a layer's weight from a parameter, row by row; spectral
+norm divides it as a whole. A batch through such a layer is timed beside the plain layer, and beside
+a training step for two models of timm with random weights: `nfnet_l0` (standardised convolutions)
+and `maxvit_tiny_tf_224` (a learnt bias of attention). Rounds are interleaved; ratios are those of
+medians.
 
     python -m benchmarks.speed.derived_weights
 """
@@ -19,8 +20,10 @@ import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from benchmarks.record import RESULTS, environment, read, spread, table, write
+from sage_torch import select_subset
 from sage_torch.gradients import ProjectedGradients
 
 NAME = "derived_weights.json"
@@ -33,7 +36,8 @@ TEXT = """\
 interleaved rounds. Milliseconds of one batch of projected gradients: {examples} examples through
 64 -> n -> n -> 4, whose middle layer is plain or makes its weight from parameters; and models of
 timm with random weights beside a training step (forward, backward, SGD). *First* is the first
-batch of a selection, which plans and checks.
+batch of a selection, which plans and checks. *Selection* is a whole selection of one such batch,
+beside that with the plain layer.
 """
 
 
@@ -51,6 +55,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "plain": lambda n: nn.Linear(n, n),
     "weight norm": lambda n: nn.utils.parametrizations.weight_norm(nn.Linear(n, n)),
     "standardised": lambda n: Standardised(n, n),
+    "spectral norm": lambda n: nn.utils.parametrizations.spectral_norm(nn.Linear(n, n)),
 }
 
 
@@ -79,16 +84,26 @@ def layers(width: int, rounds: int) -> dict[str, Any]:
     """Time the layers of one width side by side."""
     batch = (torch.randn(EXAMPLES, 64), torch.arange(EXAMPLES) % 4)
     computers, first = {}, {}
+    selections: dict[str, Callable[[], object]] = {}
     for name, make in LAYERS.items():
         torch.manual_seed(0)
         ends = nn.Linear(64, width), nn.Linear(width, 4)
         model = nn.Sequential(ends[0], nn.ReLU(), make(width), nn.ReLU(), ends[1])
         computers[name] = ProjectedGradients(model.eval(), loss=loss)
+        selections[name] = lambda model=model: select_subset(  # type: ignore[misc]
+            model, TensorDataset(*batch), 0.25, gradients="projected", batch_size=EXAMPLES,
+            progress=False,
+        )  # fmt: skip
         first[name] = seconds(lambda computer=computers[name]: computer(batch))  # type: ignore[misc]
     runs: dict[str, Callable[[], object]] = {
         name: (lambda computer=computer: computer(batch)) for name, computer in computers.items()
     }
-    return {"what": f"n = {width:,}", "seconds": interleaved(runs, rounds), "first": first}
+    return {
+        "what": f"n = {width:,}",
+        "seconds": interleaved(runs, rounds),
+        "first": first,
+        "selection": interleaved(selections, max(1, rounds // 5)),
+    }
 
 
 def model_of_timm(name: str, rounds: int) -> dict[str, Any]:
@@ -147,6 +162,8 @@ def _table(results: list[dict[str, Any]]) -> str:
         for name, taken in one["seconds"].items():
             if name == beside:
                 continue
+            whole = one.get("selection")
+            ratio = whole and whole[name]["median"] / whole[beside]["median"]
             rows.append(
                 [
                     f"{one['what']}, {name}",
@@ -154,9 +171,10 @@ def _table(results: list[dict[str, Any]]) -> str:
                     f"{beside}: {1e3 * plain:,.0f}",
                     f"{taken['median'] / plain:.2f}",
                     f"{1e3 * one['first'][name]:,.0f}",
+                    f"{1e3 * whole[name]['median']:,.0f} ({ratio:.2f} times)" if whole else "-",
                 ]
             )
-    return table(["", "ms", "beside", "ratio", "first, ms"], rows)
+    return table(["", "ms", "beside", "ratio", "first, ms", "selection, ms"], rows)
 
 
 if __name__ == "__main__":

@@ -333,8 +333,13 @@ def _rebuild_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Mappin
 
 
 def _same_tensor(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
+    if first.is_nested or second.is_nested:  # which have no shape
+        are_nested = first.is_nested and second.is_nested
+        return are_nested and same_item(list(first.unbind()), list(second.unbind()))
+    if any(getattr(first, name) != getattr(second, name) for name in ("shape", "dtype", "layout")):
         return False
+    if first.layout is not torch.strided:
+        first, second = first.to_dense(), second.to_dense()
     if torch.equal(first, second):
         return True
     both_nan = (first != first) & (second != second)
@@ -353,6 +358,7 @@ def _same_value(first: object, second: object) -> bool:
 def _is_one_value_each(value: object) -> bool:
     return (
         isinstance(value, Tensor)
+        and not value.is_nested  # which has no shape
         and (value.ndim == 1 or tuple(value.shape[1:]) == (1,))
         and value.dtype is not torch.bool
         and not value.is_complex()

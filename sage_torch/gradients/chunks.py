@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.loss import rows_counted_from
 
-__all__ = ["Chunks", "is_out_of_memory", "memory_of"]
+__all__ = ["Chunks", "is_out_of_memory"]
 
 
 class Chunks:
@@ -71,12 +70,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         "out of memory" in text or "allocate memory" in text
     )
-
-
-def memory_of(tensor: Tensor) -> tuple[int, int]:
-    """Return the address and the bytes of a tensor's memory; (0, 0) if it has none of its own."""
-    storage = tensor.untyped_storage()
-    try:
-        return storage.data_ptr(), storage.nbytes()
-    except RuntimeError:  # a quantised tensor, made of others
-        return 0, 0

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from sage_torch.gradients.modes import until_done
+from sage_torch.gradients.writes import writes_undone
 
 __all__ = ["Exchangeable", "Replacements", "exchanged", "is_plain", "same_bits"]
 
 # The method of Lightning Fabric's wrapper that adds a hook to its outputs.
 _FABRIC_CHECK = "_register_backward_hook"
+# Runs in which writes to frozen parameters are looked for: those of the first batch's check, and a
+# few more.
+_WATCHED_RUNS = 8
 # New tensors by the `id` of the originals.
 Replacements = Mapping[int, Tensor]
 
@@ -77,23 +81,29 @@ class Exchangeable:
     A clamp in `forward`, or an embedding with `max_norm`, writes through a detached parameter into
     the memory of the original. So the first run gets copies, and those that it has changed stay
     copies in later runs. The weight of an embedding with `max_norm` always is a copy: whether it is
-    written to depends on the batch.
+    written to depends on the batch. A frozen parameter is copied only if one of the first runs was
+    about to write to it (see `writes_undone`): a frozen base may be large.
     """
 
     def __init__(self) -> None:
         # Whether it is written to, by id, for each parameter of an earlier run.
         self._written: dict[int, tuple[ReferenceType[Tensor], bool]] = {}
+        self.watched = 0  # runs
+        # The `id` of parameters whose `.data` became another tensor. Inside torch.func that makes
+        # of a parameter that is not differentiated one that torch crashes on.
+        self.rebound: set[int] = set()
 
     @contextmanager
     def detached(self, module: nn.Module, wanted: Container[int]) -> Iterator[dict[int, Tensor]]:
-        """Yield a detached tensor for each parameter that is trained or wanted, by its `id`.
+        """Yield a detached tensor by `id` for each parameter that is trained, wanted or written to.
 
         Args:
             module: The module.
             wanted: The `id` of parameters that need not be trained.
 
         Cost:
-            In the first run a copy of these parameters, and a comparison.
+            In the first run a copy of these parameters, and a comparison. In the first eight, a
+            look at each function of torch if there are frozen parameters.
         """
         limited = {
             id(part.weight)
@@ -102,21 +112,35 @@ class Exchangeable:
         }
         found: dict[int, Tensor] = {}
         unknown: list[Tensor] = []
+        frozen: list[nn.Parameter] = []  # and left where they are
         for parameter in module.parameters():
             key = id(parameter)
             can_be_copied = is_plain(parameter) and parameter.layout is torch.strided
             is_limited = key in limited and can_be_copied
-            if not (parameter.requires_grad or key in wanted or is_limited):
-                continue
-            detached: Tensor = parameter.detach()
             reference, is_written = self._written.get(key, (None, True))
             is_known = reference is not None and reference() is parameter
+            if not (parameter.requires_grad or key in wanted or is_limited):
+                if not can_be_copied:
+                    continue
+                if not (is_known and is_written):
+                    frozen.append(parameter)
+                    continue
+            detached: Tensor = parameter.detach()
             if not is_known and can_be_copied:
                 unknown.append(parameter)
             if is_limited or (can_be_copied and (is_written or not is_known)):
                 detached = detached.clone()
             found[key] = detached
-        yield found
+        is_watched = self.watched < _WATCHED_RUNS
+        self.watched += 1
+        places = {key: t.data_ptr() for key, t in found.items() if t.layout is torch.strided}
+        with writes_undone(frozen if is_watched else ()) as changed:
+            yield found
+        for written in changed:
+            self._written[id(written.parameter)] = (ref(written.parameter), True)
+            if written.is_rebound:
+                self.rebound.add(id(written.parameter))
+        self.rebound |= {key for key, place in places.items() if found[key].data_ptr() != place}
         for original in unknown:
             is_written = not same_bits(original, found[id(original)])
             self._written[id(original)] = (ref(original), is_written)

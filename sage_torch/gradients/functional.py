@@ -15,7 +15,7 @@ from sage_torch._core import SageError
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.chunks import Chunks, is_out_of_memory
 from sage_torch.gradients.exchange import exchanged
-from sage_torch.gradients.interaction import FirstBatch
+from sage_torch.gradients.interaction import FirstBatch, losses_of
 from sage_torch.gradients.loop import LoopGradients
 from sage_torch.gradients.loss import (
     ExampleLoss,
@@ -145,6 +145,8 @@ class FunctionalGradients:
     def _rows(self, batch: Batch) -> Tensor:
         if self._instead is not None:
             return self._instead(batch)
+        if self._sets_others(batch):
+            return self._without_vmap(batch, "the forward pass sets .data of a parameter")
         try:
             rows, losses = self._by_vmap(batch)
         except Exception as error:
@@ -156,6 +158,14 @@ class FunctionalGradients:
             self._losses.check(losses, batch)
             return rows
         return self._without_vmap(batch, cause)
+
+    def _sets_others(self, batch: Batch) -> bool:
+        """Return whether the model sets `.data` of other parameters, on which vmap crashes."""
+        chosen = {id(parameter) for parameter in self._losses.named(self._names)}
+        are_all = all(id(parameter) in chosen for parameter in self._losses.parameters())
+        if self._losses.rebound() is None and not are_all:
+            losses_of(self._losses, batches.take(batch, 0, 1))
+        return bool((self._losses.rebound() or set()) - chosen)
 
     def _without_vmap(self, batch: Batch, cause: str) -> Tensor:
         """Return the rows of the first batch that vmap refuses, and find a way for all others."""

@@ -17,7 +17,14 @@ from sage_torch.gradients.chunks import is_out_of_memory
 from sage_torch.gradients.exchange import exchanged, is_plain
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
 
-__all__ = ["FirstBatch", "all_zero", "refuse_if_examples_interact", "refuse_zeros", "tolerance_of"]
+__all__ = [
+    "FirstBatch",
+    "all_zero",
+    "losses_of",
+    "refuse_if_examples_interact",
+    "refuse_zeros",
+    "tolerance_of",
+]
 
 # Relative distance between results in a batch and alone: rounding depends on the batch size, much
 # more so in low precision.
@@ -75,7 +82,7 @@ class FirstBatch:
         count = min(n, _TOGETHER)
         some = batches.places(batch, [i * n // count for i in range(count)])
         try:
-            together = _losses_of(self._losses, some)
+            together = losses_of(self._losses, some)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 return  # a later batch may be shorter
@@ -86,12 +93,12 @@ class FirstBatch:
         alone = []
         for place in checked:
             try:
-                alone.append(_losses_of(self._losses, batches.take(some, place, place + 1)))
+                alone.append(losses_of(self._losses, batches.take(some, place, place + 1)))
             except _FAILURES as error:
                 raise ValueError(_fails_alone(error, count)) from error
         tolerance = self._tolerance(together.dtype)
         if _are_apart(together[checked], torch.cat(alone), tolerance):
-            if not _are_apart(together, _losses_of(self._losses, some), tolerance / 10):
+            if not _are_apart(together, losses_of(self._losses, some), tolerance / 10):
                 where = _where(self._losses, some, tolerance)
                 raise ValueError(_interact(where) + self._or_else)
             logging.getLogger("sage_torch").info(
@@ -165,7 +172,7 @@ def refuse_if_examples_interact(
             if first.shape != second.shape or _differ(second, first, tolerance / 10)
         )
         raise ValueError(_chance(_short(next(places, "the loss"))))
-    if _differ(_losses_of(losses, batch)[:1], alone_loss, tolerance):
+    if _differ(losses_of(losses, batch)[:1], alone_loss, tolerance):
         raise ValueError(_interact(_where(losses, batch, tolerance)) + or_else)
 
 
@@ -253,14 +260,14 @@ def _outputs(
         if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
     ]
     try:
-        values = _losses_of(losses, batch)
+        values = losses_of(losses, batch)
     finally:
         for handle in handles:
             handle.remove()
     return found, values
 
 
-def _losses_of(losses: ExampleLoss, batch: Batch) -> Tensor:
+def losses_of(losses: ExampleLoss, batch: Batch) -> Tensor:
     """Return the losses (n,) of a batch, without a graph back to the parameters."""
     with differentiable(), losses.exchangeable() as parameters:  # a loss may compute gradients
         copied = batches.map_tensors(ordinary(batch), torch.clone)

@@ -47,8 +47,22 @@ class LoopGradients:
             ValueError, SageError: As `ExampleLoss` says.
         """
         n = batches.length(batch)
-        with differentiable(), self._losses.exchangeable(self._names) as parameters:
+        chosen = self._losses.named(self._names)
+        dim = sum(parameter.numel() for parameter in chosen)
+        rows = torch.zeros((n, dim), dtype=torch.float32, device=chosen[0].device)
+        with differentiable():
             batch = ordinary(batch)
+            losses = [self._fill(rows[i], batches.take(batch, i, i + 1)) for i in range(n)]
+            self._losses.check(torch.cat(losses), batch)
+        return rows
+
+    def _fill(self, row: Tensor, example: Batch) -> Tensor:
+        """Write the gradient of one example, and return its loss (1,).
+
+        Each example gets the user's weights and fresh buffers, so that it cannot write to those of
+        the next.
+        """
+        with self._losses.exchangeable(self._names) as parameters:
             # All trained parameters are recorded, even those that are not chosen: reentrant
             # checkpointing skips a block if its input does not require grad.
             for parameter in self._losses.parameters():
@@ -58,18 +72,11 @@ class LoopGradients:
                 parameters[id(parameter)].requires_grad_()
                 for parameter in self._losses.named(self._names)
             ]
-            dim = sum(leaf.numel() for leaf in leaves)
-            rows = torch.zeros((n, dim), dtype=torch.float32, device=leaves[0].device)
-            losses = []
-            for row in range(n):
-                example = batches.map_tensors(batches.take(batch, row, row + 1), own_leaf)
-                # Each example gets fresh buffers, so that it cannot write to those of the next.
-                with exchanged(self._losses, {**parameters, **self._losses.copied_buffers()}):
-                    loss, gradients = _differentiate(self._losses, example, leaves)
-                losses.append(loss)
-                _write(rows[row], leaves, gradients)
-            self._losses.check(torch.cat(losses), batch)
-        return rows
+            example = batches.map_tensors(example, own_leaf)
+            with exchanged(self._losses, {**parameters, **self._losses.copied_buffers()}):
+                loss, gradients = _differentiate(self._losses, example, leaves)
+            _write(row, leaves, gradients)
+        return loss
 
 
 def _differentiate(

@@ -180,6 +180,10 @@ class ExampleLoss(nn.Module):
         with self._exchangeable.detached(self, {id(p) for p in self.named(names)}) as found:
             yield found
 
+    def rebound(self) -> set[int] | None:
+        """Return the `id` of parameters whose `.data` the forward pass sets; None if unknown."""
+        return self._exchangeable.rebound if self._exchangeable.watched else None
+
     def copied_buffers(self) -> dict[int, Tensor]:
         """Return a copy of every buffer, by its `id`, which the forward pass may write to."""
         return {id(b): b.detach().clone() for b in self.buffers() if is_plain(b)}

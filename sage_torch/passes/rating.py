@@ -45,8 +45,8 @@ class Rating:
     """Turns what is known of labels into what the trim reads, and into masses.
 
     Attributes:
-        noise: float64 (G,), the greatest probability of being wrong of each group that stays.
-        budget: float64 (G,), the least odds of each group that the budget term leaves; 0 where a
+        noise: float64 (G,), the greatest probability of being wrong that stays in each class.
+        budget: float64 (G,), the least odds that the budget term leaves in each class; 0 where a
             turn shows all examples.
         exponent: Of `1 - p`, in the masses.
         classes: C.
@@ -65,8 +65,8 @@ class Rating:
 
         Args:
             known: Of the labels.
-            groups: int32 (m,), the groups of its sample.
-            shares: float64 (G,), the share of each group that is to be kept.
+            groups: int32 (m,), the classes of its sample, or 0 for one threshold for all.
+            shares: float64 (G,), the share of each of these that is to be kept.
             has_budget: Whether only the budget is chosen, or a turn shows all that the trim leaves.
         """
         of, sample = known.calibration, known.of_sample

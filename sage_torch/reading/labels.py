@@ -151,8 +151,8 @@ def _refuse_texts(batch: Batch) -> None:
         found = batch.get("labels")
     elif isinstance(batch, (tuple, list)) and len(batch) == 2:
         found = batch[1]
-    is_texts = isinstance(found, Sequence) and len(found) > 0 and isinstance(found[0], str)
-    if is_texts and not isinstance(found, str):
+    is_texts = isinstance(found, Sequence) and len(found) > 0 and isinstance(found[0], (str, bytes))
+    if is_texts and not isinstance(found, (str, bytes)):
         raise ValueError(
             f"expected labels as whole numbers, got texts such as {found[0][:40]!r}: number the "
             "classes in the data set, for instance with classes.index(name); or pass loss=, a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +28,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     the training flag), the content of buffers, `requires_grad`, `.grad` and hooks of parameters,
     the random states of torch (CPU, and CUDA once it is initialised), NumPy and Python, and the
     grad and inference modes. It does not change autocast and TF32. It does not copy parameters:
-    gradient computers leave their content alone.
+    gradient computers leave their content alone. After Ctrl-C it lets go of the local variables of
+    what was interrupted, among them contexts that have more to restore.
 
     Cost:
         A copy of the buffers.
@@ -37,6 +39,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
         model.eval()
         with modes_left(), torch.inference_mode(False), torch.enable_grad():
             yield
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         until_done(lambda: _take(steps))
 
@@ -65,7 +70,8 @@ def _steps(model: nn.Module) -> list[Callable[[], object]]:
                 steps.append(partial(_restore_entries, value, dict(value)))
         hidden = module._non_persistent_buffers_set
         steps.append(partial(_restore_members, hidden, set(hidden)))
-        steps.append(partial(setattr, module, "training", module.training))
+        if hasattr(module, "training"):  # unlike frozen TorchScript
+            steps.append(partial(setattr, module, "training", module.training))
     for buffer in model.buffers():
         if is_plain(buffer) and not buffer.is_meta:
             steps.append(partial(_restore_content, buffer, buffer.detach().clone()))

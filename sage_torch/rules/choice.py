@@ -35,7 +35,7 @@ def rule_for(
         quotas: int64 (C,), how many of each group to keep.
         width: Numbers of an example that herding compares.
         known: What is known of the labels; None without a readout.
-        sample: int32 (m,), the groups of its sample.
+        sample: int32 (m,), the classes of its sample.
         earlier: What earlier selections have read of the labels.
     """
     trim = job.options.trim
@@ -48,10 +48,11 @@ def rule_for(
         return Agreement(class_ids, quotas, options)
     rating = None
     if known is not None and sample is not None:
-        sizes = classes.sizes()
+        sizes = classes.sizes()  # of groups
         shares = np.divide(quotas, sizes, out=np.ones(len(sizes)), where=sizes > 0)
+        shares = np.broadcast_to(shares, (classes.count,))  # one group, or the classes
         rating = Rating.of(known, sample, shares, has_budget=options.draw == "fixed")
-    trimming = Trimming(rating)
+    trimming = Trimming(rating, classes.of(slice(None)))
     if options.draw == "rotate" and rating is not None and known is not None:
         return Worth(class_ids, quotas, options, rating, known.calibration.rho, earlier)
     if options.draw == "random":

@@ -167,7 +167,7 @@ def _chosen(
         of_all, labels = _known(selection)
         values = np.unique(labels)
         known = _Known(_calibration(kept), of_all.of(kept.sample), len(values))
-        sample = classes.groups_of(np.searchsorted(values, labels[kept.sample]).astype(np.int32))
+        sample = np.searchsorted(values, labels[kept.sample]).astype(np.int32)
         judged = of_all.of(places)
     plan = Plan.of(options, len(places), is_group=False)
     task = _Task(options, plan.mode, plan.shards, plan.shards, Ranks())

@@ -66,7 +66,7 @@ class HerdingInBlocks:
         """Put a batch's examples into their blocks; herd full blocks."""
         stream = self._streams[batch.shard.number]
         groups = self._class_ids[batch.indices]
-        trimmed_by = self._trimming.read(batch, groups)
+        trimmed_by = self._trimming.read(batch)
         masses = self._trimming.masses(batch)
         stream.add(batch.coordinates, trimmed_by, groups, batch.indices, masses=masses)
 
@@ -78,7 +78,7 @@ class HerdingInBlocks:
         )
         picked = [part for of_rank in parts for part in of_rank]
         trimmed = sum(part.trimmed for part in picked)
-        settings = self._trimming.settings(scored, self._class_ids)
+        settings = self._trimming.settings(scored)
         if self._is_order:
             draws = self._joined([part.blocks for part in picked if part.blocks is not None])
             return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
@@ -110,7 +110,7 @@ class HerdingInBlocks:
         if weights is not None:
             places, quotas = self._job.shards[number].places, self._of_shards[number]
             ids, trim = self._class_ids[places], self._options.trim
-            trimmed_by = self._trimming.read(scored, self._class_ids)[places]
+            trimmed_by = self._trimming.read(scored)[places]
             left = _core.untrimmed(trimmed_by, ids, quotas, trim=trim)
             counts = np.bincount(ids[left], minlength=len(quotas))
             left_alone = np.where(quotas == 0, counts, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,23 @@ from sage_torch.reading.classes import ClassBook
 class Trimming:
     """Reads margins, or the rating of labels where there is one.
 
+    The rating goes by class, whatever the quotas go by: over all examples, a small class that
+    overlaps with a large one would look wrong as a whole.
+
     Attributes:
         rating: By what is known of the labels; None without a readout.
+        class_ids: int32 (N,), the class of every example; used with a rating.
     """
 
     rating: Rating | None = None
+    class_ids: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
-    def read(self, scored: Scored | ScoredBatch, groups: NDArray[np.int32]) -> NDArray[np.float32]:
+    def read(self, scored: Scored | ScoredBatch) -> NDArray[np.float32]:
         """Return what the trim reads, float32 (n,): below 0 goes."""
         if self.rating is None or scored.judged is None:
             return scored.margins
-        return self.rating.quality(scored.judged, groups)
+        places = scored.indices if isinstance(scored, ScoredBatch) else slice(None)
+        return self.rating.quality(scored.judged, self.class_ids[places])
 
     def masses(self, scored: Scored | ScoredBatch) -> NDArray[np.float32] | None:
         """Return how much each example counts, float32 (n,); None: all the same."""
@@ -36,11 +42,11 @@ class Trimming:
             return None
         return self.rating.masses(scored.judged)
 
-    def settings(self, scored: Scored, groups: NDArray[np.int32]) -> dict[str, Any]:
+    def settings(self, scored: Scored) -> dict[str, Any]:
         """Return what the trim went by, for `Selection.settings`."""
         if self.rating is None or scored.judged is None:
             return {}
-        by_noise, by_budget = self.rating.counts(scored.judged, groups)
+        by_noise, by_budget = self.rating.counts(scored.judged, self.class_ids)
         return {
             "threshold": self.rating.threshold,
             "trimmed_by_noise": by_noise,

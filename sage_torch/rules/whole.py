@@ -33,7 +33,7 @@ class _OnScores:
         """Ignore the batch."""
 
     def _untrimmed(self, scored: Scored) -> NDArray[np.int64]:
-        read = self.trimming.read(scored, self.class_ids)
+        read = self.trimming.read(scored)
         return _core.untrimmed(read, self.class_ids, self.quotas, trim=self.options.trim)
 
     def _chosen(self, scored: Scored, left: NDArray[np.int64], order: NDArray[np.int64]) -> Chosen:
@@ -44,7 +44,7 @@ class _OnScores:
             weights = _core.weights(
                 scored.coordinates, self.class_ids, classes, left, np.sort(order), seed=seed
             )
-        settings = self.trimming.settings(scored, self.class_ids)
+        settings = self.trimming.settings(scored)
         return Chosen.in_order(order, trimmed, weights=weights, settings=settings)
 
 
@@ -66,7 +66,7 @@ class RandomDraws(_OnScores):
         """Choose the subset."""
         left = self._untrimmed(scored)
         draws = draws_of(left, self.class_ids, self.quotas, "random", self.options.seed)
-        settings = self.trimming.settings(scored, self.class_ids)
+        settings = self.trimming.settings(scored)
         trimmed = len(self.class_ids) - len(left)
         return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
 
@@ -80,7 +80,7 @@ class Herding(_OnScores):
             return self._turns(scored)
         order = _core.herding(
             scored.coordinates,
-            self.trimming.read(scored, self.class_ids),
+            self.trimming.read(scored),
             self.class_ids,
             self.quotas,
             trim=self.options.trim,
@@ -92,7 +92,7 @@ class Herding(_OnScores):
     def _turns(self, scored: Scored) -> Chosen:
         order, starts, of_blocks = _core.herding_order(
             scored.coordinates,
-            self.trimming.read(scored, self.class_ids),
+            self.trimming.read(scored),
             self.class_ids,
             self.quotas,
             trim=self.options.trim,
@@ -101,7 +101,7 @@ class Herding(_OnScores):
         )
         seed, trimmed = self.options.seed, len(self.class_ids) - len(order)
         draws = Draws("rotate", order, starts, of_blocks, self.quotas, seed, is_herded=True)
-        settings = self.trimming.settings(scored, self.class_ids)
+        settings = self.trimming.settings(scored)
         return Chosen(draws.epoch(0), trimmed, draws, settings=settings)
 
 

@@ -148,6 +148,21 @@ def test_any_batch_gives_what_a_plain_one_gives(name: str, options: dict[str, An
     assert np.allclose(found.scores, expected.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda x: torch.nested.nested_tensor([x])],
+)
+@pytest.mark.filterwarnings("ignore:.*prototype", "ignore:Sparse CSR")
+def test_examples_that_are_not_dense(made: Callable[[Tensor], Tensor]) -> None:
+    items = [made(x[None]) for (x,) in plain()]
+    rows = lambda item: item.unbind()[0] if item.is_nested else item.to_dense()  # noqa: E731
+    found = select(
+        items, gradients=lambda b: torch.cat([rows(item) for item in b]), collate_fn=list
+    )
+    expected = select(plain(), gradients=lambda b: b[0])
+    assert np.array_equal(found.indices, expected.indices)
+
+
 @kinds
 def test_any_batch_with_snapshots_and_workers(name: str, tmp_path: Path) -> None:
     collate, compute = KINDS[name]

@@ -109,6 +109,28 @@ def test_scores_go_by_class_whatever_the_quotas(consensus: str) -> None:
     assert 0 < trimmed == (over_all.margins < 0).sum()
 
 
+@pytest.mark.parametrize("consensus", ["exact", "streaming"])  # one pass reads no labels
+@pytest.mark.parametrize("apart", [1.0, 2.0])
+def test_a_small_class_that_overlaps_is_kept_whatever_the_quotas(
+    consensus: str, apart: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = (torch.rand(N, generator=generator) < 0.1).long()
+    inputs = INPUTS.clone()
+    inputs[:, 0] += apart * labels
+    data = TensorDataset(inputs, labels)
+    options: dict[str, Any] = {"consensus": consensus, "batch_size": 64, "progress": False}
+    found = {
+        is_by_class: select_subset(
+            nn.Linear(inputs.shape[1], 2), data, 0.25, class_balanced=is_by_class, **options
+        )
+        for is_by_class in (False, True)
+    }
+    terms = ("trimmed_by_noise", "trimmed_by_budget")
+    assert [found[False].settings[t] for t in terms] == [found[True].settings[t] for t in terms]
+    assert labels[found[False].indices].float().mean() > 0.6 * labels.float().mean()
+
+
 class Endless(IterableDataset[Any]):
     def __init__(self, targets: Tensor) -> None:
         self.targets = targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from microbatches import assert_rows, by_microbatches, cross_entropy
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import TensorDataset
 
 import sage_torch.gradients.projected.recorder as recorder
-from sage_torch.gradients import ProjectedGradients
+import sage_torch.gradients.projected.rowwise as rowwise
+from sage_torch import Selection, select_subset
+from sage_torch.gradients import FunctionalGradients, ProjectedGradients
 from sage_torch.gradients.projected.columns import DerivedTarget
 
 WIDTH, EXACT = 160, 10**6  # WIDTH^2 entries are enough to look for rows
@@ -50,6 +54,13 @@ class UnitRows(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, F.normalize(self.weight, dim=1) * self.scale.exp(), self.bias)
+
+
+class OneLength(nn.Linear):
+    """The whole weight is divided by its length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, 9 * self.weight / self.weight.norm(), self.bias)
 
 
 class Clamped(nn.Linear):
@@ -98,13 +109,16 @@ BY_ROWS: dict[str, Callable[[], nn.Module]] = {
     "one scale": lambda: between(UnitRows(WIDTH, WIDTH)),
     "conv": lambda: images(StandardisedConv(64, 64, 3)),
     "conv of weight norm": lambda: images(parametrizations.weight_norm(nn.Conv2d(64, 64, 3))),
+    "spectral": lambda: between(parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH))).eval(),
+    "spectral of old": lambda: between(nn.utils.spectral_norm(nn.Linear(WIDTH, WIDTH))).eval(),
+    "spectral conv": lambda: images(parametrizations.spectral_norm(nn.Conv2d(64, 64, 3))).eval(),
+    "of length one": lambda: between(OneLength(WIDTH, WIDTH)),
     "groups": lambda: images(StandardisedConv(64, 64, 3, groups=2)),
 }
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "entry by entry": lambda: between(Clamped(WIDTH, WIDTH)),
     "rows mixed": lambda: between(Mixed(WIDTH, WIDTH)),
     "by columns": lambda: between(parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH), dim=1)),
-    "spectral": lambda: between(parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH))),
 }
 
 
@@ -166,7 +180,7 @@ def test_large_weights_made_by_rows_are_not_left_out(monkeypatch: pytest.MonkeyP
     assert not any("fallback" in how for how in gradients.handling.values())
 
 
-@pytest.mark.parametrize("name", ["weight norm", "standardised", "one scale"])
+@pytest.mark.parametrize("name", ["weight norm", "standardised", "one scale", "spectral"])
 def test_a_step_of_training_is_noticed(name: str) -> None:
     torch.manual_seed(0)
     model = BY_ROWS[name]()
@@ -213,3 +227,27 @@ def test_a_bias_of_attention_has_a_rule() -> None:
     model, batch = Windows(), (torch.randn(5, 12, 8), torch.arange(5) % 3)
     gradients = ProjectedGradients(model, EXACT, cross_entropy, fallback=False)
     assert_rows(gradients(batch), by_microbatches(model, cross_entropy, batch))
+
+
+@pytest.mark.usefixtures("no_matrices")
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_a_selection_of_one_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = BY_ROWS[name]()
+    data, looks, find = TensorDataset(*batch_for(model, 24)), [], rowwise.rows_of
+
+    def counted(target: DerivedTarget) -> Any:
+        looks.append(target.tensor.shape)
+        return find(target)
+
+    def select(gradients: Any) -> Selection:
+        return select_subset(model, data, 0.5, gradients=gradients, batch_size=32, progress=False)
+
+    monkeypatch.setattr(rowwise, "rows_of", counted)
+    narrow = select("projected")
+    assert len(looks) == 1  # the only batch is the first one, and finds out how rows are made
+    assert not any("fallback" in how for how in narrow.settings["parameters"].values())
+    found = select(ProjectedGradients(model, EXACT, cross_entropy, fallback=False))
+    exact = select(FunctionalGradients(model, cross_entropy))
+    assert found.scores == pytest.approx(exact.scores, rel=2e-3, abs=2e-4)
+    assert found.indices.tolist() == exact.indices.tolist()

@@ -152,6 +152,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "sparse": (lambda _: select(DATA, collate_fn=sparse), r"sparse.*\.to_dense\(\)"),
     "nested": (lambda _: select(DATA, collate_fn=nested), r"nested.*to_padded_tensor"),
+    "sparse items": (
+        lambda _: select([(X[i].to_sparse(), int(Y[i])) for i in range(N)]),
+        "sparse tensors.*pads or converts them",
+    ),
+    "file for a data set": (lambda _: select("train.csv"), "got a str: load the file"),
+    "labels of bytes": (
+        lambda _: select([(X[i], b"cat") for i in range(N)]),
+        "got texts such as b'cat': number",
+    ),
+    "named loss": (lambda _: select(DATA, loss="mse" * 300), r"'msemse.*; pass loss\(model"),
+    "named collate": (lambda _: select(DATA, collate_fn=3), "got 3; pass a function of a list"),
     "no tensors": (lambda _: select(DATA, collate_fn=lambda part: ["a"]), "gradients=, a function"),
     "dropped": (lambda _: select(DATA, collate_fn=lambda part: (X[:5], Y[:5])), "drop none"),
     "few rows": (lambda _: select(DATA, gradients=lambda b: b[0][:3]), "return one row for each"),

@@ -139,6 +139,22 @@ def test_parts_of_torchscript(compile_: Callable[[nn.Module], Any], kind: str) -
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", ["functional", "projected", "last_layer", "auto"])
+def test_frozen_torchscript_below_a_trained_head(kind: Any) -> None:
+    torch.manual_seed(0)
+    base = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(6, 5), nn.Dropout()).eval()))
+    model = nn.Sequential(base, nn.Linear(5, CLASSES))
+    values, x = bits(model), vectors().tensors[0]
+    expected = model(x)
+    selection = select_subset(model, vectors(), 0.5, gradients=kind, progress=False)
+    assert len(selection.indices) == N // 2
+    assert bits(model) == values
+    assert torch.equal(model(x), expected)
+    with pytest.raises(ValueError, match="no parameter that requires grad; call"):
+        select_subset(base, vectors(), 0.5, gradients=kind, progress=False)
+
+
 def test_whole_model_of_torchscript_is_selected_with_or_refused_by_name() -> None:
     model = torch.jit.script(network())
     values = bits(model)

@@ -100,6 +100,12 @@ def disturbed(model: nn.Module) -> None:
             module.training = number % 3 == 0
 
 
+def half_frozen(model: nn.Module) -> None:
+    """Freeze every other parameter that is trained, so that writes to them are watched for."""
+    for parameter in [p for p in model.parameters() if p.requires_grad][1::2]:
+        parameter.requires_grad_(False)
+
+
 def select(model: nn.Module, case: Case, batch: Any, kind: str, breaks_at: float) -> int:
     """Select with the examples of a batch; return how many batches were read."""
     read = 0
@@ -139,6 +145,8 @@ def test_zoo(case: Case, number: int) -> None:
     twin, _ = case.make()
     inner, draw = unwrap(model), random.Random(number)
     kind = KINDS[number % 2] if number % 7 else "last_layer"
+    if number % 5 == 1:
+        half_frozen(model), half_frozen(twin)
     disturbed(model), disturbed(twin)
     before = state_of(inner)
 

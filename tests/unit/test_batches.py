@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nested import nested_tensor
 
 from sage_torch.gradients import batches
 
@@ -188,10 +189,17 @@ class Incomparable:
         ([1, 2], (1, 2), False),
         (float("nan"), float("nan"), True),
         (None, None, True),
+        (INPUTS.to_sparse(), INPUTS.to_sparse(), True),
+        (INPUTS.to_sparse_csr(), (INPUTS + 1).to_sparse_csr(), False),
+        (INPUTS.to_sparse(), INPUTS, False),
+        (nested_tensor([INPUTS, INPUTS[:2]]), nested_tensor([INPUTS, INPUTS[:2]]), True),
+        (nested_tensor([INPUTS, INPUTS[:2]]), nested_tensor([INPUTS, INPUTS[:3]]), False),
+        (nested_tensor([INPUTS, INPUTS]), torch.stack([INPUTS, INPUTS]), False),
         (ByIdentity(), ByIdentity(), True),  # nothing can be told, so nothing is claimed
         (Incomparable(), Incomparable(), True),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*prototype", "ignore:Sparse CSR")
 def test_same_item(first: object, second: object, same: bool) -> None:
     assert batches.same_item(first, second) is same
 

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sage_torch.gradients.chunks import is_out_of_memory, memory_of
+from sage_torch.gradients.chunks import is_out_of_memory
+from sage_torch.gradients.memory import memory_of
 from sage_torch.gradients.modes import full_precision, outside_the_model
 from sage_torch.gradients.projected.columns import DerivedTarget, ParameterTarget, Target
 from sage_torch.gradients.projected.maps import Block

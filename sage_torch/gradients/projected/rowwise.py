@@ -9,6 +9,9 @@ where it is divided by its norm. Then the gradient of W, which is
 needs no matrix G' of each example. The first term is a sum of outer products, as for a parameter.
 The dots `v_or . G'_o` are those of the gradient of the output with the output that v would give in
 the place of the weight.
+
+Where all rows share one number, as in spectral norm, `dW' = a dW + V <U, dW>` with matrices U and
+V: the same, but that each row of U gets the sum of the dots of all rows.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Rows:
         vectors: Tensor (r, O, w), the vectors u, projected as the parameter's rows are.
         mix: Tensor (r, q, O): v from the directions.
         others: For each other parameter, a tensor (q, O): its gradient from the dots.
+        is_whole: Whether the dots of all rows are summed for each row.
     """
 
     main: int
@@ -50,6 +54,7 @@ class Rows:
     vectors: Tensor
     mix: Tensor
     others: Mapping[int, Tensor]
+    is_whole: bool = False
 
 
 class RowwiseTarget:
@@ -80,6 +85,8 @@ class RowwiseTarget:
         n = len(dots)
         if len(rows.vectors):
             lengths = torch.einsum("nqo,rqo->nro", dots, rows.mix)
+            if rows.is_whole:
+                lengths = lengths.sum(2, keepdim=True).expand_as(lengths)
             left = self._main.left.matrix(dots.device)  # (w, O)
             pairs = (left.T.contiguous()[:, :, None] * rows.vectors[:, :, None, :]).flatten(0, 1)
             added = lengths.flatten(1) @ pairs.flatten(1)  # (n, r O) @ (r O, w w')
@@ -197,7 +204,8 @@ def _found(derivatives: _Derivatives, main: int, small: list[int], right: SideMa
     lengths = torch.linalg.vector_norm(pulled, dim=(0, 2))
     for probe, into in zip(probes, pulled, strict=True):  # what is left is made of few vectors
         into.addr_(scale, probe, alpha=-1)
-    vectors = _orthonormal(pulled, lengths)
+    whole = _one_matrix(pulled, lengths)
+    vectors = _orthonormal(pulled, lengths) if whole is None else whole[None]
     if len(vectors) > _MOST:
         return None
     del pulled
@@ -215,6 +223,7 @@ def _found(derivatives: _Derivatives, main: int, small: list[int], right: SideMa
         vectors=right(vectors.float()),
         mix=mix[: len(vectors)].float(),
         others={i: mix[len(vectors) + at].float() for at, i in enumerate(small)},
+        is_whole=whole is not None,
     )
     cotangent = torch.randn(height, width, generator=generator, device="cpu").to(device)
     expected = _pulled_back(rows, vectors.float(), cotangent)
@@ -251,11 +260,24 @@ def _orthonormal(rows: Tensor, lengths: Tensor) -> Tensor:
     return torch.einsum("ojq,joc->qoc", weights[:, :, :most], rows)
 
 
+def _one_matrix(matrices: Tensor, lengths: Tensor) -> Tensor | None:
+    """Return the matrix (O, I) of length 1 that p matrices (p, O, I) are multiples of, if any."""
+    flat = matrices.flatten(1)
+    values, mixes = torch.linalg.eigh((flat @ flat.T).cpu())
+    sizes, most = values.clamp_min(0).sqrt(), _RELATIVE * float(lengths.norm())
+    if matrices.shape[1] == 1 or not sizes[-2] <= most < sizes[-1]:
+        return None
+    found: Tensor = torch.einsum("p,poc->oc", mixes[:, -1].to(flat.device), matrices) / sizes[-1]
+    return found
+
+
 def _pulled_back(rows: Rows, vectors: Tensor, cotangent: Tensor) -> dict[int, Tensor]:
     """Return the gradient of each parameter for a gradient (O, I) of the tensor."""
     directions = rows.directions.reshape(len(rows.directions), *cotangent.shape)
     dots = torch.einsum("qoc,oc->qo", directions, cotangent)
     lengths = torch.einsum("qo,rqo->ro", dots, rows.mix)
+    if rows.is_whole:
+        lengths = lengths.sum(1, keepdim=True).expand_as(lengths)
     of_main = rows.scale[:, None] * cotangent + torch.einsum("ro,roc->oc", lengths, vectors)
     return {rows.main: of_main} | {i: (dots * mix).sum(0) for i, mix in rows.others.items()}
 

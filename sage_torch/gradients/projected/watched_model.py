@@ -10,10 +10,10 @@ from torch import Tensor
 
 import sage_torch.gradients.batches as batches
 from sage_torch.gradients.batches import Batch
-from sage_torch.gradients.chunks import memory_of
 from sage_torch.gradients.exchange import exchanged
 from sage_torch.gradients.loop import grads_kept, other_leaves, own_leaf
 from sage_torch.gradients.loss import ExampleLoss, differentiable, ordinary
+from sage_torch.gradients.memory import memory_of
 from sage_torch.gradients.modes import modes_left
 from sage_torch.gradients.projected.elementwise import by_vmap
 from sage_torch.gradients.projected.layers import RULES
