@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sage_torch.passes.flips import flips
+
 Floats = NDArray[np.float64]
 
 ENOUGH = 0.25  # skill from which on a readout is trusted
@@ -33,7 +35,7 @@ class Judged(NamedTuple):
 
     probabilities: NDArray[np.float32]  # (n,) calibrated
     is_wrong: NDArray[np.float32]  # (n,) probability that it is
-    predicted: NDArray[np.int32]  # (n,) the class of greatest probability
+    predicted: NDArray[np.int32]  # (n,) the class that it should be, as far as is known
     label_scores: NDArray[np.float32]  # (n,) in [0, 1], lowest where labels are most likely wrong
 
     @classmethod
@@ -64,6 +66,8 @@ class Calibration:
         mistaken: float64 (C, C): of the wrong labels of class c, the share that says y; 0 where
             y is c.
         trust: What the readout says of hard and wrong labels counts so much, in [0, 1].
+        flips: float64 (C, C): what the labels of class c are flipped to, for suggestions; None
+            where all classes are alike. A stream does not carry it along, as it suggests nothing.
     """
 
     temperature: float
@@ -72,6 +76,7 @@ class Calibration:
     skill: float
     mistaken: Floats
     trust: float = 1.0
+    flips: Floats | None = None
 
     def judged(
         self,
@@ -89,6 +94,9 @@ class Calibration:
         what other classes give to it, `sum_c p_c mistaken_cy` with nine tenths of `mistaken` made
         even. The model has seen the label, but it has learnt more than a regression; chosen on
         benchmarks/quality/labels.py, seeds from 200 on.
+
+        The class that an example should have is the one of the highest score. If that is not the
+        label and it is known what labels are flipped to, it is `argmax_c p_c flips_cy` instead.
 
         Args:
             scores: float64 (n, C).
@@ -111,9 +119,19 @@ class Calibration:
         return Judged(
             np.minimum(of_label, 1.0).astype(np.float32),
             is_wrong.astype(np.float32),
-            scores.argmax(1).astype(np.int32),
+            self._predicted(scores, p, class_ids),
             (right / (right + wrong)).astype(np.float32),
         )
+
+    def _predicted(
+        self, scores: Floats, p: Floats, class_ids: NDArray[np.int32]
+    ) -> NDArray[np.int32]:
+        predicted: NDArray[np.int32] = scores.argmax(1).astype(np.int32)
+        if self.flips is not None:
+            is_doubted = predicted != class_ids
+            from_class = self.flips.T[class_ids[is_doubted]]
+            predicted[is_doubted] = (p[is_doubted] * from_class).argmax(1)
+        return predicted
 
 
 NOT_CALIBRATED = Calibration(1.0, 0.0, 0.0, 1.0, np.zeros((1, 1)))
@@ -171,7 +189,9 @@ def calibrated(
     sure = max(_IN_DOUBT, min(1.0, skill / ENOUGH))
     rho = max(float(np.sqrt(share * (1.0 - chance) * against)), sure * against)
     rho = min(_MOST_WRONG, trust * rho)
-    return Calibration(float(np.exp(log_t)), share, rho, float(skill), mistaken, trust)
+    shifted = (scores - scores.max(1, keepdims=True)) * np.exp(-log_t)
+    flipped = flips(scores, class_ids, -np.exp(shifted).sum(1))
+    return Calibration(float(np.exp(log_t)), share, rho, float(skill), mistaken, trust, flipped)
 
 
 def contradicted(
