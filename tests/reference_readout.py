@@ -143,9 +143,9 @@ def label_scores(scores: Floats, class_ids: Ints, of: Calibration, own: Floats) 
     """How right each label looks, (N,): by its probabilities against those it is mistaken for."""
     classes, rows = scores.shape[1], np.arange(len(scores))
     p = (1 - of.share) * softmax(scores / of.temperature) + of.share / classes
-    evenly = (1 - np.eye(classes)) / (classes - 1)
-    mistaken = 0.9 * evenly + 0.1 * of.mistaken
-    others = np.array([p[i] @ mistaken[:, class_ids[i]] for i in rows])
+    flips = flipped_to(scores, class_ids, of)
+    flips = (1 - np.eye(classes)) / (classes - 1) if flips is None else flips
+    others = np.array([p[i] @ flips[:, class_ids[i]] for i in rows])
     label = np.sqrt(p[rows, class_ids] * own)
     found: Floats = label / (label + others)
     return found

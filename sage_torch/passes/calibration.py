@@ -25,9 +25,6 @@ _EVENLY = 5.0  # contradictions of each class that are shared by all other class
 _SCORES, _LEAST_SCORED, _MOST_SCORED = 2**18, 1_000, 8_192  # that the calibration is taken from
 _COLDEST, _HOTTEST, _EXACT = 0.002, 50.0, 1e-3  # temperatures, and the error of their logarithm
 _MOST_WRONG = 0.9
-# A label is compared with what it may be mistaken for, taken evenly by so much: who is taken for
-# whom is known from few examples, and what is hard is taken for it, too.
-_EVEN = 0.9
 
 
 class Judged(NamedTuple):
@@ -66,8 +63,8 @@ class Calibration:
         mistaken: float64 (C, C): of the wrong labels of class c, the share that says y; 0 where
             y is c.
         trust: What the readout says of hard and wrong labels counts so much, in [0, 1].
-        flips: float64 (C, C): what the labels of class c are flipped to, for suggestions; None
-            where all classes are alike. A stream does not carry it along, as it suggests nothing.
+        flips: float64 (C, C): what the labels of class c are flipped to; None where all others
+            are alike. A stream does not carry it along, as it neither ranks nor suggests labels.
     """
 
     temperature: float
@@ -91,9 +88,9 @@ class Calibration:
 
         `label_scores` rank all labels without rho, by two witnesses: they are `q / (q + o)`, where
         q is the geometric mean of `p_y` and what the model itself gives to the label, and o is
-        what other classes give to it, `sum_c p_c mistaken_cy` with nine tenths of `mistaken` made
-        even. The model has seen the label, but it has learnt more than a regression; chosen on
-        benchmarks/quality/labels.py, seeds from 200 on.
+        what other classes give to it, `sum_c p_c flips_cy`. The model has seen the label, but it
+        has learnt more than a regression. `mistaken` would not do for `flips`, because what is hard
+        counts there, too; chosen on benchmarks/quality/labels.py, seeds from 200 on.
 
         The class that an example should have is the one of the highest score. If that is not the
         label and it is known what labels are flipped to, it is `argmax_c p_c flips_cy` instead.
@@ -111,27 +108,23 @@ class Calibration:
         others = np.einsum("ij,ij->i", p, self.mistaken.T[class_ids])
         odds = self.rho / (1.0 - self.rho)
         is_wrong = np.minimum(1.0, odds * others / np.maximum(of_label, 1e-12))
-        right = np.maximum(of_label, 1e-12)
-        evenly = np.maximum(1.0 - right, 1e-12) / max(1, p.shape[1] - 1)
+        right, predicted = of_label, scores.argmax(1).astype(np.int32)
         if own is not None:
-            right = np.sqrt(right * np.maximum(own, 1e-12))
-        wrong = _EVEN * evenly + (1.0 - _EVEN) * others
+            right = np.sqrt(right * own)
+        if self.flips is None:
+            wrong = (1.0 - of_label) / max(1, p.shape[1] - 1)
+        else:
+            flipped = p * self.flips.T[class_ids]
+            wrong = flipped.sum(1)
+            is_right = predicted == class_ids
+            predicted = np.where(is_right, predicted, flipped.argmax(1)).astype(np.int32)
+        right, wrong = np.maximum(right, 1e-12), np.maximum(wrong, 1e-12)
         return Judged(
             np.minimum(of_label, 1.0).astype(np.float32),
             is_wrong.astype(np.float32),
-            self._predicted(scores, p, class_ids),
+            predicted,
             (right / (right + wrong)).astype(np.float32),
         )
-
-    def _predicted(
-        self, scores: Floats, p: Floats, class_ids: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
-        predicted: NDArray[np.int32] = scores.argmax(1).astype(np.int32)
-        if self.flips is not None:
-            is_doubted = predicted != class_ids
-            from_class = self.flips.T[class_ids[is_doubted]]
-            predicted[is_doubted] = (p[is_doubted] * from_class).argmax(1)
-        return predicted
 
 
 NOT_CALIBRATED = Calibration(1.0, 0.0, 0.0, 1.0, np.zeros((1, 1)))
