@@ -140,7 +140,7 @@ def flipped_to(scores: Floats, class_ids: Ints, of: Calibration) -> Floats | Non
 
 
 def label_scores(scores: Floats, class_ids: Ints, of: Calibration, own: Floats) -> Floats:
-    """How right each label looks, (N,): by its probabilities against those it is mistaken for."""
+    """How right each label looks, (N,): by its probabilities against what is flipped to it."""
     classes, rows = scores.shape[1], np.arange(len(scores))
     p = (1 - of.share) * softmax(scores / of.temperature) + of.share / classes
     flips = flipped_to(scores, class_ids, of)
