@@ -101,13 +101,51 @@ def judged(scores: Floats, class_ids: Ints, of: Calibration) -> tuple[Floats, Fl
     return of_label, np.minimum(1, of.rho / (1 - of.rho) * others / of_label)
 
 
+def predicted(scores: Floats, class_ids: Ints, of: Calibration) -> Ints:
+    """The class that each example should have, (N,), for labels flipped as `flipped_to` says."""
+    matrix, classes = flipped_to(scores, class_ids, of), scores.shape[1]
+    p = (1 - of.share) * softmax(scores / of.temperature) + of.share / classes
+    found = scores.argmax(axis=1)
+    for i, label in enumerate(class_ids.tolist()):
+        if matrix is not None and found[i] != label:
+            found[i] = max(range(classes), key=lambda c: p[i, c] * matrix[c, label])
+    return found
+
+
+def flipped_to(scores: Floats, class_ids: Ints, of: Calibration) -> Floats | None:
+    """What labels are flipped to (C, C); None where all classes are alike."""
+    classes = scores.shape[1]
+    sure, guess = softmax(scores / of.temperature).max(axis=1), scores.argmax(axis=1)
+    counts = np.zeros((classes, classes))
+    for c in range(classes):
+        members = sorted(np.flatnonzero(guess == c), key=lambda i: -sure[i])
+        members = members[: round(len(members) / 4)]
+        for i in members:
+            label = class_ids[i]
+            low = np.quantile([scores[j, label] for j in members], 0.25)
+            counts[c, label] += label != c and scores[i, label] <= low
+    pairs = agreeing = 0.0
+    for row in counts:
+        pairs += row.sum() * (row.sum() - 1)
+        agreeing += sum(count * (count - 1) for count in row)
+    if pairs == 0:
+        return None
+    share = (agreeing - 2 * (2 * pairs / (classes - 1)) ** 0.5) / pairs
+    concentration = (share - 1 / (classes - 1)) / (1 - 1 / (classes - 1))
+    trust = 0.7 * min(1.0, max(0.0, (concentration - 0.1) / 0.1))
+    evenly = (1 - np.eye(classes)) / (classes - 1)
+    shares = (counts + 2 * evenly) / (counts.sum(axis=1, keepdims=True) + 2)
+    matrix: Floats = trust * shares + (1 - trust) * evenly
+    return matrix if trust > 0 else None
+
+
 def label_scores(scores: Floats, class_ids: Ints, of: Calibration, own: Floats) -> Floats:
-    """How right each label looks, (N,): by its probabilities against those it is mistaken for."""
+    """How right each label looks, (N,): by its probabilities against what is flipped to it."""
     classes, rows = scores.shape[1], np.arange(len(scores))
     p = (1 - of.share) * softmax(scores / of.temperature) + of.share / classes
-    evenly = (1 - np.eye(classes)) / (classes - 1)
-    mistaken = 0.9 * evenly + 0.1 * of.mistaken
-    others = np.array([p[i] @ mistaken[:, class_ids[i]] for i in rows])
+    flips = flipped_to(scores, class_ids, of)
+    flips = (1 - np.eye(classes)) / (classes - 1) if flips is None else flips
+    others = np.array([p[i] @ flips[:, class_ids[i]] for i in rows])
     label = np.sqrt(p[rows, class_ids] * own)
     found: Floats = label / (label + others)
     return found

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sage_torch.passes.flips import flips
+
 Floats = NDArray[np.float64]
 
 ENOUGH = 0.25  # skill from which on a readout is trusted
@@ -23,9 +25,6 @@ _EVENLY = 5.0  # contradictions of each class that are shared by all other class
 _SCORES, _LEAST_SCORED, _MOST_SCORED = 2**18, 1_000, 8_192  # that the calibration is taken from
 _COLDEST, _HOTTEST, _EXACT = 0.002, 50.0, 1e-3  # temperatures, and the error of their logarithm
 _MOST_WRONG = 0.9
-# A label is compared with what it may be mistaken for, taken evenly by so much: who is taken for
-# whom is known from few examples, and what is hard is taken for it, too.
-_EVEN = 0.9
 
 
 class Judged(NamedTuple):
@@ -33,7 +32,7 @@ class Judged(NamedTuple):
 
     probabilities: NDArray[np.float32]  # (n,) calibrated
     is_wrong: NDArray[np.float32]  # (n,) probability that it is
-    predicted: NDArray[np.int32]  # (n,) the class of greatest probability
+    predicted: NDArray[np.int32]  # (n,) the class that it should be, as far as is known
     label_scores: NDArray[np.float32]  # (n,) in [0, 1], lowest where labels are most likely wrong
 
     @classmethod
@@ -64,6 +63,8 @@ class Calibration:
         mistaken: float64 (C, C): of the wrong labels of class c, the share that says y; 0 where
             y is c.
         trust: What the readout says of hard and wrong labels counts so much, in [0, 1].
+        flips: float64 (C, C): what the labels of class c are flipped to; None where all others
+            are alike. A stream does not carry it along, as it neither ranks nor suggests labels.
     """
 
     temperature: float
@@ -72,6 +73,7 @@ class Calibration:
     skill: float
     mistaken: Floats
     trust: float = 1.0
+    flips: Floats | None = None
 
     def judged(
         self,
@@ -86,9 +88,12 @@ class Calibration:
 
         `label_scores` rank all labels without rho, by two witnesses: they are `q / (q + o)`, where
         q is the geometric mean of `p_y` and what the model itself gives to the label, and o is
-        what other classes give to it, `sum_c p_c mistaken_cy` with nine tenths of `mistaken` made
-        even. The model has seen the label, but it has learnt more than a regression; chosen on
-        benchmarks/quality/labels.py, seeds from 200 on.
+        what other classes give to it, `sum_c p_c flips_cy`. The model has seen the label, but it
+        has learnt more than a regression. `mistaken` would not do for `flips`, because what is hard
+        counts there, too; chosen on benchmarks/quality/labels.py, seeds from 200 on.
+
+        The class that an example should have is the one of the highest score. If that is not the
+        label and it is known what labels are flipped to, it is `argmax_c p_c flips_cy` instead.
 
         Args:
             scores: float64 (n, C).
@@ -103,15 +108,21 @@ class Calibration:
         others = np.einsum("ij,ij->i", p, self.mistaken.T[class_ids])
         odds = self.rho / (1.0 - self.rho)
         is_wrong = np.minimum(1.0, odds * others / np.maximum(of_label, 1e-12))
-        right = np.maximum(of_label, 1e-12)
-        evenly = np.maximum(1.0 - right, 1e-12) / max(1, p.shape[1] - 1)
+        right, predicted = of_label, scores.argmax(1).astype(np.int32)
         if own is not None:
-            right = np.sqrt(right * np.maximum(own, 1e-12))
-        wrong = _EVEN * evenly + (1.0 - _EVEN) * others
+            right = np.sqrt(right * own)
+        if self.flips is None:
+            wrong = (1.0 - of_label) / max(1, p.shape[1] - 1)
+        else:
+            flipped = p * self.flips.T[class_ids]
+            wrong = flipped.sum(1)
+            is_right = predicted == class_ids
+            predicted = np.where(is_right, predicted, flipped.argmax(1)).astype(np.int32)
+        right, wrong = np.maximum(right, 1e-12), np.maximum(wrong, 1e-12)
         return Judged(
             np.minimum(of_label, 1.0).astype(np.float32),
             is_wrong.astype(np.float32),
-            scores.argmax(1).astype(np.int32),
+            predicted,
             (right / (right + wrong)).astype(np.float32),
         )
 
@@ -171,7 +182,9 @@ def calibrated(
     sure = max(_IN_DOUBT, min(1.0, skill / ENOUGH))
     rho = max(float(np.sqrt(share * (1.0 - chance) * against)), sure * against)
     rho = min(_MOST_WRONG, trust * rho)
-    return Calibration(float(np.exp(log_t)), share, rho, float(skill), mistaken, trust)
+    shifted = (scores - scores.max(1, keepdims=True)) * np.exp(-log_t)
+    flipped = flips(scores, class_ids, -np.exp(shifted).sum(1))
+    return Calibration(float(np.exp(log_t)), share, rho, float(skill), mistaken, trust, flipped)
 
 
 def contradicted(

@@ -24,7 +24,7 @@ class IssueRow:
 
     index: int
     given: str  # its label
-    suggested: str  # the most likely label; empty where nobody knows
+    suggested: str  # the label that it should have; empty where nobody knows
     value: str  # probability of its label, or its margin
     is_issue: bool  # whether the label is probably wrong
     is_kept: bool

@@ -32,7 +32,7 @@ class Example:
     Attributes:
         index: Position in the data set.
         label: Label; None without labels.
-        suggested: The most likely label; None where nobody knows.
+        suggested: The label that it should have; None where nobody knows.
         score: Agreement; NaN without scores.
         margin: Margin; NaN without margins.
         probability: Probability of the label; NaN without probabilities.

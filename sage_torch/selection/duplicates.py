@@ -28,7 +28,11 @@ So pass the features alone where there are any. Gradients of well-learnt example
 and theirs do not lie evenly: the share of mistakes is then not kept.
 `benchmarks/quality/duplicates.py` has what the defaults give. No cut finds what the model sees as a
 large change: on Fashion-MNIST, a shift by one pixel moves an image farther than to others of its
-class.
+class. On seeds 200 and 201 image and copy are each other's nearest neighbours in 0.73 of the pairs
+there (0.75 with each class whitened alone, 0.57 to 0.63 by gradients or logits), and in 0.78 from
+one side. A classifier that learnt from planted pairs what distances, gaps, ranks and densities in
+all of these coordinates say found 0.62 at a precision of 0.9. So does the gap alone with its best
+cut, and so it does where the pixels themselves are compared.
 
 Reference:
     Lowe, "Distinctive Image Features from Scale-Invariant Keypoints", IJCV 2004. Levina and Bickel,

@@ -87,8 +87,8 @@ class Selection:
             model itself gives to the label (`probabilities` alone with gradients other than the
             last layer's and with a loss of your own), o what other classes give to it. It ranks
             labels; the trim does not read it. None as above.
-        predicted: int32 (N,): the class that the regression finds most likely, as its place among
-            the ascending labels; see `predicted_labels`. None as above.
+        predicted: int32 (N,): the class that each example should have, as its place among the
+            ascending labels; see `predicted_labels`. None as above.
         ranks: int64 (k,), in the order of `indices`: when each was chosen, from 0 on; classes and
             blocks take turns. The first m are a subset, too. None where nothing is chosen one after
             another: `rule="random"` and draws.
@@ -148,7 +148,12 @@ class Selection:
 
     @property
     def predicted_labels(self) -> NDArray[np.int64] | None:
-        """The most likely label of each example, int64 (N,); None without a readout."""
+        """The label that each example should have, int64 (N,); None without a readout.
+
+        It is the label that the regression finds most likely. Where that is not the given one, and
+        wrong labels of a class mostly get the same other label (as those of people who mix up two
+        names), it is the label that was most likely mistaken for the given one.
+        """
         if self.predicted is None or self.labels is None:
             return None
         return np.unique(self.labels)[self.predicted]

@@ -146,7 +146,7 @@ class OnlineReadout:
             )
             numbers = {name: float(rating[name]) for name in _OF_CALIBRATION}
             root = np.empty((0, 0))  # only examples that the sums hold need it
-            known = Calibration(**numbers, mistaken=mistaken)
+            known = Calibration(mistaken=mistaken, flips=None, **numbers)
             readout = Readout(mean, scale, weights, root, None, known)
             of = Rating.of(readout, np.empty(0, np.int32), np.ones(1), has_budget=False)
             made._rating = readout, replace(of, noise=np.array([float(rating["noise"])]))

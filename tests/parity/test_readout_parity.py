@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from sage_torch import Selection, _core, select_subset
+from sage_torch.passes.calibration import calibrated
 from sage_torch.passes.readout import FeatureSums, Readout
 
 Floats = npt.NDArray[np.float64]
@@ -79,6 +80,29 @@ def test_calibration_is_of_greatest_likelihood(seed: int, noise: float) -> None:
     expected = reference_readout.label_scores(scores, labels, of, own)
     assert np.abs(judged.label_scores - expected).max() < 0.02
     assert abs(found.rho - noise * (1 - 1 / CLASSES)) < 0.12  # what was put in
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("to_next", [False, True])
+def test_suggestions_are_by_what_labels_are_flipped_to(seed: int, to_next: bool) -> None:
+    random = np.random.default_rng(seed)
+    true = random.integers(0, 5, 2_000)
+    scores = 2.0 * np.eye(5)[true] + random.normal(size=(2_000, 5))
+    other = 1 if to_next else random.integers(1, 5, len(true))
+    labels = np.where(random.random(len(true)) < 0.3, (true + other) % 5, true)
+    ids = labels.astype(np.int32)
+    ours = calibrated(scores, ids)
+    of = reference_readout.Calibration(
+        ours.temperature, ours.noise_share, ours.rho, ours.skill, ours.mistaken
+    )
+    expected = reference_readout.flipped_to(scores, labels, of)
+    assert (expected is not None) == to_next
+    if expected is None:
+        assert ours.flips is None
+    else:
+        assert ours.flips == pytest.approx(expected, abs=1e-12)
+    predicted = reference_readout.predicted(scores, labels, of)
+    assert (ours.judged(scores, ids).predicted == predicted).mean() > 0.999
 
 
 @settings(max_examples=40, derandomize=True, deadline=None, database=None)

@@ -130,10 +130,11 @@ def test_label_scores_follow_both_witnesses_and_the_trim_does_not() -> None:
     assert np.isfinite(nothing).all()
 
 
-def test_who_is_taken_for_whom_lowers_label_scores() -> None:
+def test_what_labels_are_flipped_to_lowers_label_scores() -> None:
     scores, labels, is_wrong = noisy(0.2, to_next=True)
     of = calibrated(scores, labels)
-    evenly = replace(of, mistaken=(1 - np.eye(5)) / 4)
+    assert of.flips is not None
+    evenly = replace(of, flips=None)
     tilted, even = (each.judged(scores, labels).label_scores for each in (of, evenly))
     assert (tilted < even)[is_wrong].mean() > 0.95
 
