@@ -52,6 +52,7 @@ class Calibration:
     rho: float  # estimated share of wrong labels
     skill: float  # explained share of the entropy
     mistaken: Floats  # (C, C), of the wrong labels of a class, the share of each other
+    trust: float = 1.0  # in what it says of hard and wrong labels
 
 
 def calibration(scores: Floats, class_ids: Ints) -> Calibration:
@@ -89,7 +90,11 @@ def calibration(scores: Floats, class_ids: Ints) -> Calibration:
     mistaken /= mistaken.sum(axis=1, keepdims=True)
     at_random = float(share) * (1 - 1 / classes)
     rho = max((at_random * against) ** 0.5, max(0.55, min(1.0, skill / 0.25)) * against)
-    return Calibration(float(np.exp(log_t)), float(share), min(0.9, rho), float(skill), mistaken)
+    trust = min(1.0, skill / 0.25) ** 2 if rho < 0.1 else 1.0  # of a trained model
+    rho = min(0.9, trust * rho)
+    return Calibration(
+        float(np.exp(log_t)), float(share), rho, float(skill), mistaken, float(trust)
+    )
 
 
 def judged(scores: Floats, class_ids: Ints, of: Calibration) -> tuple[Floats, Floats]:
@@ -169,9 +174,9 @@ def rated(p: Floats, is_wrong: Floats, class_ids: Ints, quotas: Ints, of: Calibr
         n = len(members)
         by_odds = np.argsort(np.argsort(odds[members], kind="stable"))
         by_wrong = np.argsort(np.argsort(-is_wrong[members], kind="stable"))
-        budget = 3.5 * (1 - quotas[class_id] / n) ** 6
+        budget = 3.5 * (1 - quotas[class_id] / n) ** (6 / max(0.1, of.trust**0.5))
         noise = (is_wrong[members] > 0.25) & (by_wrong < int(rho * (1.5 - rho) * n))
-        hard = (odds[members] < budget) & (by_odds < int((0.3 + 2 * rho) * n))
+        hard = (odds[members] < budget) & (by_odds < int((0.3 * of.trust + 2 * rho) * n))
         is_left[members] = ~(noise | hard)
     to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * min(1.0, of.skill / 0.25))
     return Rated(is_left, to_learn * np.maximum(1 - is_wrong, 0))

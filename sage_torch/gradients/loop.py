@@ -49,8 +49,8 @@ class LoopGradients:
         n = batches.length(batch)
         chosen = self._losses.named(self._names)
         dim = sum(parameter.numel() for parameter in chosen)
-        rows = torch.zeros((n, dim), dtype=torch.float32, device=chosen[0].device)
         with differentiable():
+            rows = torch.zeros((n, dim), dtype=torch.float32, device=chosen[0].device)
             batch = ordinary(batch)
             losses = [self._fill(rows[i], batches.take(batch, i, i + 1)) for i in range(n)]
             self._losses.check(torch.cat(losses), batch)

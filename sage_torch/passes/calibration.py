@@ -19,6 +19,7 @@ from sage_torch.passes.flips import flips
 Floats = NDArray[np.float64]
 
 ENOUGH = 0.25  # skill from which on a readout is trusted
+_FEW_WRONG = 0.1  # share of wrong labels below which a readout of little skill is not trusted
 _IN_DOUBT = 0.55  # share of what is contradicted that counts as wrong, where there is little skill
 _CONFIDENT, _RATHER, _LEAST_CONFIDENT = 0.05, 0.25, 20  # shares of predictions, and their number
 _EVENLY = 5.0  # contradictions of each class that are shared by all other classes beforehand
@@ -143,7 +144,8 @@ def calibrated(
     The share of wrong labels, `rho`, is the share of the most confident predictions that the label
     contradicts. Where the probabilities explain little of the labels, that is too high, because the
     data are hard: then a part of it counts, or its geometric mean with the share of random labels,
-    whichever is more.
+    whichever is more. If few labels are wrong besides, nobody knows what is hard for a network that
+    learns on: the readout is trusted the less.
 
     Args:
         scores: float64 (n, C), of the regression without each example.
@@ -178,9 +180,12 @@ def calibrated(
         log_t, share = both, _share_of_chance(clean(both), chance)
     skill = max(0.0, 1.0 - _loss(clean(log_t), share, chance) / np.log(1.0 / chance))
     against, mistaken = contradicted(scores, class_ids, float(np.exp(without)))
-    trust = 1.0 if is_trained else min(1.0, skill / ENOUGH)
-    sure = max(_IN_DOUBT, min(1.0, skill / ENOUGH))
+    enough = min(1.0, skill / ENOUGH)
+    sure = max(_IN_DOUBT, enough)
     rho = max(float(np.sqrt(share * (1.0 - chance) * against)), sure * against)
+    trust = enough
+    if is_trained:
+        trust = enough**2 if rho < _FEW_WRONG else 1.0
     rho = min(_MOST_WRONG, trust * rho)
     shifted = (scores - scores.max(1, keepdims=True)) * np.exp(-log_t)
     flipped = flips(scores, class_ids, -np.exp(shifted).sum(1))

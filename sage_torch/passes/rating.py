@@ -19,8 +19,11 @@ Floats = NDArray[np.float64]
 
 # The budget term: at a share `keep` of a class, labels go whose odds against chance are below
 # `_BUDGET (1 - keep)^_POWER`: the smaller the budget, the more of what is hard. Never more than
-# `_MOST_HARD` of the class, and so many times the share that is estimated to be wrong.
+# `_MOST_HARD` of the class, and so many times the share that is estimated to be wrong. The power is
+# higher where the readout is not trusted: what a weak model finds hard is worth learning as soon as
+# there is room for it.
 _BUDGET, _POWER, _MOST_HARD, _HARD_BESIDE = 3.5, 6, 0.3, 2.0
+_LEAST_TRUST = 0.01
 _EXPONENT = 0.5
 
 
@@ -72,7 +75,8 @@ class Rating:
         of, sample = known.calibration, known.of_sample
         odds, is_wrong = _odds(sample, known.classes), sample.is_wrong
         noise = np.full(len(shares), PROBABLY_WRONG)
-        budget = _BUDGET * (1.0 - shares) ** _POWER if has_budget else np.zeros(len(shares))
+        power = _POWER / max(_LEAST_TRUST, of.trust) ** 0.5
+        budget = _BUDGET * (1.0 - shares) ** power if has_budget else np.zeros(len(shares))
         most_hard = of.trust * _MOST_HARD + _HARD_BESIDE * of.rho
         for group in range(len(shares)):
             is_here = groups == group

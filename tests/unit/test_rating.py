@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sage_torch.passes.calibration import NOT_CALIBRATED, Judged, calibrated
+from sage_torch.passes.calibration import ENOUGH, NOT_CALIBRATED, Calibration, Judged, calibrated
 from sage_torch.passes.rating import Rating
 from sage_torch.passes.readout import FeatureSums, Readout
 
@@ -25,14 +25,17 @@ def judged(p: np.ndarray[Any, Any], rho: float = 0.0) -> Judged:
     return Judged(p, is_wrong, np.zeros(len(p), np.int32), p)
 
 
+def known(of: Calibration, sample: Judged, classes: int) -> Readout:
+    nothing = np.zeros(0)
+    return Readout(
+        nothing, nothing, np.zeros((1, classes)), np.zeros((1, 1)), None, of, of_sample=sample
+    )
+
+
 def rated(
     keep: float, *, p: Any = P, rho: float = 0.0, skill: float = 0.5, has_budget: bool = True
 ) -> Rating:
-    of = replace(NOT_CALIBRATED, rho=rho, skill=skill)
-    nothing, sample = np.zeros(0), judged(p, rho)
-    readout = Readout(
-        nothing, nothing, np.zeros((1, 4)), np.zeros((1, 1)), None, of, of_sample=sample
-    )
+    readout = known(replace(NOT_CALIBRATED, rho=rho, skill=skill), judged(p, rho), 4)
     return Rating.of(readout, GROUPS, np.array([keep, 1.0]), has_budget=has_budget)
 
 
@@ -59,10 +62,10 @@ def test_more_goes_where_more_is_wrong() -> None:
 
 
 def test_what_was_dropped_comes_back_by_how_good_it_is() -> None:
-    rating, known = rated(0.02, rho=0.2), judged(P, 0.2)
-    quality = rating.quality(known, GROUPS)
+    rating, of_labels = rated(0.02, rho=0.2), judged(P, 0.2)
+    quality = rating.quality(of_labels, GROUPS)
     gone = np.flatnonzero(quality < 0)
-    good = known.probabilities * (1 - known.is_wrong)
+    good = of_labels.probabilities * (1 - of_labels.is_wrong)
     assert np.array_equal(np.argsort(quality[gone]), np.argsort(good[gone]))
 
 
@@ -78,9 +81,9 @@ def test_masses_fall_with_what_is_learnt_and_with_what_is_wrong() -> None:
 
 
 def test_both_terms_are_counted() -> None:
-    rating, known = rated(0.05, rho=0.2), judged(P, 0.2)
-    by_noise, by_budget = rating.counts(known, GROUPS)
-    assert by_noise + by_budget == int((rating.quality(known, GROUPS) < 0).sum())
+    rating, of_labels = rated(0.05, rho=0.2), judged(P, 0.2)
+    by_noise, by_budget = rating.counts(of_labels, GROUPS)
+    assert by_noise + by_budget == int((rating.quality(of_labels, GROUPS) < 0).sum())
     assert by_noise > 0
     assert rating.threshold > 0
 
@@ -146,6 +149,36 @@ def test_what_untrained_features_fail_to_explain_is_no_sign() -> None:
     assert calibrated(scores, labels).rho > 0.2
     of = calibrated(scores, labels, is_trained=False)
     assert of.rho < 0.1 > of.trust
+
+
+def weak(noise: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Scores of two classes that say little, and labels of which a share is flipped."""
+    random = np.random.default_rng(2)
+    true = random.integers(0, 2, 4_000)
+    scores = 0.1 * np.eye(2)[true] + random.normal(size=(4_000, 2)) * 0.12
+    is_flipped = random.random(4_000) < noise
+    return scores, np.where(is_flipped, 1 - true, true).astype(np.int32)
+
+
+def test_a_weak_readout_is_not_trusted_unless_many_labels_are_wrong() -> None:
+    clean, noisy = (calibrated(*weak(noise)) for noise in (0.0, 0.3))
+    assert max(clean.skill, noisy.skill) < ENOUGH
+    assert clean.trust == pytest.approx((clean.skill / ENOUGH) ** 2)
+    assert clean.rho < 0.05
+    assert (noisy.trust, noisy.rho > 0.1) == (1.0, True)
+
+
+def test_a_readout_that_is_not_trusted_trims_less_of_what_is_hard() -> None:
+    scores, labels = weak(0.0)
+    of = calibrated(scores, labels)
+    shares, sample = np.full(2, 0.2), of.judged(scores, labels)
+    trimmed = []
+    for trust in (1.0, 0.25, 0.0):
+        readout = known(replace(of, trust=trust), sample, 2)
+        rating = Rating.of(readout, labels, shares, has_budget=True)
+        trimmed.append(sum(rating.counts(sample, labels)))
+    assert trimmed[0] > 2 * trimmed[1] > 0
+    assert trimmed[1] > trimmed[2]
 
 
 def test_a_constant_feature_and_one_alone_do_no_harm() -> None:
