@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from sage_torch.checks import count_examples
 from sage_torch.sampler.epoch_order import Split
@@ -171,8 +172,9 @@ def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
     """Call `question` with the live loaders that draw from `sampler`, and return its answer.
 
     Looks among live objects, by type, for every `DataLoader` whose `sampler` and `batch_sampler`
-    attributes lead to it; no stack frame is read and nothing is patched. If the question raises, it
-    is asked again without the loaders that only reference cycles keep: nobody uses those.
+    attributes lead to it, and if there is none for the iterators of such loaders. No stack frame is
+    read and nothing is patched. If the question raises, it is asked again without the loaders that
+    only reference cycles keep: nobody uses those.
 
     Args:
         sampler: The sampler that the loaders hold.
@@ -193,15 +195,33 @@ def ask_loaders(sampler: Sampler[int], question: Callable[[Loaders], _T]) -> _T:
 
 
 def _holders(sampler: Sampler[int]) -> Loaders:
+    loaders = [each for each in _live(DataLoader) if any(link is sampler for link in chain(each))]
+    return loaders or [
+        _loader_of(each)
+        for each in _live(_SingleProcessDataLoaderIter)
+        if any(link is sampler for link in chain(each._index_sampler))
+    ]
+
+
+def _live(kind: type[_T]) -> list[_T]:
+    """Return the live objects of a type and of its subclasses."""
     # type(o), not isinstance, which would ask lazy proxies for their __class__ and wake them. Types
     # are compared by id, since a metaclass may have made its classes unhashable.
-    kinds = list(_with_subclasses(DataLoader))
-    ids = {id(kind) for kind in kinds}
-    return [
-        candidate
-        for candidate in gc.get_referrers(*kinds)  # an object refers to its type
-        if id(type(candidate)) in ids and any(link is sampler for link in chain(candidate))
-    ]
+    kinds = list(_with_subclasses(kind))
+    ids = {id(each) for each in kinds}
+    referrers = gc.get_referrers(*kinds)  # an object refers to its type
+    return [candidate for candidate in referrers if id(type(candidate)) in ids]
+
+
+def _loader_of(running: _SingleProcessDataLoaderIter) -> DataLoader[Any]:
+    """Return a loader like the one that an iterator came from.
+
+    In `for batch in DataLoader(...)`, nobody keeps the loader while its iterator runs.
+    """
+    dataset, drawn, joins = running._dataset, running._index_sampler, running._collate_fn
+    if running._auto_collation:
+        return DataLoader(dataset, batch_sampler=drawn, collate_fn=joins)
+    return DataLoader(dataset, batch_size=None, sampler=drawn, collate_fn=joins)
 
 
 def _world_size() -> int:

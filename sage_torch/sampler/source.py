@@ -36,7 +36,7 @@ def source_of(loaders: Loaders) -> Source:
     if not loaders:
         raise RuntimeError(
             "expected a DataLoader that holds this sampler, found none alive: make one, loader = "
-            "DataLoader(dataset, sampler=sampler), and keep it in a variable while you iterate "
+            "DataLoader(dataset, sampler=sampler), and keep it in a variable "
             "(gc.freeze() hides what was made before it); or pass SageSampler(model, dataset, "
             "keep=...)"
         )

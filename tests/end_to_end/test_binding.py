@@ -254,3 +254,44 @@ def test_lazy_objects_are_not_woken(
     use(sampler)
     assert not woken
     assert len(loader) == 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_a_loader_that_nobody_keeps(
+    workers: int, batch_size: int | None, network: nn.Module, blobs: TensorDataset
+) -> None:
+    """In `for batch in DataLoader(...)`, only its iterator lives on."""
+    asked = SageSampler(network, keep=0.5, draw="rotate", warmup_epochs=1, progress=False)
+    seen = []
+    for _ in range(3):
+        count = 0
+        for inputs, _ in DataLoader(
+            blobs, batch_size=batch_size, sampler=asked, num_workers=workers
+        ):
+            count += 1 if batch_size is None else len(inputs)
+        seen.append(count)
+    assert seen == [90, 45, 45]
+    assert asked.selection is not None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [30, 90, 120])
+def test_a_loader_over_other_data_that_nobody_keeps(
+    workers: int, count: int, network: nn.Module, blobs: TensorDataset
+) -> None:
+    longer = [tensor.repeat(2, *[1] * (tensor.ndim - 1)) for tensor in blobs.tensors]
+    data = TensorDataset(*(tensor[:count] for tensor in longer))
+    given = SageSampler(network, blobs, keep=0.5, progress=False)
+
+    def epoch() -> int:
+        return sum(
+            len(inputs)
+            for inputs, _ in DataLoader(data, batch_size=8, sampler=given, num_workers=workers)
+        )
+
+    if count == len(blobs):  # another view of the same examples
+        assert epoch() == 45
+        return
+    with pytest.raises(RuntimeError, match=f"but one over a data set of {count} holds it"):
+        epoch()
