@@ -23,7 +23,7 @@ demo: $(VENV)/built ## Select a quarter of real data and train on it (ARGS="--da
 
 test: $(VENV)/built ## Run all tests but the slow ones (ARGS="-m slow" for those)
 	cargo test --release --no-default-features --quiet
-	$(BIN)/python -m pytest -n auto \
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 \
 		--dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/built ## Formatting, lints, types, stubs, doctests: all that CI runs before the tests

@@ -113,9 +113,3 @@ def _warm(digits: tuple[TensorDataset, TensorDataset]) -> nn.Module:
 def warm(_warm: nn.Module) -> Callable[[], nn.Module]:
     """Make a classifier of the digits that has seen them once."""
     return lambda: copy.deepcopy(_warm)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker more than there are cores, at most eight: many tests wait for others."""
-    return min(8, (os.cpu_count() or 1) + 1)
