@@ -106,6 +106,7 @@ def made(total: int) -> Selection:
         probabilities=random.uniform(0, 1, total).astype(np.float32),
         is_wrong=(random.uniform(0, 1, total) ** 4).astype(np.float32),
         predicted=random.integers(0, CLASSES, total).astype(np.int32),
+        label_scores=random.uniform(0, 1, total).astype(np.float32),
         coordinates=Coordinates(rows, SKETCH, sample, known, looked=True),
     )
 
