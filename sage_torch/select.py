@@ -213,12 +213,7 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         scores=scored.scores,
         labels=classes.labels(),
         certificate=Certificate.of(sketch, scored.consensus_cosine),
-        seconds={
-            "pass_1": sketched_at - begin,
-            "pass_2": scored_at - sketched_at,
-            "rule": end - scored_at,
-            "total": end - begin,
-        },
+        seconds=_seconds(begin, sketched_at, scored_at, end),
         weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
@@ -258,12 +253,7 @@ def _by_labels(model: nn.Module, job: Job) -> Selection | None:
         scores=nothing,
         labels=classes.labels(),
         certificate=None,
-        seconds={
-            "pass_1": read_at - begin,
-            "pass_2": 0.0,
-            "rule": end - read_at,
-            "total": end - begin,
-        },
+        seconds=_seconds(begin, read_at, read_at, end),
         draws=chosen.draws,
         **(chosen.judged or judged)._asdict(),
         settings=_of_readout(readout)
@@ -302,6 +292,15 @@ def _gradients_because(model: nn.Module, job: Job) -> str:
     return reason_of(model, options.gradients, options.params)
 
 
+def _seconds(begin: float, read_at: float, scored_at: float, end: float) -> dict[str, float]:
+    return {
+        "pass_1": read_at - begin,
+        "pass_2": scored_at - read_at,
+        "rule": end - scored_at,
+        "total": end - begin,
+    }
+
+
 def _of_readout(readout: Readout | None) -> dict[str, float]:
     if readout is None:
         return {}
@@ -320,12 +319,7 @@ def _at_random(model: nn.Module, job: Job) -> Selection:
         scores=np.full(job.reader.total, np.nan, np.float32),
         labels=classes.labels(),
         certificate=None,
-        seconds={
-            "pass_1": read_at - begin,
-            "pass_2": 0.0,
-            "rule": end - read_at,
-            "total": end - begin,
-        },
+        seconds=_seconds(begin, read_at, read_at, end),
         draws=chosen.draws,
         settings=_settings(model, job, classes, chosen),
     )

@@ -16,7 +16,7 @@ from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.choice import choose_gradients
 from sage_torch.gradients.compressed import compressed
 from sage_torch.gradients.computer import GradientComputer, device_of
-from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look
+from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look, see
 from sage_torch.options import Options
 from sage_torch.passes.mode import Mode, exact_bytes
 from sage_torch.passes.readings import Readings
@@ -226,13 +226,16 @@ def with_features(job: Job, model: nn.Module) -> Job:
         features = find_features(model, options.loss, batch)
         if features is None:
             return job
+        judges_alone = _judges_alone(options)
         computer = beside(features, job.computer, options)
-        seen = look(computer, features, batch, len(indices)).seen
+        # A model whose gradients nobody can take may well have features.
+        looked = None if judges_alone else look(computer, features, batch, len(indices))
+        seen = see(features, batch) if looked is None else looked.seen
     assert seen is not None
     width = seen.features.shape[1]
     reduced = min(width, MOST_COMPARED)
     plan = Plan.of(options, total, is_group=job.ranks.is_group, of_features=reduced)
-    judges_alone, keeps = _judges_alone(options), False
+    keeps = False
     if judges_alone:
         keeps = 4 * total * (width + 1) <= options.memory_budget
     elif seen.outer is not None and plan.mode.name == "exact" and options.checkpoint is None:

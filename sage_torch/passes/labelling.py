@@ -20,6 +20,8 @@ from sage_torch.reading.shards import Shard
 
 Floats = NDArray[np.float32]
 
+_AT_ONCE = 4_096  # examples judged at once
+
 
 class Labelled(NamedTuple):
     """What is known of all labels, the same on every rank."""
@@ -99,7 +101,7 @@ def _judged(job: Job, classes: ClassBook, readout: Readout, held: _Held | None) 
     """Return what is known of the labels of this rank's examples."""
     own = job.own_places
     judged = Judged.empty(own.stop - own.start)
-    for indices, hidden, likely in held.parts(job) if held else _read_again(job, classes):
+    for indices, hidden, likely in held.parts() if held else _read_again(job, classes):
         found = readout.judged(hidden, classes.of(indices), likely)
         for whole, part in zip(judged, found, strict=True):
             whole[indices - own.start] = part
@@ -141,8 +143,6 @@ class _Held:
     hidden: Floats | None = None  # (n, H)
     likely: Floats | None = None  # (n,), the model's own probabilities of the labels
 
-    AT_ONCE = 4_096  # examples judged at once
-
     @classmethod
     def of(cls, job: Job) -> _Held | None:
         own = job.own_places
@@ -157,12 +157,12 @@ class _Held:
         if self.likely is not None and likely is not None:
             self.likely[indices - self.first] = likely
 
-    def parts(self, job: Job) -> Iterator[tuple[NDArray[np.int64], Floats, Floats | None]]:
+    def parts(self) -> Iterator[tuple[NDArray[np.int64], Floats, Floats | None]]:
         """Yield indices, features and own probabilities, some at once."""
         if self.hidden is None:  # a rank without examples
             return
-        for start in range(0, self.count, self.AT_ONCE):
-            part = slice(start, start + self.AT_ONCE)
+        for start in range(0, self.count, _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
             hidden = self.hidden[part]
             indices = self.first + np.arange(start, start + len(hidden))
             yield indices, hidden, None if self.likely is None else self.likely[part]

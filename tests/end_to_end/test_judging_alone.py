@@ -156,3 +156,30 @@ def test_data_that_change_are_noticed() -> None:
 
     with pytest.raises(ValueError, match="between the passes"):
         rotation(linear(), data, memory_budget=1_000, collate_fn=changing)
+
+
+class NoWayBack(torch.autograd.Function):
+    """A function that nobody can differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError("no backward pass")
+
+
+class OneWay(Pooled):
+    """Its features can be read, and its gradients cannot be taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return NoWayBack.apply(super().forward(x))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def test_a_model_without_gradients_can_be_judged() -> None:
+    torch.manual_seed(0)
+    model, data = OneWay(), numbers()
+    with pytest.raises((RuntimeError, ValueError)):
+        select_subset(model, data, 0.25, progress=False)
+    assert len(rotation(model, data)) == N // 4

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from forward_writes import clamp_data, clamp_without_grad, drift, rebind
 from model_state import CLASSES, bits, kinds, registered, step, vectors
 from process_state import process_state
 from torch import Tensor, nn
@@ -24,23 +25,6 @@ from sage_torch.gradients.writes import writes_undone
 
 class Broken(Exception):
     """An error of the user's own code."""
-
-
-def clamp_data(weight: nn.Parameter) -> None:
-    weight.data.clamp_(-0.1, 0.1)
-
-
-def clamp_without_grad(weight: nn.Parameter) -> None:
-    with torch.no_grad():
-        weight.clamp_(-0.1, 0.1)
-
-
-def rebind(weight: nn.Parameter) -> None:
-    weight.data = weight.data / weight.data.norm(dim=1, keepdim=True)
-
-
-def drift(weight: nn.Parameter) -> None:
-    weight.data.mul_(0.999)
 
 
 def one_entry(weight: nn.Parameter) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forward_writes import clamp_data, clamp_without_grad, drift, rebind
 from model_state import CLASSES, N, bits, kinds, registered, step, vectors
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -42,24 +43,7 @@ class Written(nn.Module):
         return self.head(torch.tanh(self.first(x)))
 
 
-def clamp_data(weight: nn.Parameter) -> None:
-    weight.data.clamp_(-0.1, 0.1)
-
-
-def clamp_without_grad(weight: nn.Parameter) -> None:
-    with torch.no_grad():
-        weight.clamp_(-0.1, 0.1)
-
-
-def normalise(weight: nn.Parameter) -> None:
-    weight.data = weight.data / weight.data.norm(dim=1, keepdim=True)
-
-
-def drift(weight: nn.Parameter) -> None:
-    weight.data.mul_(0.999)
-
-
-WRITES = [clamp_data, clamp_without_grad, normalise, drift]
+WRITES = [clamp_data, clamp_without_grad, rebind, drift]
 
 
 @kinds
