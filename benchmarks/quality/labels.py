@@ -53,6 +53,7 @@ _COMPARED = {
     "recall": "recall",
     "f1": "F1",
     "suggestions": "suggestions",
+    "corrected": "corrected",
 }
 QUESTION = "Which labels are wrong, after one epoch?"
 TEXT = """\
@@ -62,12 +63,14 @@ TEXT = """\
 the quality table, one epoch of warm-up on wrong labels too, means over {seeds} seeds ({cpu}, one
 thread). *AUROC* ranks all labels by `label_scores`, or by cleanlab's self-confidence. *Precision*,
 *recall* and *F1* are of the labels that a way takes to be wrong (*flagged*): `is_label_issue`, or
-`find_label_issues` of cleanlab {cleanlab} as it comes. *Suggestions* is the share of the wrong
-labels among these whose predicted label is the true one. *Seconds* are of the process, beside the
+`find_label_issues` of cleanlab {cleanlab} as it comes. *Suggestions* is the share of right
+predictions for the same labels in each row: the wrong ones that both {ours} and cleanlab in-sample
+flag. Who flags fewer leaves the hard ones out. *Corrected* is the share of all wrong labels that
+are flagged with the true label beside them. *Seconds* are of the process, beside the
 warm-up of {warm_up:.1f} s that all begin with: `select_subset`, which chooses a subset, too; a
 forward pass and cleanlab; the training of two more networks on half of the data for so many epochs,
 their forward passes and cleanlab. *{as_many}* flags the lowest `label_scores`, as many
-as cleanlab does in-sample, so that precision and recall compare.
+as cleanlab does in-sample, so that precision, recall and *corrected* compare.
 
 {verdict}
 """
@@ -79,6 +82,7 @@ def metrics(
     predicted: NDArray[np.int64],
     truth: NDArray[np.int64],
     is_wrong: NDArray[np.bool_],
+    common: NDArray[np.bool_],
 ) -> dict[str, float]:
     """Return how well wrong labels are found.
 
@@ -88,7 +92,9 @@ def metrics(
         predicted: (N,), the labels that are suggested.
         truth: (N,), the right labels.
         is_wrong: (N,), whether a label is wrong.
+        common: (N,), the labels whose suggestions are compared.
     """
+    is_right = predicted == truth
     found = is_issue & is_wrong
     precision = float(found.sum() / max(1, is_issue.sum()))
     recall = float(found.sum() / is_wrong.sum())
@@ -98,7 +104,8 @@ def metrics(
         "recall": recall,
         "f1": 2 * precision * recall / max(1e-12, precision + recall),
         "flagged": float(is_issue.mean()),
-        "suggestions": float((predicted == truth)[found].mean()) if found.any() else 0.0,
+        "suggestions": float(is_right[common].mean()) if common.any() else 0.0,
+        "corrected": float((found & is_right).sum() / is_wrong.sum()),
     }
 
 
@@ -158,15 +165,12 @@ def measured(condition: Condition, seed: int, data_root: Path | None) -> list[Ru
         "seed": seed,
         "warm_up_seconds": clock() - start,
     }
-    runs: list[Run] = []
-
-    def note(way: str, seconds: float, *found: Any) -> None:
-        runs.append(about | {"way": way, "seconds": seconds} | metrics(*found, truth, is_wrong))
+    ways: dict[str, tuple[float, Any, Any, Any]] = {}  # seconds, flagged, suspicion, predicted
 
     def of_cleanlab(way: str, start: float, found: NDArray[np.float64]) -> NDArray[np.bool_]:
         is_issue: NDArray[np.bool_] = find_label_issues(labels, found, n_jobs=1)
         suspicion = 1.0 - found[everything, labels]
-        note(way, clock() - start, is_issue, suspicion, found.argmax(1))
+        ways[way] = clock() - start, is_issue, suspicion, found.argmax(1)
         return is_issue
 
     start = clock()
@@ -179,15 +183,19 @@ def measured(condition: Condition, seed: int, data_root: Path | None) -> list[Ru
     assert likely is not None
     about["rho"] = rho = selection.settings["rho"]
     is_issue = label_issues(scores, likely, labels, predicted, rho)
-    note(OURS, seconds, is_issue, 1.0 - scores, predicted)
-    note(BY_THRESHOLD, seconds, likely > 0.5, likely, predicted)
+    ways[OURS] = seconds, is_issue, 1.0 - scores, predicted
+    ways[BY_THRESHOLD] = seconds, likely > 0.5, likely, predicted
     start = clock()
     flagged = of_cleanlab(IN_SAMPLE, start, probabilities(model, given, everything))
-    note(AS_MANY, seconds, lowest(scores, int(flagged.sum())), 1.0 - scores, predicted)
+    ways[AS_MANY] = seconds, lowest(scores, int(flagged.sum())), 1.0 - scores, predicted
     for epochs in FOLD_EPOCHS:
         start = clock()
         of_cleanlab(FOLDS.format(epochs), start, of_two_folds(condition, given, seed, epochs))
-    return runs
+    common = is_issue & flagged & is_wrong
+    return [
+        about | {"way": way, "seconds": seconds} | metrics(*found, truth, is_wrong, common)
+        for way, (seconds, *found) in ways.items()
+    ]
 
 
 def main(
@@ -231,6 +239,7 @@ def section() -> str:
         cleanlab=record["versions"]["cleanlab"],
         warm_up=mean_of(runs, "warm_up_seconds"),
         as_many=AS_MANY.capitalize(),
+        ours=OURS,
         verdict=_verdict(runs),
     )
     parts = [f"{name}:\n\n{_table(of(runs, data=name))}" for (name,) in kinds(runs, "data")]
@@ -251,7 +260,7 @@ def block() -> str:
 
 def _means(runs: list[Run]) -> dict[str, dict[str, float]]:
     """Return the means of each way's metrics, for one condition."""
-    names = ("auroc", "precision", "recall", "f1", "flagged", "suggestions", "seconds")
+    names = (*_COMPARED, "flagged", "seconds")
     return {
         way: {name: mean_of(of(runs, way=way), name) for name in names}
         for (way,) in kinds(runs, "way")
@@ -316,11 +325,12 @@ def _table(runs: list[Run]) -> str:
                     *(cells[metric] for metric in ("auroc", "precision", "recall", "f1")),
                     f"{one['flagged']:.1%}",
                     f"{one['suggestions']:.1%}",
+                    f"{one['corrected']:.1%}",
                     f"{one['seconds']:.1f}",
                 ]
             )
     heads = ["wrong", "way", "AUROC", "precision", "recall", "F1"]
-    return table([*heads, "flagged", "suggestions", "seconds"], rows)
+    return table([*heads, "flagged", "suggestions", "corrected", "seconds"], rows)
 
 
 if __name__ == "__main__":

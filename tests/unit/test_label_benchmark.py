@@ -19,14 +19,18 @@ def test_metrics_are_what_they_are_called() -> None:
     is_issue = np.array([True, True, False, True, False, False])
     suspicion = np.array([0.9, 0.8, 0.3, 0.7, 0.2, 0.1])
     predicted = np.array([0, 2, 1, 0, 0, 0])
-    found = labels.metrics(is_issue, suspicion, predicted, truth, is_wrong)
+    common = np.array([False, True, True, False, False, False])
+    found = labels.metrics(is_issue, suspicion, predicted, truth, is_wrong, common)
     assert found["auroc"] == pytest.approx(8 / 9)
     assert (found["precision"], found["recall"]) == pytest.approx((2 / 3, 2 / 3))
     assert found["f1"] == pytest.approx(2 / 3)
     assert found["flagged"] == 0.5
-    assert found["suggestions"] == 0.5  # of the two that are wrong and flagged
-    nothing = labels.metrics(np.zeros(6, bool), suspicion, predicted, truth, is_wrong)
+    assert found["suggestions"] == 0.5  # of the two in common
+    assert found["corrected"] == pytest.approx(1 / 3)  # flagged, with the true label beside it
+    none = np.zeros(6, bool)
+    nothing = labels.metrics(none, suspicion, predicted, truth, is_wrong, none)
     assert (nothing["precision"], nothing["f1"], nothing["suggestions"]) == (0, 0, 0)
+    assert nothing["corrected"] == 0
 
 
 def test_no_network_is_asked_about_what_it_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
