@@ -28,7 +28,6 @@ class SelectionOptions(TypedDict, total=False):
 
     rule: Rule
     draw: Draw
-    weights: bool
     trim: Literal["auto", "negative"] | float | None
     labels: LabelChoice
     class_balanced: Literal["auto"] | bool

@@ -86,12 +86,6 @@ class Options:
         subset of the untrimmed each epoch. The last two need rule "herding" or "random". See
         `Selection.epoch_indices`.""",
     )
-    weights: bool = _option(
-        False,
-        """Whether to count how many untrimmed examples of its class each kept one stands for. See
-        `Selection.weights`. Rule "random" has none; in streaming mode only herding has them.""",
-        given_as="switch",
-    )
     trim: Literal["auto", "negative"] | float | None = _option(
         "auto",
         """What is dropped before the rule chooses: auto, negative, a share of each class, or none.
@@ -175,9 +169,10 @@ class Options:
     )
     keep_coordinates: bool = _option(
         False,
-        """Whether the selection keeps what its rule reads, for `Selection.recut`. As float16:
-        2 l bytes an example for l sketched numbers, and 2 more for each of up to 64 of its
-        features; on every rank, in every mode, and in a saved file.""",
+        """Whether the selection keeps what its rule reads, for `Selection.recut` and
+        `Selection.find_weights`. As float16: 2 l bytes an example for l sketched numbers, and 2
+        more for each of up to 64 of its features; on every rank, in every mode, and in a saved
+        file.""",
         given_as="switch",
     )
     loss: LossFunction | None = _option(
@@ -243,7 +238,11 @@ class Options:
         keep_in_range(self.keep)
         one_of("rule", self.rule, get_args(Rule))
         one_of("draw", self.draw, get_args(Draw))
-        self._check_draw_and_weights()
+        if self.draw != "fixed" and self.rule == "agreement":
+            raise ValueError(
+                f'expected rule "herding" or "random" with draw="{self.draw}", got '
+                f'rule="{self.rule}": it chooses one subset; pass draw="fixed"'
+            )
         one_of("quotas", self.quotas, get_args(Quotas))
         check_choice(self.gradients, self.params)
         check_params(self.params)
@@ -304,39 +303,6 @@ class Options:
         """Check a whole number and keep it as an int: it may be one of NumPy's."""
         number = whole_number(name, getattr(self, name), least=least, wanted=wanted)
         object.__setattr__(self, name, number)
-
-    def _check_draw_and_weights(self) -> None:
-        if self.draw != "fixed" and self.rule == "agreement":
-            raise ValueError(
-                f'expected rule "herding" or "random" with draw="{self.draw}", got '
-                f'rule="{self.rule}": it chooses one subset; pass draw="fixed"'
-            )
-        truth("weights", self.weights)
-        if self.weights and self.rule == "random":
-            raise ValueError(
-                'expected weights=False with rule="random", got True: random examples stand for '
-                "no neighbours; choose another rule"
-            )
-        if self.weights and self.draw != "fixed":
-            raise ValueError(
-                f'expected draw="fixed" with weights=True, got draw="{self.draw}": weights belong '
-                "to one subset"
-            )
-        if self.consensus == "streaming":
-            self.check_streamed_weights()
-
-    def check_streamed_weights(self) -> None:
-        """Refuse weights in streaming mode, which keeps no coordinates, but of herding.
-
-        Raises:
-            ValueError: They are asked for of a rule that would need all coordinates.
-        """
-        if self.weights and self.rule != "herding":
-            raise ValueError(
-                f'expected weights=False with rule="{self.rule}" in streaming mode, which keeps no '
-                'coordinates, got True: pass consensus="exact" (and a memory_budget that allows '
-                'it), or rule="herding"'
-            )
 
     def budget(self, total: int) -> int:
         """Return `k`, the number of examples to keep: `round(keep * N)`, or the count itself.

@@ -43,6 +43,7 @@ from sage_torch.rules.choice import rule_for
 from sage_torch.rules.chosen import Chosen, Rule
 from sage_torch.rules.recut import recut
 from sage_torch.rules.trimming import trims_nothing
+from sage_torch.rules.weights import find_weights  # noqa: F401 - behind the method of Selection
 from sage_torch.rules.whole import choose_at_random
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.result import Selection
@@ -214,7 +215,6 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         labels=classes.labels(),
         certificate=Certificate.of(sketch, scored.consensus_cosine),
         seconds=_seconds(begin, sketched_at, scored_at, end),
-        weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
         **({} if judged is None else judged._asdict()),

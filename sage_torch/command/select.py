@@ -178,7 +178,7 @@ def _with_command(selection: Selection, given: dict[str, Any]) -> Selection:
         flag = name.replace("_", "-")
         if name in _UNRECORDED:
             continue
-        if name == "weights":
+        if _GIVEN_AS.get(name) == "switch":
             command.append(f"--{flag}" if value else f"--no-{flag}")
         elif name == "params":
             command += [part for pattern in value or () for part in ("--params", pattern)]

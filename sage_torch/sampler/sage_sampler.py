@@ -80,13 +80,12 @@ class SageSampler(Sampler[int]):
         drop_last: All ranks get equally many indices. True cuts the end of the order; False pads
             it from its start.
         **options: Options of `select_subset` except `seed`. `batch_size` and `num_workers` apply to
-            scoring. `weights` are in `selection.weights`; the sampler yields indices only. Each
-            selection has a folder of its own within `checkpoint`.
+            scoring. Each selection has a folder of its own within `checkpoint`.
 
     Raises:
         TypeError: An option is unknown or of a wrong kind, or a number of epochs is not whole.
         ValueError: An option is out of range or contradicts another. Where the data set is given,
-            also: an option does not fit its size (weights in streaming mode).
+            also: an option does not fit its size (a count above it).
 
     Cost:
         A selection (see `select_subset`) once or at every refresh, then O(1) time and 8 bytes per

@@ -160,14 +160,7 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
         ({"draw": "shuffle"}, ValueError, 'draw.*"fixed", "rotate", "random"'),
         ({"draw": "rotate", "rule": "agreement"}, ValueError, 'rule "herding" or "random".*fixed'),
         ({"draw": "random", "rule": "agreement"}, ValueError, 'rule "herding" or "random"'),
-        ({"weights": 1}, TypeError, "weights to be True or False"),
-        ({"weights": True, "rule": "random"}, ValueError, "weights=False.*no neighbours"),
-        ({"weights": True, "draw": "rotate"}, ValueError, 'draw="fixed" with weights=True'),
-        (
-            {"weights": True, "rule": "agreement", "consensus": "streaming"},
-            ValueError,
-            'weights=False.*consensus="exact".*rule="herding"',
-        ),
+        ({"weights": True}, TypeError, "unknown option 'weights'"),
         ({"rule": "stratified"}, ValueError, 'rule.*"herding", "agreement", "random"'),
         ({"basis": "weighted"}, TypeError, "unknown option 'basis'; expected some of keep, rule"),
         ({"quotas": "same"}, ValueError, 'quotas.*"proportional", "equal"'),
@@ -261,12 +254,6 @@ def test_select_subset_needs_a_data_set() -> None:
 def test_wrong_epochs(epoch: Any, network: nn.Module, blobs: TensorDataset) -> None:
     with pytest.raises((ValueError, TypeError)):
         SageSampler(network, blobs, keep=0.5).set_epoch(epoch)
-
-
-def test_weights_that_would_not_fit_are_refused_before_the_model_runs() -> None:
-    options: dict[str, Any] = {"weights": True, "memory_budget": 1000}  # streaming, by "auto"
-    with pytest.raises(ValueError, match=r'weights=False with rule="agreement" in streaming mode'):
-        select_subset(Untouchable(), Unreadable(), 0.5, rule="agreement", **options)
 
 
 def test_numpy_numbers_are_numbers(network: nn.Module, blobs: TensorDataset) -> None:
