@@ -8,7 +8,6 @@ from typing import Any, Literal, TypedDict
 
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sage_torch.gradients.computer import GradientChoice
 from sage_torch.gradients.loss import LossFunction
@@ -41,7 +40,6 @@ class SelectionOptions(TypedDict, total=False):
     duplicates: Duplicates
     keep_coordinates: bool
     loss: LossFunction | None
-    score_dataset: Dataset[Any] | None
     collate_fn: Collate | None
     batch_size: int
     num_workers: int

@@ -12,11 +12,9 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from sage_torch.checks import (
     auto_or_truth,
-    count_examples,
     folder_given,
     keep_in_range,
     labels_given,
@@ -40,7 +38,7 @@ from sage_torch.option_types import (
     Rule,
 )
 
-GivenAs = Literal["value", "switch", "object", "dataset", "folder", "names"]
+GivenAs = Literal["value", "switch", "object", "folder", "names"]
 
 
 def _option(
@@ -181,12 +179,6 @@ class Options:
         cross-entropy of integer class or token targets, and what Hugging Face models train on.""",
         given_as="object",
     )
-    score_dataset: Dataset[Any] | None = _option(
-        None,
-        """The same examples without augmentation. They are read instead of `dataset`.""",
-        given_as="dataset",
-        names_subset=False,
-    )
     collate_fn: Collate | None = _option(
         None,
         """How examples become a batch. None for torch's default.""",
@@ -278,8 +270,6 @@ class Options:
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise TypeError(f"expected {name} to be callable, got {shown(given)}; pass {how}")
-        if self.score_dataset is not None:
-            count_examples(self.score_dataset, "score_dataset")
         if self.shards is not None:
             self._whole("shards", 1, "a whole number or None")
         truth("distributed", self.distributed)
@@ -338,7 +328,7 @@ class Options:
         return k
 
     def as_json(self) -> dict[str, Any]:
-        """Return what can be written down: callables and data sets by name."""
+        """Return what can be written down: callables by name."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     def naming_the_subset(self) -> dict[str, Any]:

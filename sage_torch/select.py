@@ -95,7 +95,8 @@ def select_subset(
         model: A trained or at least warmed-up model (an epoch will do); DataParallel,
             DistributedDataParallel and torch.compile are unwrapped.
         dataset: A map-style data set of `(inputs, targets)` pairs, dicts with `"labels"`, or
-            anything that `collate_fn` and `loss` agree on.
+            anything that `collate_fn` and `loss` agree on. If you train with augmentation, give the
+            same examples without it, in the same order.
         keep: A share in (0, 1] (1.0 is all) or a count (int).
         **options: The options below, by name.
         {options}

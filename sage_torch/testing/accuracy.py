@@ -67,7 +67,7 @@ def assert_subset_accuracy(
             The global generators of torch, NumPy and Python are seeded with `seed` before every
             call; CUDA's generator too, once CUDA is initialised.
         evaluate: `evaluate(model)` returns the accuracy on held-out examples, in percent.
-        dataset: A data set as `select_subset` takes it.
+        dataset: A data set as `select_subset` takes it; `train` adds augmentation, if any.
         keep: A share below 1, or a count below N.
         seeds: At least 2 different ones; each costs one warm-up, a selection and two trainings.
         against: `"random"` (class-balanced where targets are integer classes, as many examples,

@@ -170,14 +170,13 @@ def test_options_reach_the_selection_and_the_command_makes_it_again(
 @pytest.mark.parametrize(
     ("name", "value"),
     [("loss", "loss"), ("params", "only_last"), ("gradients", "gradients"),
-     ("collate_fn", "collate"), ("score_dataset", "make_data")],
+     ("collate_fn", "collate")],
 )  # fmt: skip
 def test_code_is_named(name: str, value: str) -> None:
     ours = selected(*BASE, f"--{name.replace('_', '-')}", f"training:{value}")
     import training
 
-    theirs = training.data if name == "score_dataset" else getattr(training, value)
-    assert_same(ours, expected(**{name: theirs}))
+    assert_same(ours, expected(**{name: getattr(training, value)}))
     if name in ("loss", "params", "gradients"):  # these change what is measured
         assert not np.array_equal(ours.scores, expected().scores)
 

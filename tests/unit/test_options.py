@@ -197,9 +197,6 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
         ({"seed": 2**63}, ValueError, "seed"),
         ({"seed": 1.0}, TypeError, "seed"),
         ({"seed": None}, TypeError, "seed"),
-        ({"score_dataset": Stream()}, TypeError, "score_dataset.*IterableDataset Stream"),
-        ({"score_dataset": Unreadable(0)}, ValueError, "score_dataset.*empty"),
-        ({"score_dataset": Unreadable(N - 1)}, ValueError, "score_dataset.*90.*got 89"),
         ({"kep": 0.5}, TypeError, "kep"),
         ({"sketch_sizes": 8, "trims": None}, TypeError, "sketch_sizes"),
     ],
@@ -229,6 +226,33 @@ def test_wrong_data_sets(
 ) -> None:
     with pytest.raises(error, match=message):
         enter(Untouchable(), dataset, keep=0.5)
+
+
+@pytest.mark.parametrize("dataset", [None, Unreadable()])
+@pytest.mark.parametrize(
+    ("viewed", "error", "message"),
+    [
+        (Stream(), TypeError, "score_dataset.*IterableDataset Stream"),
+        (Unreadable(0), ValueError, "score_dataset.*empty"),
+    ],
+    ids=["stream", "empty"],
+)
+def test_wrong_views(
+    viewed: Any, error: type[Exception], message: str, dataset: Unreadable | None
+) -> None:
+    with pytest.raises(error, match=message):
+        SageSampler(Untouchable(), dataset, keep=0.5, score_dataset=viewed)
+
+
+def test_a_view_of_another_length() -> None:
+    shorter, message = Unreadable(N - 1), "score_dataset.*90.*got 89"
+    with pytest.raises(ValueError, match=message):
+        SageSampler(Untouchable(), Unreadable(), keep=0.5, score_dataset=shorter)
+    sampler = SageSampler(Untouchable(), keep=0.5, score_dataset=shorter)
+    with pytest.raises(ValueError, match=message):  # now the data set is known
+        next(iter(DataLoader(Unreadable(), sampler=sampler)))
+    with pytest.raises(TypeError, match="unknown option 'score_dataset'"):
+        select_subset(Untouchable(), Unreadable(), 0.5, score_dataset=shorter)  # type: ignore[call-arg]
 
 
 def test_wrong_data_set_of_a_loader() -> None:
@@ -272,12 +296,11 @@ def test_numpy_numbers_are_numbers(network: nn.Module, blobs: TensorDataset) -> 
 
 
 def test_settings_are_written_as_json(blobs: TensorDataset) -> None:
-    options = Options(keep=np.int64(7), loss=F.cross_entropy, score_dataset=blobs)
+    options = Options(keep=np.int64(7), loss=F.cross_entropy)
     written = options.as_json()
     assert written["keep"] == 7
     assert type(written["keep"]) is int
     assert written["loss"] == "cross_entropy"
-    assert written["score_dataset"] == "TensorDataset"
     assert (written["trim"], written["compress"]) == ("auto", "auto")
 
 
