@@ -374,8 +374,6 @@ class BlockStream:
         width: Coordinates of a row.
         trim: As in `herding`, by block.
         whole_order: Whether to put all that the trim leaves in order, as `herding_order` does.
-        weights: Whether to count how many examples each kept one represents, block by block. A
-            block that keeps none shares its untrimmed examples among its class's other blocks.
         block_size: Most rows in a block.
 
     Raises:
@@ -390,7 +388,6 @@ class BlockStream:
         width: int,
         trim: str | float | None,
         whole_order: bool = False,
-        weights: bool = False,
         block_size: int = 1024,
     ) -> BlockStream: ...
     def add(
@@ -408,10 +405,10 @@ class BlockStream:
             ValueError: Sizes disagree, or a class gets more members than were announced.
         """
 
-    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """Return the indices kept and their weights (None without `weights`).
+    def finish(self) -> NDArray[np.int64]:
+        """Return the indices kept, in the order of picking.
 
-        They are in the order of picking: blocks take turns, by their shares that are picked.
+        Blocks take turns, by their shares that are picked.
 
         Raises:
             ValueError: Announced members have not come, or the stream has `whole_order`.

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypedDict
 
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sage_torch.gradients.computer import GradientChoice
 from sage_torch.gradients.loss import LossFunction
@@ -28,7 +27,6 @@ class SelectionOptions(TypedDict, total=False):
 
     rule: Rule
     draw: Draw
-    weights: bool
     trim: Literal["auto", "negative"] | float | None
     labels: LabelChoice
     class_balanced: Literal["auto"] | bool
@@ -42,7 +40,6 @@ class SelectionOptions(TypedDict, total=False):
     duplicates: Duplicates
     keep_coordinates: bool
     loss: LossFunction | None
-    score_dataset: Dataset[Any] | None
     collate_fn: Collate | None
     batch_size: int
     num_workers: int

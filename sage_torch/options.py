@@ -12,11 +12,9 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from sage_torch.checks import (
     auto_or_truth,
-    count_examples,
     folder_given,
     keep_in_range,
     labels_given,
@@ -40,7 +38,7 @@ from sage_torch.option_types import (
     Rule,
 )
 
-GivenAs = Literal["value", "switch", "object", "dataset", "folder", "names"]
+GivenAs = Literal["value", "switch", "object", "folder", "names"]
 
 
 def _option(
@@ -85,12 +83,6 @@ class Options:
         examples in windows, so that each one is seen within a turn. `"random"` draws a new random
         subset of the untrimmed each epoch. The last two need rule "herding" or "random". See
         `Selection.epoch_indices`.""",
-    )
-    weights: bool = _option(
-        False,
-        """Whether to count how many untrimmed examples of its class each kept one stands for. See
-        `Selection.weights`. Rule "random" has none; in streaming mode only herding has them.""",
-        given_as="switch",
     )
     trim: Literal["auto", "negative"] | float | None = _option(
         "auto",
@@ -175,9 +167,10 @@ class Options:
     )
     keep_coordinates: bool = _option(
         False,
-        """Whether the selection keeps what its rule reads, for `Selection.recut`. As float16:
-        2 l bytes an example for l sketched numbers, and 2 more for each of up to 64 of its
-        features; on every rank, in every mode, and in a saved file.""",
+        """Whether the selection keeps what its rule reads, for `Selection.recut` and
+        `Selection.find_weights`. As float16: 2 l bytes an example for l sketched numbers, and 2
+        more for each of up to 64 of its features; on every rank, in every mode, and in a saved
+        file.""",
         given_as="switch",
     )
     loss: LossFunction | None = _option(
@@ -185,12 +178,6 @@ class Options:
         """A function loss(model, batch) -> (n,). It gives one loss per example. None takes the
         cross-entropy of integer class or token targets, and what Hugging Face models train on.""",
         given_as="object",
-    )
-    score_dataset: Dataset[Any] | None = _option(
-        None,
-        """The same examples without augmentation. They are read instead of `dataset`.""",
-        given_as="dataset",
-        names_subset=False,
     )
     collate_fn: Collate | None = _option(
         None,
@@ -243,7 +230,11 @@ class Options:
         keep_in_range(self.keep)
         one_of("rule", self.rule, get_args(Rule))
         one_of("draw", self.draw, get_args(Draw))
-        self._check_draw_and_weights()
+        if self.draw != "fixed" and self.rule == "agreement":
+            raise ValueError(
+                f'expected rule "herding" or "random" with draw="{self.draw}", got '
+                f'rule="{self.rule}": it chooses one subset; pass draw="fixed"'
+            )
         one_of("quotas", self.quotas, get_args(Quotas))
         check_choice(self.gradients, self.params)
         check_params(self.params)
@@ -279,8 +270,6 @@ class Options:
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise TypeError(f"expected {name} to be callable, got {shown(given)}; pass {how}")
-        if self.score_dataset is not None:
-            count_examples(self.score_dataset, "score_dataset")
         if self.shards is not None:
             self._whole("shards", 1, "a whole number or None")
         truth("distributed", self.distributed)
@@ -304,39 +293,6 @@ class Options:
         """Check a whole number and keep it as an int: it may be one of NumPy's."""
         number = whole_number(name, getattr(self, name), least=least, wanted=wanted)
         object.__setattr__(self, name, number)
-
-    def _check_draw_and_weights(self) -> None:
-        if self.draw != "fixed" and self.rule == "agreement":
-            raise ValueError(
-                f'expected rule "herding" or "random" with draw="{self.draw}", got '
-                f'rule="{self.rule}": it chooses one subset; pass draw="fixed"'
-            )
-        truth("weights", self.weights)
-        if self.weights and self.rule == "random":
-            raise ValueError(
-                'expected weights=False with rule="random", got True: random examples stand for '
-                "no neighbours; choose another rule"
-            )
-        if self.weights and self.draw != "fixed":
-            raise ValueError(
-                f'expected draw="fixed" with weights=True, got draw="{self.draw}": weights belong '
-                "to one subset"
-            )
-        if self.consensus == "streaming":
-            self.check_streamed_weights()
-
-    def check_streamed_weights(self) -> None:
-        """Refuse weights in streaming mode, which keeps no coordinates, but of herding.
-
-        Raises:
-            ValueError: They are asked for of a rule that would need all coordinates.
-        """
-        if self.weights and self.rule != "herding":
-            raise ValueError(
-                f'expected weights=False with rule="{self.rule}" in streaming mode, which keeps no '
-                'coordinates, got True: pass consensus="exact" (and a memory_budget that allows '
-                'it), or rule="herding"'
-            )
 
     def budget(self, total: int) -> int:
         """Return `k`, the number of examples to keep: `round(keep * N)`, or the count itself.
@@ -372,7 +328,7 @@ class Options:
         return k
 
     def as_json(self) -> dict[str, Any]:
-        """Return what can be written down: callables and data sets by name."""
+        """Return what can be written down: callables by name."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     def naming_the_subset(self) -> dict[str, Any]:

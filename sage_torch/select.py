@@ -43,6 +43,7 @@ from sage_torch.rules.choice import rule_for
 from sage_torch.rules.chosen import Chosen, Rule
 from sage_torch.rules.recut import recut
 from sage_torch.rules.trimming import trims_nothing
+from sage_torch.rules.weights import find_weights  # noqa: F401 - behind the method of Selection
 from sage_torch.rules.whole import choose_at_random
 from sage_torch.selection.certificate import Certificate
 from sage_torch.selection.result import Selection
@@ -94,7 +95,8 @@ def select_subset(
         model: A trained or at least warmed-up model (an epoch will do); DataParallel,
             DistributedDataParallel and torch.compile are unwrapped.
         dataset: A map-style data set of `(inputs, targets)` pairs, dicts with `"labels"`, or
-            anything that `collate_fn` and `loss` agree on.
+            anything that `collate_fn` and `loss` agree on. If you train with augmentation, give the
+            same examples without it, in the same order.
         keep: A share in (0, 1] (1.0 is all) or a count (int).
         **options: The options below, by name.
         {options}
@@ -214,7 +216,6 @@ def _by_gradients(model: nn.Module, job: Job) -> Selection:
         labels=classes.labels(),
         certificate=Certificate.of(sketch, scored.consensus_cosine),
         seconds=_seconds(begin, sketched_at, scored_at, end),
-        weights=chosen.weights,
         draws=chosen.draws,
         margins=scored.margins,
         **({} if judged is None else judged._asdict()),

@@ -79,7 +79,7 @@ def measured(examples: int, classes: int, threads: int, way: str) -> dict[str, A
             stream.add(*batch)
             seconds += time.perf_counter() - start
         start = time.perf_counter()
-        chosen, _ = stream.finish()
+        chosen = stream.finish()
         seconds += time.perf_counter() - start
     assert len(chosen) == round(KEEP * examples)
     about = {"rule": "herding", "examples": examples, "classes": classes, "threads": threads}

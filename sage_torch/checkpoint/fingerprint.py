@@ -41,7 +41,7 @@ def fingerprint(
 
     Args:
         model: Its modules, parameters and buffers are hashed.
-        dataset: The examples, or the view that is scored. Its type and length are hashed, and its
+        dataset: The examples. Its type and length are hashed, and its
             labels where the option `labels`, `targets`, `labels` or the tensors of a TensorDataset
             hold them.
         options: All options; those that affect the subset are compared.
@@ -59,14 +59,13 @@ def fingerprint(
     """
     from sage_torch.version import __version__
 
-    read = dataset if options.score_dataset is None else options.score_dataset
-    known = _known_of(read)
+    known = _known_of(dataset)
     if isinstance(options.labels, np.ndarray):
         known.append(options.labels)
     parameters = [(name, p.requires_grad, p) for name, p in model.named_parameters()]
     return {
         "model": digest([repr(model), parameters, list(model.named_buffers())]),
-        "data set": digest([len(read), batch, known]),  # type: ignore[arg-type]
+        "data set": digest([len(dataset), batch, known]),  # type: ignore[arg-type]
         "options": options.naming_the_subset() | {"k": k, "shards": shards},
         "gradients": [] if gradients is None else _shown(gradients),
         "versions": {"sage_torch": __version__, "torch": torch.__version__.split("+")[0]},

@@ -133,11 +133,9 @@ def select(
         _check(options)
         check_output(Path(out), ENDINGS, force=force)
         torch.manual_seed(options.get("seed", 0))  # also for what modules make when imported
-        options |= {n: _object(n, v) for n, v in options.items() if n != "score_dataset"}
+        options = {name: _object(name, value) for name, value in options.items()}
         made = make_model(model, None if weights_file is None else Path(weights_file), device)
         data = make_dataset(dataset)
-        if options.get("score_dataset") is not None:
-            options["score_dataset"] = make_dataset(options["score_dataset"])
         is_first = _rank() == 0
         if not is_first:
             options["progress"] = False
@@ -159,7 +157,7 @@ def _names(name: str, value: Any) -> bool:
         return value is not None and len(value) == 1 and ":" in value[0]
     if name in ("gradients", "labels"):
         return isinstance(value, str) and ":" in value
-    return _GIVEN_AS.get(name) in ("object", "dataset") and value is not None
+    return _GIVEN_AS.get(name) == "object" and value is not None
 
 
 def _object(name: str, value: Any) -> Any:
@@ -178,7 +176,7 @@ def _with_command(selection: Selection, given: dict[str, Any]) -> Selection:
         flag = name.replace("_", "-")
         if name in _UNRECORDED:
             continue
-        if name == "weights":
+        if _GIVEN_AS.get(name) == "switch":
             command.append(f"--{flag}" if value else f"--no-{flag}")
         elif name == "params":
             command += [part for pattern in value or () for part in ("--params", pattern)]

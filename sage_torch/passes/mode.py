@@ -31,13 +31,9 @@ class Mode:
         """Return the mode of a data set of `total` examples.
 
         Args:
-            options: `consensus`, `sketch_size`, `memory_budget`, `weights`, `rule`.
+            options: `consensus`, `sketch_size`, `memory_budget`.
             total: Number of examples N.
             of_features: Numbers of an example's features that herding compares; 0 without any.
-
-        Raises:
-            ValueError: The mode is streaming, and the options want weights from a rule that needs
-                all coordinates for them.
         """
         needed = exact_bytes(options, total, of_features)
         if options.consensus == "one_pass":
@@ -45,7 +41,6 @@ class Mode:
         if options.consensus == "streaming" or (
             options.consensus == "auto" and needed > options.memory_budget
         ):
-            options.check_streamed_weights()
             return cls("streaming")
         return cls("exact")
 

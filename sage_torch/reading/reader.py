@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 from tqdm import tqdm
 
 import sage_torch._core as _core
-from sage_torch.checks import count_both, warn
+from sage_torch.checks import count_examples, warn
 from sage_torch.gradients import batches
 from sage_torch.gradients.batches import Batch
 from sage_torch.option_types import Collate
@@ -60,11 +60,10 @@ class Reader:
     """Reads the data set for scoring: batches on the model's device, with their indices.
 
     Args:
-        dataset: The data set whose examples are chosen.
+        dataset: The data set whose examples are chosen, or the view of it that is scored.
         device: Where batches go.
-        options: `score_dataset`, `collate_fn`, `batch_size`, `num_workers`, `seed`, `progress`, and
-            those that say where labels are; with `gradients` of one's own, a batch may be any
-            object.
+        options: `collate_fn`, `batch_size`, `num_workers`, `seed`, `progress`, and those that say
+            where labels are; with `gradients` of one's own, a batch may be any object.
         loading: How the loader of a sampler reads; the options say how many workers and which
             collate function.
 
@@ -73,7 +72,7 @@ class Reader:
 
     Raises:
         TypeError: `dataset` is not a map-style data set.
-        ValueError: It is empty, or `score_dataset` has another length.
+        ValueError: It is empty.
     """
 
     def __init__(
@@ -83,9 +82,7 @@ class Reader:
         options: Options,
         loading: Loading | None = None,
     ) -> None:
-        self.total = count_both(dataset, options.score_dataset)
-        self._read = dataset if options.score_dataset is None else options.score_dataset
-        self._views = (dataset, self._read)
+        self.total, self._dataset = count_examples(dataset), dataset
         self.device, self._options = device, options
         self.labels = Labels(options)
         loading = Loading() if loading is None else loading
@@ -141,7 +138,7 @@ class Reader:
             indices = order.indices(start, n)
             yield indices, batches.to_device(batch, self.device), self.labels.of(batch, indices)
             start += n
-        self._check_length()
+        check_length(self._dataset, self.total)
 
     def close(self) -> None:
         """Stop the workers, if there are any; a later reading starts others."""
@@ -167,26 +164,17 @@ class Reader:
         return batches.to_device(batch, self.device)
 
     def _reading(self, places: Iterable[Places], ask: Ask | None = None) -> Iterator[Any]:
-        self._check_length()
+        check_length(self._dataset, self.total)
         if self._loader is None:
             options = self._options
             self._loader = self._loading.open(
-                self._read, batch_size=options.batch_size, seed=options.seed
+                self._dataset, batch_size=options.batch_size, seed=options.seed
             )
         try:
             yield from self._loader.read(places, ask)
         except (IndexError, KeyError):
-            self._check_length()
+            check_length(self._dataset, self.total)
             raise
-
-    def _check_length(self) -> None:
-        for view in self._views:
-            now = len(view)  # type: ignore[arg-type]
-            if now != self.total:
-                raise ValueError(
-                    f"expected a data set of {self.total} examples in both passes, but it has "
-                    f"{now} now; do not change it during a selection"
-                )
 
     def warn_if_random(self) -> None:
         """Warn if reading some examples several times gives different inputs.
@@ -200,9 +188,23 @@ class Reader:
         if any(self._reading(places, _differ)):
             warn(
                 "reading an example again gave different inputs: scores will be those of one "
-                "random view of each example; pass score_dataset=, the same examples without "
-                "augmentation"
+                "random view of each example; give select_subset the same examples without "
+                "augmentation, or SageSampler those as score_dataset="
             )
+
+
+def check_length(dataset: Dataset[Any], total: int) -> None:
+    """Check that a data set is as long as it was.
+
+    Raises:
+        ValueError: It is not.
+    """
+    now = len(dataset)  # type: ignore[arg-type]
+    if now != total:
+        raise ValueError(
+            f"expected a data set of {total} examples in both passes, but it has {now} now; do not "
+            "change it during a selection"
+        )
 
 
 def takes_any(options: Options) -> bool:

@@ -30,7 +30,7 @@ def rule_for(
     """Return the rule that the options name.
 
     Args:
-        job: `options.rule`, `draw`, `trim`, `weights`, `seed`; the mode; the shards.
+        job: `options.rule`, `draw`, `trim`, `seed`; the mode; the shards.
         classes: The class and the group of every example.
         quotas: int64 (C,), how many of each group to keep.
         width: Numbers of an example that herding compares.

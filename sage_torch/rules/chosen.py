@@ -49,32 +49,24 @@ class Chosen:
     indices: NDArray[np.int64]  # (k,) ascending
     trimmed: int  # examples that the trim dropped
     draws: Draws | None = None  # None for draw="fixed"
-    weights: NDArray[np.float32] | None = None  # (k,)
     settings: dict[str, Any] = field(default_factory=dict)  # what the trim went by
     judged: Judged | None = None  # what is known of the labels, if by more than this reading
     ranks: NDArray[np.int64] | None = None  # (k,) when each was chosen; None where none is first
 
     @classmethod
     def in_order(
-        cls,
-        order: NDArray[np.int64],
-        trimmed: int,
-        *,
-        weights: NDArray[np.float32] | None = None,
-        settings: dict[str, Any],
+        cls, order: NDArray[np.int64], trimmed: int, *, settings: dict[str, Any]
     ) -> Chosen:
         """Return examples that were chosen one after another.
 
         Args:
             order: int64 (k,), the first choice first.
             trimmed: As above.
-            weights: float32 (k,), by ascending index.
             settings: As above.
         """
         return cls(
             np.sort(order),
             trimmed,
-            weights=weights,
             settings=settings,
             ranks=np.argsort(order, kind="stable"),
         )

@@ -21,16 +21,16 @@ from sage_torch.reading.ranks import Ranks
 from sage_torch.reading.reader import SeededOrder
 from sage_torch.reading.shards import Shard
 from sage_torch.rules.choice import rule_for
-from sage_torch.rules.chosen import Chosen
+from sage_torch.rules.chosen import Chosen, Rule
 from sage_torch.rules.trimming import trims_nothing
 from sage_torch.rules.whole import choose_at_random
 from sage_torch.selection.coordinates import Coordinates
-from sage_torch.selection.result import NO_COORDINATES, Selection, recut_with
+from sage_torch.selection.result import NO_COORDINATES, Selection, behind
 
 _AT_ONCE = 8_192  # examples that a stream gets at once
 _OF_FIRST = ("command", "threshold", "trimmed_by_noise", "trimmed_by_budget", "trimmed_because")
 _CHANGES = ("keep", "rule", "trim", "quotas", "seed", "duplicates")
-_SAME = ("draw", "weights", "class_balanced", "consensus", "shards")
+_SAME = ("draw", "class_balanced", "consensus", "shards")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,86 @@ class _Examples:
                 yield ScoredBatch(shard, at, rows, self.margins[at], judged)
 
 
-@recut_with
+@dataclass(frozen=True)
+class Cut:
+    """What a rule needs to be applied to a selection again.
+
+    Attributes:
+        selection: With coordinates.
+        kept: These.
+        options: Of the cut.
+        places: int64 (n,) ascending, the examples that may be chosen. All else goes by these.
+        classes: Their classes.
+        quotas: int64 (C,), how many of each group to keep.
+    """
+
+    selection: Selection
+    kept: Coordinates
+    options: Options
+    places: NDArray[np.int64]
+    classes: ClassBook
+    quotas: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, selection: Selection, changed: dict[str, Any]) -> Cut:
+        """Return the cut of a selection with some options changed; the others are as they were.
+
+        Raises:
+            TypeError, ValueError: As `Selection.recut`.
+        """
+        kept = selection.coordinates
+        if kept is None or selection.margins is None:
+            raise ValueError(NO_COORDINATES)
+        options = _options(selection, kept, changed)
+        if options.duplicates == "drop" and selection.duplicate_of is None:
+            selection = selection.find_duplicates()
+        places = _allowed(selection, options)
+        k = options.budget(len(selection.scores))
+        if k > len(places):
+            raise ValueError(
+                f"expected to keep at most {len(places)} examples, one of each kind, got {k}; keep "
+                'fewer, or pass duplicates="keep"'
+            )
+        classes = _classes(selection, places, options)
+        quotas = _core.class_quotas(classes.sizes(), k, options.quotas)
+        return cls(selection, kept, options, places, classes, quotas)
+
+    def chosen(self) -> Chosen:
+        """Return what the rule chooses."""
+        if self.options.rule == "random":
+            return choose_at_random(self.classes, self.quotas, self.options)
+        task, rule, examples = self.ready()
+        if task.mode.is_streaming:
+            for batch in examples.batches(task):
+                rule.take(batch)
+            return rule.finish(examples.scored(np.empty((0, examples.rows.shape[1]), np.float32)))
+        return rule.finish(examples.scored(examples.rows.astype(np.float32)))
+
+    def ready(self) -> tuple[_Task, Rule, _Examples]:
+        """Return a rule other than "random", and what it reads."""
+        options, places, selection = self.options, self.places, self.selection
+        reads_features = options.rule == "herding" and options.trim == "auto"
+        rows = self.kept.rows
+        if not reads_features:
+            rows = rows[:, : self.kept.gradient_width]
+        judged, known, sample = None, None, None
+        if reads_features and self.kept.known:
+            of_all, labels = _known(selection)
+            values, of_sample = np.unique(labels), self.kept.sample
+            known = _Known(_calibration(self.kept), of_all.of(of_sample), len(values))
+            sample = np.searchsorted(values, labels[of_sample]).astype(np.int32)
+            judged = of_all.of(places)
+        plan = Plan.of(options, len(places), is_group=False)
+        task = _Task(options, plan.mode, plan.shards, plan.shards, Ranks())
+        width = rows.shape[1]
+        rule = rule_for(task, self.classes, self.quotas, width=width, known=known, sample=sample)
+        assert selection.margins is not None
+        at = slice(None) if len(places) == len(rows) else places  # all: no copy
+        examples = _Examples(rows[at], selection.scores[at], selection.margins[at], judged)
+        return task, rule, examples
+
+
+@behind("recut")
 def recut(selection: Selection, changed: dict[str, Any]) -> Selection:
     """Do what `Selection.recut` documents.
 
@@ -85,32 +164,18 @@ def recut(selection: Selection, changed: dict[str, Any]) -> Selection:
         changed: Options by name; the others are as they were.
     """
     begin = time.perf_counter()
-    kept, margins = selection.coordinates, selection.margins
-    if kept is None or margins is None:
-        raise ValueError(NO_COORDINATES)
-    options = _options(selection, kept, changed)
-    if options.duplicates == "drop" and selection.duplicate_of is None:
-        selection = selection.find_duplicates()
-    places = _allowed(selection, options)
-    k = options.budget(len(selection.scores))
-    if k > len(places):
-        raise ValueError(
-            f"expected to keep at most {len(places)} examples, one of each kind, got {k}; keep "
-            'fewer, or pass duplicates="keep"'
-        )
-    classes = _classes(selection, places, options)
-    quotas = _core.class_quotas(classes.sizes(), k, options.quotas)
-    chosen = _chosen(selection, kept, options, places, classes, quotas)
-    draws = chosen.draws and replace(chosen.draws, order=places[chosen.draws.order])
+    cut = Cut.of(selection, changed)
+    chosen = cut.chosen()
+    draws = chosen.draws and replace(chosen.draws, order=cut.places[chosen.draws.order])
     seconds = time.perf_counter() - begin
     return replace(
-        selection,
-        indices=places[chosen.indices],
+        cut.selection,
+        indices=cut.places[chosen.indices],
         ranks=chosen.ranks,
-        weights=chosen.weights,
+        weights=None,
         draws=draws,
         seconds={"pass_1": 0.0, "pass_2": 0.0, "rule": seconds, "total": seconds},
-        settings=_settings(selection, options, classes, chosen, k),
+        settings=_settings(cut, chosen),
     )
 
 
@@ -150,38 +215,6 @@ def _classes(selection: Selection, places: NDArray[np.int64], options: Options) 
     return classes
 
 
-def _chosen(
-    selection: Selection,
-    kept: Coordinates,
-    options: Options,
-    places: NDArray[np.int64],
-    classes: ClassBook,
-    quotas: NDArray[np.int64],
-) -> Chosen:
-    if options.rule == "random":
-        return choose_at_random(classes, quotas, options)
-    reads_features = options.rule == "herding" and options.trim == "auto"
-    rows = kept.rows if reads_features else kept.rows[:, : kept.gradient_width]
-    judged, known, sample = None, None, None
-    if reads_features and kept.known:
-        of_all, labels = _known(selection)
-        values = np.unique(labels)
-        known = _Known(_calibration(kept), of_all.of(kept.sample), len(values))
-        sample = np.searchsorted(values, labels[kept.sample]).astype(np.int32)
-        judged = of_all.of(places)
-    plan = Plan.of(options, len(places), is_group=False)
-    task = _Task(options, plan.mode, plan.shards, plan.shards, Ranks())
-    rule = rule_for(task, classes, quotas, width=rows.shape[1], known=known, sample=sample)
-    assert selection.margins is not None
-    at = slice(None) if len(places) == len(rows) else places  # all: no copy
-    examples = _Examples(rows[at], selection.scores[at], selection.margins[at], judged)
-    if plan.mode.is_streaming:
-        for batch in examples.batches(task):
-            rule.take(batch)
-        return rule.finish(examples.scored(np.empty((0, rows.shape[1]), np.float32)))
-    return rule.finish(examples.scored(examples.rows.astype(np.float32)))
-
-
 def _known(selection: Selection) -> tuple[Judged, NDArray[np.int64]]:
     """Return what is known of all labels, and the labels."""
     labels, probabilities = selection.labels, selection.probabilities
@@ -210,16 +243,15 @@ def _calibration(kept: Coordinates) -> Calibration:
     )
 
 
-def _settings(
-    selection: Selection, options: Options, classes: ClassBook, chosen: Chosen, k: int
-) -> dict[str, Any]:
+def _settings(cut: Cut, chosen: Chosen) -> dict[str, Any]:
+    options, selection = cut.options, cut.selection
     before = {name: each for name, each in selection.settings.items() if name not in _OF_FIRST}
     now = options.as_json()
     settings = before | {name: now[name] for name in _CHANGES}
-    settings |= {"k": k, "trimmed": chosen.trimmed, **chosen.settings}
+    settings |= {"k": int(cut.quotas.sum()), "trimmed": chosen.trimmed, **chosen.settings}
     if "readings" in before:  # a cut reads no labels again
         settings |= {name: before[name] for name in ("rho", "readings")}
-    if options.rule == "herding" and trims_nothing(options, classes):
+    if options.rule == "herding" and trims_nothing(options, cut.classes):
         settings["trimmed_because"] = f'trim="{options.trim}" needs at least two classes'
     if options.duplicates == "drop" and selection.duplicate_of is not None:
         settings["duplicates_dropped"] = int((selection.duplicate_of >= 0).sum())

@@ -27,8 +27,6 @@ class _Picked:
 
     trimmed: int
     order: NDArray[np.int64]  # (k,) as picked
-    weights: NDArray[np.float32] | None = None  # (k,) likewise
-    left_alone: NDArray[np.int64] | None = None  # (C,) without a pick in the shard
     blocks: _Order | None = None  # of all untrimmed examples
 
 
@@ -48,15 +46,14 @@ class HerdingInBlocks:
         self._quotas, self._trimming = quotas, trimming
         self._class_ids = classes.groups()
         self._is_order = options.draw == "rotate"
-        self._of_shards = self._quotas_of_shards()
+        of_shards = self._quotas_of_shards()
         self._streams = {
             shard.number: _core.BlockStream(
                 classes.sizes(shard.places),
-                self._of_shards[shard.number],
+                of_shards[shard.number],
                 width=width,
                 trim=options.trim,
                 whole_order=self._is_order,
-                weights=options.weights,
                 block_size=ORDER_BLOCK if self._is_order else _STREAM_BLOCK,
             )
             for shard in job.own
@@ -74,7 +71,7 @@ class HerdingInBlocks:
         """Choose the subset."""
         job = self._job
         parts = job.ranks.gather(
-            job.ranks.together(lambda: [self._picked(shard.number, scored) for shard in job.own])
+            job.ranks.together(lambda: [self._picked(shard.number) for shard in job.own])
         )
         picked = [part for of_rank in parts for part in of_rank]
         trimmed = sum(part.trimmed for part in picked)
@@ -85,10 +82,7 @@ class HerdingInBlocks:
         order = np.concatenate([part.order for part in picked])
         turns = np.concatenate([(np.arange(n) + 0.5) / n for n in (len(p.order) for p in picked)])
         in_turn = np.lexsort((order, turns))  # shards take turns, as blocks do
-        weights = None
-        if self._options.weights:
-            weights = self._weights(picked, order)[np.argsort(order)]
-        return Chosen.in_order(order[in_turn], trimmed, weights=weights, settings=settings)
+        return Chosen.in_order(order[in_turn], trimmed, settings=settings)
 
     def _quotas_of_shards(self) -> NDArray[np.int64]:
         """Return how many of each class to keep in each shard, (S, C); they add up to quotas."""
@@ -100,31 +94,12 @@ class HerdingInBlocks:
             parts[:, class_id] = _core.class_quotas(of_class, self._quotas[class_id])
         return parts
 
-    def _picked(self, number: int, scored: Scored) -> _Picked:
+    def _picked(self, number: int) -> _Picked:
         stream = self._streams[number]
         if self._is_order:
             blocks = stream.finish_order()
             return _Picked(stream.trimmed, np.empty(0, np.int64), blocks=blocks)
-        order, weights = stream.finish()
-        left_alone = None
-        if weights is not None:
-            places, quotas = self._job.shards[number].places, self._of_shards[number]
-            ids, trim = self._class_ids[places], self._options.trim
-            trimmed_by = self._trimming.read(scored)[places]
-            left = _core.untrimmed(trimmed_by, ids, quotas, trim=trim)
-            counts = np.bincount(ids[left], minlength=len(quotas))
-            left_alone = np.where(quotas == 0, counts, 0)
-        return _Picked(stream.trimmed, order, weights, left_alone)
-
-    def _weights(self, picked: list[_Picked], order: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return all weights; a shard that keeps none of a class gives its examples to the rest."""
-        weights = np.concatenate([part.weights for part in picked if part.weights is not None])
-        alone = sum(part.left_alone for part in picked if part.left_alone is not None)
-        kept_ids, classes = self._class_ids[order], len(self._quotas)
-        stood_for = np.bincount(kept_ids, weights=weights, minlength=classes)
-        share = 1 + np.divide(alone, stood_for, out=np.zeros(classes), where=stood_for > 0)
-        all_weights: NDArray[np.float32] = (weights * share[kept_ids]).astype(np.float32)
-        return all_weights
+        return _Picked(stream.trimmed, stream.finish())
 
     def _joined(self, orders: list[_Order]) -> Draws:
         blocks: list[tuple[int, NDArray[np.int64]]] = []

@@ -32,31 +32,24 @@ class _OnScores:
     def take(self, batch: ScoredBatch) -> None:
         """Ignore the batch."""
 
-    def _untrimmed(self, scored: Scored) -> NDArray[np.int64]:
+    def untrimmed(self, scored: Scored) -> NDArray[np.int64]:
+        """Return the examples that may be chosen, int64 (M,) ascending."""
         read = self.trimming.read(scored)
         return _core.untrimmed(read, self.class_ids, self.quotas, trim=self.options.trim)
-
-    def _chosen(self, scored: Scored, left: NDArray[np.int64], order: NDArray[np.int64]) -> Chosen:
-        """Return one subset, with weights if the options want them."""
-        weights, trimmed = None, len(self.class_ids) - len(left)
-        if self.options.weights:
-            classes, seed = len(self.quotas), self.options.seed
-            weights = _core.weights(
-                scored.coordinates, self.class_ids, classes, left, np.sort(order), seed=seed
-            )
-        settings = self.trimming.settings(scored)
-        return Chosen.in_order(order, trimmed, weights=weights, settings=settings)
 
 
 class Agreement(_OnScores):
     """The paper's rule: the highest scores of each class. It trims nothing."""
 
+    def untrimmed(self, scored: Scored) -> NDArray[np.int64]:
+        """Return all examples."""
+        return np.arange(len(self.class_ids))
+
     def finish(self, scored: Scored) -> Chosen:
         """Choose the subset."""
-        everything = np.arange(len(self.class_ids))
         indices = _core.top_k(scored.scores, self.class_ids, self.quotas)
         order = indices[np.argsort(-scored.scores[indices], kind="stable")]
-        return self._chosen(scored, everything, order)
+        return Chosen.in_order(order, 0, settings=self.trimming.settings(scored))
 
 
 class RandomDraws(_OnScores):
@@ -64,7 +57,7 @@ class RandomDraws(_OnScores):
 
     def finish(self, scored: Scored) -> Chosen:
         """Choose the subset."""
-        left = self._untrimmed(scored)
+        left = self.untrimmed(scored)
         draws = draws_of(left, self.class_ids, self.quotas, "random", self.options.seed)
         settings = self.trimming.settings(scored)
         trimmed = len(self.class_ids) - len(left)
@@ -87,7 +80,8 @@ class Herding(_OnScores):
             masses=self.trimming.masses(scored),
             seed=self.options.seed,
         )
-        return self._chosen(scored, self._untrimmed(scored), order)
+        trimmed = len(self.class_ids) - len(self.untrimmed(scored))
+        return Chosen.in_order(order, trimmed, settings=self.trimming.settings(scored))
 
     def _turns(self, scored: Scored) -> Chosen:
         order, starts, of_blocks = _core.herding_order(

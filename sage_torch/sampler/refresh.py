@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from sage_torch.checkpoint.snapshots import OtherSnapshotsError
-from sage_torch.checks import count_examples, warn, whole_number
+from sage_torch.checks import count_both, count_examples, warn, whole_number
 from sage_torch.options import Options
 from sage_torch.reading.ranks import Ranks, ranks
+from sage_torch.reading.reader import check_length
 from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
 from sage_torch.sampler.schedule import Schedule
 from sage_torch.sampler.source import Source
@@ -37,16 +39,23 @@ class Refresher:
         schedule: Which epochs begin with a selection.
         options: Options of each selection; in a checkpoint folder, each epoch has its own folder.
         has_workers: Whether `options.num_workers` was given, and not left to the loader.
+        score_dataset: The view of the data set that a selection reads; None for the data set.
 
     Attributes:
         selection: The last good one; None before the first.
     """
 
     def __init__(
-        self, model: nn.Module, schedule: Schedule, options: Options, *, has_workers: bool
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        options: Options,
+        *,
+        has_workers: bool,
+        score_dataset: Dataset[Any] | None = None,
     ) -> None:
         self.model, self.options, self._schedule = model, options, schedule
-        self._has_workers = has_workers
+        self._has_workers, self._score_dataset = has_workers, score_dataset
         self.selection: Selection | None = None
         self._since = 0  # the epoch that the selection was made for
 
@@ -90,14 +99,14 @@ class Refresher:
         if folder is not None and self.selection is not None and self._since == epoch:
             self._remove([folder])  # its model has changed since
         try:
-            selection = select(self.model, source.dataset, options, source.loading, self.selection)
+            selection = self._selected(source, options)
         except OtherSnapshotsError as error:
             if folder is None or error.differs not in _OF_TRAINING:
                 raise
             # Training again from an earlier state gives another model, so the refresh is made anew.
             warn(f"selecting anew: {folder} holds snapshots of {error.differs}")
             self._remove([folder])
-            selection = select(self.model, source.dataset, options, source.loading, self.selection)
+            selection = self._selected(source, options)
         if folder is not None:
             ours = [old for old in folder.parent.glob("sage-epoch-*") if _OURS.fullmatch(old.name)]
             self._remove([old for old in ours if old.name < folder.name])
@@ -142,6 +151,15 @@ class Refresher:
         except TypeError as error:
             raise ValueError(f"expected the epoch of a selection: {error}") from error
         return other
+
+    def _selected(self, source: Source, options: Options) -> Selection:
+        """Select from the data set, or from the other view of it."""
+        dataset, viewed, together = source.dataset, self._score_dataset, self._ranks().together
+        total = together(lambda: count_both(dataset, viewed))
+        read = dataset if viewed is None else viewed
+        selection = select(self.model, read, options, source.loading, self.selection)
+        together(lambda: check_length(dataset, total))  # whose indices these are
+        return selection
 
     def _read_as(self, source: Source) -> Options:
         """Return the options, with those of the loader that the caller has not given."""

@@ -60,6 +60,8 @@ class SageSampler(Sampler[int]):
         model: The model being trained, warmed up for an epoch or more.
         dataset: The data set whose indices it yields; None for its loader's.
         keep: A share in (0, 1] or a count of examples.
+        score_dataset: The same examples without augmentation, in the same order. A selection reads
+            them instead; the loader's data set must stay as long meanwhile. None to read that one.
         shuffle: Whether each epoch has its own order (a function of seed and epoch); False for
             ascending indices.
         seed: Names the selection's draws and the epochs' orders.
@@ -80,13 +82,12 @@ class SageSampler(Sampler[int]):
         drop_last: All ranks get equally many indices. True cuts the end of the order; False pads
             it from its start.
         **options: Options of `select_subset` except `seed`. `batch_size` and `num_workers` apply to
-            scoring. `weights` are in `selection.weights`; the sampler yields indices only. Each
-            selection has a folder of its own within `checkpoint`.
+            scoring. Each selection has a folder of its own within `checkpoint`.
 
     Raises:
         TypeError: An option is unknown or of a wrong kind, or a number of epochs is not whole.
         ValueError: An option is out of range or contradicts another. Where the data set is given,
-            also: an option does not fit its size (weights in streaming mode).
+            also: an option does not fit its size (a count above it).
 
     Cost:
         A selection (see `select_subset`) once or at every refresh, then O(1) time and 8 bytes per
@@ -111,6 +112,7 @@ class SageSampler(Sampler[int]):
         dataset: Dataset[Any] | None = None,
         *,
         keep: float,
+        score_dataset: Dataset[Any] | None = None,
         shuffle: bool = True,
         seed: int = 0,
         generator: torch.Generator | None = None,
@@ -124,12 +126,12 @@ class SageSampler(Sampler[int]):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-        asked = Options.given(
-            keep=keep, seed=seed, **options
-        )  # checked long before the first epoch
+        asked = Options.given(keep=keep, seed=seed, **options)  # long before the first epoch
         self._schedule = Schedule(warmup_epochs, refresh_every, length)
         if dataset is not None:  # raise now what the first epoch would
-            Plan.of(asked, count_both(dataset, asked.score_dataset), is_group=False)
+            Plan.of(asked, count_both(dataset, score_dataset), is_group=False)
+        elif score_dataset is not None:
+            count_examples(score_dataset, "score_dataset")
         if generator is not None:
             if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
                 raise TypeError(f"expected generator to be a CPU torch.Generator, got {generator}")
@@ -139,7 +141,9 @@ class SageSampler(Sampler[int]):
         split = Split.given(num_replicas, rank, drop_last)
         self._binding = Binding(dataset, split, drop_last=drop_last)
         has_workers = "num_workers" in options
-        self._refresher = Refresher(model, self._schedule, asked, has_workers=has_workers)
+        self._refresher = Refresher(
+            model, self._schedule, asked, has_workers=has_workers, score_dataset=score_dataset
+        )
         self._epoch_is_set = False
         self._named: int | None = None  # the caller named it; it has not begun
         self._running: Running | None = None  # the epoch last begun

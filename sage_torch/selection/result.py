@@ -29,14 +29,18 @@ NO_COORDINATES = (
     "expected a selection with coordinates, got one without; select again with "
     "keep_coordinates=True"
 )
-_RECUT: list[Callable[[Selection, dict[str, Any]], Selection]] = []
-_F = TypeVar("_F", bound=Callable[..., Any])
+_BEHIND: dict[str, Callable[..., Selection]] = {}
+_F = TypeVar("_F", bound=Callable[..., "Selection"])
 
 
-def recut_with(function: _F) -> _F:
-    """Take the function behind `Selection.recut`: rules lie above this folder."""
-    _RECUT[:] = [function]
-    return function
+def behind(method: str) -> Callable[[_F], _F]:
+    """Take the function behind a method of `Selection` that needs rules: they lie above this."""
+
+    def take(function: _F) -> _F:
+        _BEHIND[method] = function
+        return function
+
+    return take
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class Selection:
             nothing is dropped but what is certainly wrong, and `readings` counts what `rho` and the
             probabilities are means of.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
-            each kept one represents, itself included; None without the option `weights`.
+            each kept one represents, itself included; None until `find_weights` counts them.
         draws: The subset of each epoch; None for `draw="fixed"`.
         margins: float32 (N,) in [-1.5, 1]: every example's agreement with its own class minus half
             of its opposition to the class that it opposes most. `trim="negative"` and a trim of a
@@ -94,8 +98,8 @@ class Selection:
             another: `rule="random"` and draws.
         duplicate_of: int64 (N,): for each example that is a near duplicate the example that stands
             for its kind, else -1; None where nobody has looked. See `find_duplicates`.
-        coordinates: What the rule reads of every example, for `recut` and `find_duplicates`; None
-            without `keep_coordinates=True`.
+        coordinates: What the rule reads of every example, for `recut`, `find_weights` and
+            `find_duplicates`; None without `keep_coordinates=True`.
 
     Example:
         >>> import tempfile, torch
@@ -230,7 +234,41 @@ class Selection:
         }
         if trim != "same":
             changed["trim"] = trim
-        return _RECUT[0](self, changed)
+        return _BEHIND["recut"](self, changed)
+
+    def find_weights(self) -> Selection:
+        """Return the same selection with `weights`: how many examples each kept one stands for.
+
+        Each example that the trim leaves counts for the kept one of its class whose coordinates
+        have the most similar direction, of equals for the one that comes first. Without quotas by
+        class all examples are one class. A class of over 4,096 examples is dealt over seeded
+        blocks. What `duplicates="drop"` leaves out counts for nobody.
+
+        Weights are by the rule, trim and quotas of this selection. `recut` drops them.
+
+        Returns:
+            The selection, with weights that add up to the number of untrimmed examples in classes
+            of which one is kept. In streaming mode, where the rule trims block by block, they go
+            by the trim of all examples at once and count every kept one.
+
+        Raises:
+            ValueError: The selection has no coordinates, its rule is "random", or it draws anew in
+                each epoch.
+
+        Cost:
+            4,096 w multiply-adds for each of N examples with w numbers, and 4 w bytes.
+
+        Example:
+            >>> import torch
+            >>> from torch.utils.data import TensorDataset
+            >>> from sage_torch import select_subset
+            >>> data = TensorDataset(torch.randn(40, 3), torch.arange(40) % 2)
+            >>> options = {"trim": None, "keep_coordinates": True, "progress": False}
+            >>> selection = select_subset(torch.nn.Linear(3, 2), data, keep=0.25, **options)
+            >>> selection.find_weights().weights.sum().item()
+            40.0
+        """
+        return _BEHIND["find_weights"](self)
 
     def find_duplicates(self) -> Selection:
         """Return the same selection with `duplicate_of`: near duplicates within each class.

@@ -67,7 +67,7 @@ def assert_subset_accuracy(
             The global generators of torch, NumPy and Python are seeded with `seed` before every
             call; CUDA's generator too, once CUDA is initialised.
         evaluate: `evaluate(model)` returns the accuracy on held-out examples, in percent.
-        dataset: A data set as `select_subset` takes it.
+        dataset: A data set as `select_subset` takes it; `train` adds augmentation, if any.
         keep: A share below 1, or a count below N.
         seeds: At least 2 different ones; each costs one warm-up, a selection and two trainings.
         against: `"random"` (class-balanced where targets are integer classes, as many examples,
@@ -239,11 +239,9 @@ def _check_numbers(gain: float, loss_of_interest: float, confidence: float, powe
 def _checked_options(options: SelectionOptions, keep: float) -> Options:
     if "seed" in options:
         raise TypeError("expected seeds=, a sequence, got seed=: every seed is one paired run")
-    for name, why in (("draw", "fixed"), ("weights", False)):
-        if options.get(name, why) != why:
-            raise ValueError(
-                f"expected {name}={why!r}, got {options[name]!r}: train sees one plain subset"  # type: ignore[literal-required]
-            )
+    draw = options.get("draw", "fixed")
+    if draw != "fixed":
+        raise ValueError(f"expected draw='fixed', got {draw!r}: train sees one plain subset")
     return Options.given(keep=keep, **options)
 
 

@@ -4,7 +4,7 @@ use numpy::{IntoPyArray, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::rules::{arrays, examples, Indices, OrderArrays, TrimArgument, Weights};
+use super::rules::{arrays, examples, Indices, OrderArrays, TrimArgument};
 use super::threads::on_threads;
 use crate::rules::block_stream::{self, Work};
 use crate::rules::kernel::Examples;
@@ -19,20 +19,16 @@ pub(super) struct BlockStream {
 #[pymethods]
 impl BlockStream {
     #[new]
-    #[pyo3(signature = (
-        counts, quotas, *, width, trim, whole_order=false, weights=false, block_size=1024,
-    ))]
-    #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (counts, quotas, *, width, trim, whole_order=false, block_size=1024))]
     fn new(
         counts: Vec<u64>,
         quotas: Vec<u64>,
         width: usize,
         trim: TrimArgument,
         whole_order: bool,
-        weights: bool,
         block_size: usize,
     ) -> PyResult<Self> {
-        let work = Work { trim: trim.0, is_whole_order: whole_order, has_weights: weights };
+        let work = Work { trim: trim.0, is_whole_order: whole_order };
         let stream = block_stream::BlockStream::new(&counts, &quotas, width, work, block_size)?;
         Ok(Self { stream, width, is_whole_order: whole_order })
     }
@@ -54,10 +50,9 @@ impl BlockStream {
         on_threads(py, move || stream.add(examples, ids, indices))
     }
 
-    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<(Indices<'py>, Option<Weights<'py>>)> {
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Indices<'py>> {
         self.check_mode(false)?;
-        let (indices, weights) = self.stream.finish()?;
-        Ok((indices.into_pyarray(py), weights.map(|weights| weights.into_pyarray(py))))
+        Ok(self.stream.finish()?.into_pyarray(py))
     }
 
     fn finish_order<'py>(&mut self, py: Python<'py>) -> PyResult<OrderArrays<'py>> {

@@ -11,7 +11,6 @@ use crate::rules::kernel::{bandwidth, unit_rows, Examples, BANDWIDTH_ROWS};
 use crate::rules::masses;
 use crate::rules::quotas::{class_quotas, Division};
 use crate::rules::trim::{untrimmed, Trim};
-use crate::rules::weights::weights;
 
 /// How a full block is handled.
 #[derive(Debug, Clone, Copy)]
@@ -20,8 +19,6 @@ pub struct Work {
     pub trim: Trim,
     /// Whether all that the trim leaves is put in order, or only the quota picked.
     pub is_whole_order: bool,
-    /// Whether to count how many examples each pick represents.
-    pub has_weights: bool,
 }
 
 /// Each class fills a block. A full block is trimmed, picked from and forgotten. Memory: C blocks of
@@ -59,9 +56,7 @@ struct FullBlock {
 struct Done {
     class: usize,
     picks: Vec<i64>,
-    weights: Vec<u64>, // in the order of `picks`, if wanted
     trimmed: u64,
-    left: u64,
 }
 
 impl BlockStream {
@@ -169,30 +164,17 @@ impl BlockStream {
         }
     }
 
-    /// The examples kept, in the order of picking (blocks take turns), and their weights if wanted.
+    /// The examples kept, in the order of picking: blocks take turns.
     ///
     /// # Errors
     /// `Shape` when announced members have not come.
-    pub fn finish(&mut self) -> Result<(Vec<i64>, Option<Vec<f32>>)> {
-        let done = self.take_done()?;
-        // A block that kept none shares its examples among the other blocks of its class.
-        let mut of_class = vec![(0u64, 0u64); self.classes.len()]; // (untrimmed, of them counted)
-        for block in &done {
-            of_class[block.class].0 += block.left;
-            of_class[block.class].1 += if block.picks.is_empty() { 0 } else { block.left };
-        }
-        let mut kept: Vec<(f64, i64, f32)> = Vec::new();
-        for block in done {
-            let (all, counted) = of_class[block.class];
-            let scale = all as f64 / counted as f64;
-            let weights = block.weights.iter().map(|weight| (scale * *weight as f64) as f32);
-            let weighted = block.picks.iter().zip(weights.chain(std::iter::repeat(1.0)));
-            let of_block = turns(block.picks.len()).zip(weighted);
-            kept.extend(of_block.map(|(turn, (index, weight))| (turn, *index, weight)));
+    pub fn finish(&mut self) -> Result<Vec<i64>> {
+        let mut kept: Vec<(f64, i64)> = Vec::new();
+        for block in self.take_done()? {
+            kept.extend(turns(block.picks.len()).zip(block.picks));
         }
         kept.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let (chosen, weights) = kept.into_iter().map(|(_, index, weight)| (index, weight)).unzip();
-        Ok((chosen, self.work.has_weights.then_some(weights)))
+        Ok(kept.into_iter().map(|(_, index)| index).collect())
     }
 
     /// The order of a stream with `is_whole_order`.
@@ -242,44 +224,16 @@ impl FullBlock {
         } else {
             self.picks(&left, width, quota)
         };
-        let weights =
-            if work.has_weights { self.weights(&picks, &left, width) } else { Vec::new() };
         Done {
             class: self.class,
             picks: picks.into_iter().map(|place| self.indices[place as usize]).collect(),
-            weights,
             trimmed: (count - left.len()) as u64,
-            left: left.len() as u64,
         }
-    }
-
-    fn weights(&self, picks: &[u32], left: &[u32], width: usize) -> Vec<u64> {
-        if picks.is_empty() {
-            return Vec::new();
-        }
-        let mut is_dropped = vec![false; self.indices.len()];
-        left.iter().for_each(|place| is_dropped[*place as usize] = true);
-        picks.iter().for_each(|place| is_dropped[*place as usize] = false);
-        let dropped: Vec<u32> =
-            left.iter().copied().filter(|place| is_dropped[*place as usize]).collect();
-        // Ties go to the lower index, so the picks are counted in that order.
-        let mut by_index: Vec<usize> = (0..picks.len()).collect();
-        by_index.sort_unstable_by_key(|pick| self.indices[picks[*pick] as usize]);
-        let kept: Vec<u32> = by_index.iter().map(|pick| picks[*pick]).collect();
-        let block = self.examples(width);
-        let mut counts = vec![0; picks.len()];
-        for (pick, count) in by_index.into_iter().zip(weights(block, &kept, &dropped)) {
-            counts[pick] = count;
-        }
-        counts
-    }
-
-    fn examples(&self, width: usize) -> Examples<'_> {
-        Examples { rows: &self.rows, margins: &self.margins, masses: &self.masses, width }
     }
 
     fn picks(&self, left: &[u32], width: usize, quota: usize) -> Vec<u32> {
-        let block = self.examples(width);
+        let block =
+            Examples { rows: &self.rows, margins: &self.margins, masses: &self.masses, width };
         let spread = left.len().div_ceil(BANDWIDTH_ROWS);
         let drawn: Vec<u32> = left.iter().copied().step_by(spread.max(1)).collect();
         herding::picks(block, left, bandwidth(&unit_rows(block, &drawn)), quota)
@@ -311,7 +265,7 @@ mod tests {
         for trim in [Trim::Nothing, Trim::Negative, Trim::Share(0.9)] {
             let cut = Cut { trim, block_size: 32, seed: 1 };
             let chosen = select(examples, &class_ids, &quotas, cut).unwrap();
-            let work = Work { trim, is_whole_order: false, has_weights: true };
+            let work = Work { trim, is_whole_order: false };
             let mut stream = BlockStream::new(&counts, &quotas, 2, work, 32).unwrap();
             for start in (0..n).step_by(37) {
                 let end = n.min(start + 37);
@@ -324,9 +278,7 @@ mod tests {
                 let indices: Vec<i64> = (start as i64..end as i64).collect();
                 stream.add(batch, &class_ids[start..end], &indices).unwrap();
             }
-            let (streamed, weights) = stream.finish().unwrap();
-            let untrimmed = n as u64 - stream.trimmed(); // class 1 has blocks that keep none
-            assert!((weights.unwrap().iter().sum::<f32>() - untrimmed as f32).abs() < 0.01);
+            let streamed = stream.finish().unwrap(); // class 1 has blocks that keep none
             for chosen in [chosen, streamed] {
                 let mut per_class = [0u64; 3];
                 chosen.iter().for_each(|index| per_class[*index as usize % 3] += 1);
@@ -339,13 +291,13 @@ mod tests {
 
     #[test]
     fn a_stream_with_missing_or_surplus_members_is_refused() {
-        let work = Work { trim: Trim::Nothing, is_whole_order: false, has_weights: true };
+        let work = Work { trim: Trim::Nothing, is_whole_order: false };
         let mut stream = BlockStream::new(&[2], &[1], 1, work, 8).unwrap();
         let one = Examples { rows: &[1.0], width: 1, margins: &[1.0], masses: &[] };
         stream.add(one, &[0], &[0]).unwrap();
         assert!(stream.finish().is_err());
         stream.add(one, &[0], &[1]).unwrap();
         assert!(stream.add(one, &[0], &[2]).is_err());
-        assert_eq!(stream.finish().unwrap().0.len(), 1);
+        assert_eq!(stream.finish().unwrap().len(), 1);
     }
 }

@@ -33,7 +33,7 @@ from sage_torch import select_subset
 
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
-    "streaming": {"consensus": "streaming", "weights": True},
+    "streaming": {"consensus": "streaming"},
     "shards": {"shards": 3, "draw": "rotate", "gradients": "last_layer"},
     "one pass": {"consensus": "one_pass", "shards": 3},
     "streamed shards": {

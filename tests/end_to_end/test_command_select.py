@@ -134,8 +134,8 @@ def test_the_model_may_be_the_object_itself() -> None:
 
 
 OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-    (("--rule", "herding", "--weights", "--sketch-size", "4"),
-     {"rule": "herding", "weights": True, "sketch_size": 4}),
+    (("--rule", "herding", "--keep-coordinates", "--sketch-size", "4"),
+     {"rule": "herding", "keep_coordinates": True, "sketch_size": 4}),
     (("--trim", "none", "--compress", "none", "--class-balanced", "false"),
      {"trim": None, "compress": None, "class_balanced": False}),
     (("--trim", "0.1", "--quotas", "equal", "--draw", "rotate", "--keep", "30"),
@@ -170,14 +170,13 @@ def test_options_reach_the_selection_and_the_command_makes_it_again(
 @pytest.mark.parametrize(
     ("name", "value"),
     [("loss", "loss"), ("params", "only_last"), ("gradients", "gradients"),
-     ("collate_fn", "collate"), ("score_dataset", "make_data")],
+     ("collate_fn", "collate")],
 )  # fmt: skip
 def test_code_is_named(name: str, value: str) -> None:
     ours = selected(*BASE, f"--{name.replace('_', '-')}", f"training:{value}")
     import training
 
-    theirs = training.data if name == "score_dataset" else getattr(training, value)
-    assert_same(ours, expected(**{name: theirs}))
+    assert_same(ours, expected(**{name: getattr(training, value)}))
     if name in ("loss", "params", "gradients"):  # these change what is measured
         assert not np.array_equal(ours.scores, expected().scores)
 
@@ -186,14 +185,15 @@ def test_code_is_named(name: str, value: str) -> None:
 def test_the_command_line_wins_over_the_configuration(form: str) -> None:
     values = {
         "model": "training:make_model", "dataset": "training:data", "keep": 0.5, "seed": 3,
-        "trim": None, "weights": True, "params": "0.*", "checkpoint": None, "out": "subset.npz",
+        "trim": None, "keep_coordinates": True, "params": "0.*", "checkpoint": None,
+        "out": "subset.npz",
     }  # fmt: skip
     Path(f"options.{form}").write_text(json.dumps(values))  # which is YAML, too
-    done = run("--config", f"options.{form}", "--keep", "0.25", "--no-weights")
+    done = run("--config", f"options.{form}", "--keep", "0.25", "--no-keep-coordinates")
     assert done.exit_code == 0, done.output
     ours = Selection.load("subset.npz")
     assert_same(ours, expected(0.25, seed=3, trim=None, params=["0.*"]))
-    assert ours.weights is None
+    assert ours.coordinates is None
     assert "--config" not in ours.settings["command"], "the file may change"
     assert_same(selected(*ours.settings["command"][4:]), ours)
 
@@ -347,7 +347,9 @@ def test_a_wrong_configuration_is_one_line(values: dict[str, Any], words: str) -
 
 
 def test_null_means_none_or_not_given() -> None:
-    values = dict.fromkeys(("trim", "compress", "shards", "params", "weights", "loss", "device"))
+    values = dict.fromkeys(
+        ("trim", "compress", "shards", "params", "distributed", "loss", "device")
+    )
     Path("options.json").write_text(json.dumps(values))
     ours = selected(*BASE, "--config", "options.json")
     assert_same(ours, expected(trim=None, compress=None))

@@ -45,7 +45,6 @@ def test_scores_are_near_those_of_two_passes(size: int, digits: Digits, warm: Wa
         {},
         {"draw": "rotate"},
         {"draw": "random"},
-        {"weights": True},
         {"trim": 0.1},
         {"rule": "agreement", "class_balanced": False},
         {"rule": "random"},

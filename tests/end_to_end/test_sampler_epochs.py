@@ -315,21 +315,6 @@ def test_a_copy_goes_on_where_it_was(
         assert list(again) == list(sampler)
 
 
-def test_weights_that_would_not_fit_are_refused_at_once(
-    network: nn.Module, blobs: TensorDataset
-) -> None:
-    options: dict[str, Any] = {"weights": True, "rule": "agreement", "memory_budget": 1_000}
-    message = 'weights=False with rule="agreement" in streaming mode'
-    with pytest.raises(ValueError, match=message):
-        SageSampler(network, blobs, keep=0.5, **options)
-    later = SageSampler(network, keep=0.5, **options)  # how large will its loader's data set be?
-    with pytest.raises(ValueError, match=message):
-        list(DataLoader(blobs, sampler=later))
-    options["memory_budget"] = 4 * 90 * 64
-    fits = SageSampler(network, blobs, keep=0.5, **options)
-    assert len(list(fits)) == 45
-
-
 @pytest.mark.parametrize("name", ["warmup_epochs", "refresh_every"])
 def test_wrong_numbers_of_epochs_are_refused(
     name: str, network: nn.Module, blobs: TensorDataset

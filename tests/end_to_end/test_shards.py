@@ -95,18 +95,18 @@ def test_scores_are_nearly_those_of_one_shard(mode: str, order: str) -> None:
         ("herding", "streaming"),
         ("herding", "one_pass"),
         ("agreement", "exact"),
+        ("agreement", "streaming"),
         ("agreement", "one_pass"),
     ],
 )
 def test_weights_count_every_untrimmed_example(rule: str, consensus: str, order: str) -> None:
     data = examples(order, noise=0.1)
     for shards in (1, 8):
-        options: dict[str, Any] = {"rule": rule, "consensus": consensus, "weights": True}
-        selection = select(data, shards=shards, **options)
+        options: dict[str, Any] = {"rule": rule, "consensus": consensus, "keep_coordinates": True}
+        selection = select(data, shards=shards, **options).find_weights()
         assert selection.weights is not None
         assert selection.weights.min() >= 1
-        left = len(data) - selection.settings["trimmed"]
-        assert selection.weights.sum() == pytest.approx(left, rel=1e-5)
+        assert selection.weights.sum() == len(data) - selection.settings["trimmed"]
         assert (selection.settings["trimmed"] > 0) == (rule == "herding")
 
 
@@ -127,7 +127,7 @@ def test_a_turn_shows_every_untrimmed_example(consensus: str) -> None:
 
 def test_a_class_of_one_shard_and_a_shard_of_one_class() -> None:
     data = examples("sorted by class")
-    selection = select(data, shards=4, consensus="streaming", weights=True)
+    selection = select(data, shards=4, consensus="streaming")
     assert selection.certificate is not None
     assert selection.certificate.consensus_cosine > 0.95
     exact = select(data, shards=4)

@@ -123,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pair of lists": (lambda _: select((["text"] * N, Y.tolist())), r"list\(zip\(inputs"),
     "pair for a sampler": (lambda _: in_loader((X, Y), DATA), "tuple of 2 columns"),
     "loader's pair": (lambda _: in_loader(None, (X, Y)), "tuple of 2 columns"),
-    "score pair": (lambda _: select(DATA, score_dataset=(X, Y)), "score_dataset.*2 columns"),
+    "score pair": (lambda _: sampler(score_dataset=(X, Y)), "score_dataset.*2 columns"),
     "splits": (
         lambda _: select(DatasetDict(train=DATA, test=DATA)),
         r"DatasetDict of 'train', 'test'.*dataset\['train'\]",
@@ -141,7 +141,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "stream": (lambda _: select(Flow()), "IterableDataset Flow.*SageStream"),
     "no length": (lambda _: select(NoLength()), "__len__.*NoLength; give"),
     "empty": (lambda _: select([]), "at least one example.*filtered"),
-    "short view": (lambda _: select(DATA, score_dataset=DATA.tensors[0][:5]), "same 24.*got 5;"),
+    "short view": (lambda _: sampler(score_dataset=DATA.tensors[0][:5]), "same 24.*got 5;"),
     "lengths": (
         lambda _: select([(torch.ones(3 + i % 2), 0) for i in range(N)]),
         "joins to a batch.*equal size.*collate_fn=",

@@ -139,7 +139,7 @@ def test_a_stream_follows_the_same_masses(seed: int) -> None:
     stream = _core.BlockStream(sizes, quotas, width=5, trim=None)
     for part in np.array_split(random.permutation(120), 7):
         stream.add(rows[part], nothing[part], ids[part], part, masses=masses[part])
-    streamed, _ = stream.finish()
+    streamed = stream.finish()
     assert streamed.tolist() == at_once.tolist()
     alike = _core.herding(rows, nothing, ids, quotas, trim=None)
     assert streamed.tolist() != alike.tolist()

@@ -42,7 +42,7 @@ ARRAYS = (
     "is_wrong", "predicted", "ranks", "duplicate_of",
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
-    "weights": {"weights": True},
+    "weights": {"keep_coordinates": True},
     "rotate": {"draw": "rotate"},
     "random": {"rule": "random", "draw": "random"},
     "coordinates": {"keep_coordinates": True},
@@ -73,7 +73,8 @@ def good() -> dict[str, bytes]:
         for name, options in OPTIONS.items()
     }
     made["weights"] = dataclasses.replace(
-        made["weights"],
+        made["weights"].find_weights(),
+        coordinates=None,
         probabilities=np.linspace(0, 1, 24, dtype=np.float32),
         settings=made["weights"].settings | READOUT,
     )
@@ -277,7 +278,7 @@ keep: 0.25
 rule: herding
 params: ["0.*", b]
 trim: null
-weights: true
+keep_coordinates: true
 batch_size: 64
 """
 PIECES = [
@@ -300,7 +301,7 @@ def test_damaged_configurations_are_refused_or_read(ending: str, data: st.DataOb
         text = text[:place] + piece + text[place + data.draw(st.integers(0, 6)) :]
     path = Path(f"options.{ending}")
     path.write_bytes(text.encode("utf-8", "replace"))
-    known = ("model", "dataset", "keep", "rule", "params", "trim", "weights", "batch_size")
+    known = ("model", "dataset", "keep", "rule", "params", "trim", "keep_coordinates", "batch_size")
     try:
         found, words = read_configuration(path, known), ""
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import reference
 import reference_rules
 from hypothesis import assume, given
@@ -92,31 +91,3 @@ def test_weights_are_those_of_the_oracle(case: Case, trim: reference.Trim) -> No
     weights = _core.weights(case.rows, case.class_ids, len(case.quotas), left, chosen)
     expected = reference_rules.weights(case.rows, case.class_ids, left, chosen)
     assert weights.tolist() == expected.tolist()
-
-
-@checked
-@given(case=cases(), trim=trims, block_size=st.sampled_from([1, 4, 1024]))
-def test_a_streams_weights_count_every_untrimmed_example(
-    case: Case, trim: reference.Trim, block_size: int
-) -> None:
-    quotas = np.maximum(case.quotas, np.bincount(case.class_ids, minlength=len(case.quotas)) > 0)
-    stream = _core.BlockStream(
-        np.bincount(case.class_ids, minlength=len(quotas)),
-        quotas,
-        width=case.rows.shape[1],
-        trim=trim,
-        weights=True,
-        block_size=block_size,
-    )
-    stream.add(case.rows, case.scores, case.class_ids, np.arange(len(case.scores)))
-    chosen, weights = stream.finish()
-    assert weights is not None
-    assert weights.shape == chosen.shape
-    assert (weights >= 1).all()
-    assert weights.sum() == pytest.approx(len(case.scores) - stream.trimmed, rel=1e-5)
-    if block_size == 1024:
-        left = _core.untrimmed(case.scores, case.class_ids, quotas, trim=trim)
-        ascending = np.argsort(chosen)
-        kept = chosen[ascending]
-        again = _core.weights(case.rows, case.class_ids, len(case.quotas), left, kept)
-        assert weights[ascending].tolist() == again.tolist()

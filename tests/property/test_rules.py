@@ -118,7 +118,7 @@ def test_herding_picks_what_the_oracle_picks(case: Case, trim: reference.Trim) -
     backwards = np.arange(len(case.scores))[::-1].copy()
     for part in np.array_split(backwards, 3):
         stream.add(case.rows[part], case.scores[part], case.class_ids[part], part)
-    streamed, _ = stream.finish()  # one block a class: the same subset, in the same order
+    streamed = stream.finish()  # one block a class: the same subset, in the same order
     order = _core.herding(case.rows, case.scores, case.class_ids, case.quotas, trim=trim)
     assert streamed.tolist() == order.tolist()
     left = _core.untrimmed(case.scores, case.class_ids, case.quotas, trim=trim)
@@ -139,7 +139,7 @@ def test_herding_stream_keeps_exactly_the_quotas(
         )
         for part in np.array_split(order, batches):
             stream.add(case.rows[part], case.scores[part], case.class_ids[part], part)
-        chosen.append(stream.finish()[0])
+        chosen.append(stream.finish())
     assert_is_a_subset(np.sort(chosen[0]), n)
     assert case.per_class(chosen[0]) == case.quotas.tolist()
     assert chosen[0].tolist() == chosen[1].tolist()  # batch boundaries do not matter

@@ -160,14 +160,7 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
         ({"draw": "shuffle"}, ValueError, 'draw.*"fixed", "rotate", "random"'),
         ({"draw": "rotate", "rule": "agreement"}, ValueError, 'rule "herding" or "random".*fixed'),
         ({"draw": "random", "rule": "agreement"}, ValueError, 'rule "herding" or "random"'),
-        ({"weights": 1}, TypeError, "weights to be True or False"),
-        ({"weights": True, "rule": "random"}, ValueError, "weights=False.*no neighbours"),
-        ({"weights": True, "draw": "rotate"}, ValueError, 'draw="fixed" with weights=True'),
-        (
-            {"weights": True, "rule": "agreement", "consensus": "streaming"},
-            ValueError,
-            'weights=False.*consensus="exact".*rule="herding"',
-        ),
+        ({"weights": True}, TypeError, "unknown option 'weights'"),
         ({"rule": "stratified"}, ValueError, 'rule.*"herding", "agreement", "random"'),
         ({"basis": "weighted"}, TypeError, "unknown option 'basis'; expected some of keep, rule"),
         ({"quotas": "same"}, ValueError, 'quotas.*"proportional", "equal"'),
@@ -204,9 +197,6 @@ def test_budget_rounds_half_to_even_and_takes_any_number(keep: Any, k: int) -> N
         ({"seed": 2**63}, ValueError, "seed"),
         ({"seed": 1.0}, TypeError, "seed"),
         ({"seed": None}, TypeError, "seed"),
-        ({"score_dataset": Stream()}, TypeError, "score_dataset.*IterableDataset Stream"),
-        ({"score_dataset": Unreadable(0)}, ValueError, "score_dataset.*empty"),
-        ({"score_dataset": Unreadable(N - 1)}, ValueError, "score_dataset.*90.*got 89"),
         ({"kep": 0.5}, TypeError, "kep"),
         ({"sketch_sizes": 8, "trims": None}, TypeError, "sketch_sizes"),
     ],
@@ -238,6 +228,33 @@ def test_wrong_data_sets(
         enter(Untouchable(), dataset, keep=0.5)
 
 
+@pytest.mark.parametrize("dataset", [None, Unreadable()])
+@pytest.mark.parametrize(
+    ("viewed", "error", "message"),
+    [
+        (Stream(), TypeError, "score_dataset.*IterableDataset Stream"),
+        (Unreadable(0), ValueError, "score_dataset.*empty"),
+    ],
+    ids=["stream", "empty"],
+)
+def test_wrong_views(
+    viewed: Any, error: type[Exception], message: str, dataset: Unreadable | None
+) -> None:
+    with pytest.raises(error, match=message):
+        SageSampler(Untouchable(), dataset, keep=0.5, score_dataset=viewed)
+
+
+def test_a_view_of_another_length() -> None:
+    shorter, message = Unreadable(N - 1), "score_dataset.*90.*got 89"
+    with pytest.raises(ValueError, match=message):
+        SageSampler(Untouchable(), Unreadable(), keep=0.5, score_dataset=shorter)
+    sampler = SageSampler(Untouchable(), keep=0.5, score_dataset=shorter)
+    with pytest.raises(ValueError, match=message):  # now the data set is known
+        next(iter(DataLoader(Unreadable(), sampler=sampler)))
+    with pytest.raises(TypeError, match="unknown option 'score_dataset'"):
+        select_subset(Untouchable(), Unreadable(), 0.5, score_dataset=shorter)  # type: ignore[call-arg]
+
+
 def test_wrong_data_set_of_a_loader() -> None:
     sampler = SageSampler(Untouchable(), keep=0.5)
     loader = DataLoader(Unreadable(0), sampler=sampler)
@@ -263,12 +280,6 @@ def test_wrong_epochs(epoch: Any, network: nn.Module, blobs: TensorDataset) -> N
         SageSampler(network, blobs, keep=0.5).set_epoch(epoch)
 
 
-def test_weights_that_would_not_fit_are_refused_before_the_model_runs() -> None:
-    options: dict[str, Any] = {"weights": True, "memory_budget": 1000}  # streaming, by "auto"
-    with pytest.raises(ValueError, match=r'weights=False with rule="agreement" in streaming mode'):
-        select_subset(Untouchable(), Unreadable(), 0.5, rule="agreement", **options)
-
-
 def test_numpy_numbers_are_numbers(network: nn.Module, blobs: TensorDataset) -> None:
     plain = select_subset(network, blobs, 0.25, trim=0.5, sketch_size=8, seed=3)
     numpy = select_subset(
@@ -285,12 +296,11 @@ def test_numpy_numbers_are_numbers(network: nn.Module, blobs: TensorDataset) -> 
 
 
 def test_settings_are_written_as_json(blobs: TensorDataset) -> None:
-    options = Options(keep=np.int64(7), loss=F.cross_entropy, score_dataset=blobs)
+    options = Options(keep=np.int64(7), loss=F.cross_entropy)
     written = options.as_json()
     assert written["keep"] == 7
     assert type(written["keep"]) is int
     assert written["loss"] == "cross_entropy"
-    assert written["score_dataset"] == "TensorDataset"
     assert (written["trim"], written["compress"]) == ("auto", "auto")
 
 

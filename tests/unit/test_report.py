@@ -316,7 +316,7 @@ def test_the_call_makes_the_selection_again(selection: Selection) -> None:
     model, data = nn.Linear(2, 3), TensorDataset(torch.randn(90, 2), torch.arange(90) % 3)
     for options in (
         {"rule": "agreement", "gradients": "last_layer", "trim": None, "seed": 3},
-        {"gradients": "projected", "consensus": "streaming", "sketch_size": 8, "weights": True},
+        {"gradients": "projected", "consensus": "streaming", "sketch_size": 8},
         {"class_balanced": False, "params": ["weight"], "shards": 2, "batch_size": 7},
         {"consensus": "one_pass", "draw": "random"},
     ):

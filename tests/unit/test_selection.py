@@ -72,7 +72,7 @@ def test_copies_are_the_same_and_frozen(
     [
         {"rule": "agreement"},
         {"rule": "random"},
-        {"weights": True},
+        {"keep_coordinates": True},
         {"draw": "rotate"},
         {"draw": "random"},
         {"rule": "random", "draw": "rotate"},
@@ -84,7 +84,9 @@ def test_round_trip(
     options: Any, name: str, network: nn.Module, blobs: TensorDataset, tmp_path: Path
 ) -> None:
     saved = select_subset(network, blobs, 0.25, consensus="streaming", **options)
-    assert (saved.weights is not None) == options.get("weights", False)
+    if "keep_coordinates" in options:
+        saved = saved.find_weights()
+        assert saved.weights is not None
     assert (saved.draws is not None) == ("draw" in options)
     assert (saved.margins is None) == (
         options.get("rule") == "random" or "rotate" in options.values()

@@ -83,7 +83,7 @@ def test_each_example_has_a_row(selection: Selection) -> None:
         {"rule": "random"},
         {"rule": "agreement"},
         {"draw": "rotate"},
-        {"weights": True},
+        {"keep_coordinates": True},
         {"labels": None},
         {"trim": "negative"},
     ],
@@ -93,6 +93,8 @@ def test_the_form_is_always_the_same(
     options: Any, selection: Selection, network: nn.Module, blobs: TensorDataset
 ) -> None:
     made = select_subset(network, blobs, 0.25, progress=False, **options)
+    if made.coordinates is not None:
+        made = made.find_weights()
     frame = made.to_frame()
     assert frame.dtypes.to_dict() == selection.to_frame().dtypes.to_dict()
     assert len(frame) == 90

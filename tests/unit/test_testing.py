@@ -290,7 +290,6 @@ def test_leaves_the_random_states_alone(blobs: TensorDataset) -> None:
         ({"warm_up": 3}, TypeError, "warm_up to be callable"),
         ({"rule": "best"}, ValueError, "rule"),
         ({"draw": "rotate"}, ValueError, "one plain subset"),
-        ({"weights": True}, ValueError, "one plain subset"),
         ({"keep": 1.0}, ValueError, "leave examples out"),
         ({"keep": 91}, ValueError, "at most 90"),
     ],
