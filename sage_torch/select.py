@@ -151,6 +151,7 @@ def select(
     options: Options,
     loading: Loading | None = None,
     earlier: Selection | None = None,
+    first_rho: float | None = None,
 ) -> Selection:
     """Do what `select_subset` documents, with options that are checked already.
 
@@ -160,6 +161,7 @@ def select(
         options: All others.
         loading: How the loader of a sampler reads, but for the options that say so too.
         earlier: The last selection of a sampler, whose readings of the labels count too.
+        first_rho: The share of labels that looked wrong after the first epoch, if it was read.
     """
     group = ranks(options.distributed)
     inner = group.together(lambda: _module(model))
@@ -171,7 +173,8 @@ def select(
             if not is_random:  # the first reading: everything has been checked
                 group.together(job.reader.warn_if_random)
                 readings = Readings.of_selection(earlier, job.reader.total)
-                job = group.together(lambda: replace(with_features(job, inner), earlier=readings))
+                job = group.together(lambda: with_features(job, inner))
+                job = replace(job, earlier=readings, first_rho=first_rho)
                 announce(job)
             job, finished = identified(job, inner, dataset)
             if finished is not None:

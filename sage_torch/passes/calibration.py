@@ -8,7 +8,7 @@ classes are taken for each other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -126,6 +126,16 @@ class Calibration:
             predicted,
             (right / (right + wrong)).astype(np.float32),
         )
+
+    def after(self, first_rho: float | None) -> Calibration:
+        """Return what is known with the share of wrong labels after the first epoch, if there is.
+
+        That share is rather too high where data are hard, and this one too low where the model has
+        learnt wrong labels: their geometric mean counts.
+        """
+        if first_rho is None:
+            return self
+        return replace(self, rho=float(np.sqrt(first_rho * self.rho)))
 
 
 NOT_CALIBRATED = Calibration(1.0, 0.0, 0.0, 1.0, np.zeros((1, 1)))

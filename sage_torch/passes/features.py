@@ -181,7 +181,12 @@ class FeatureBook:
         whole = FeatureSums(width, sampled(job.reader.total, width, job.options.seed))
         for shard in job.shards:  # in one order, whoever has read them
             whole.merge(everyone[shard.number])
-        return Readout.of(whole, classes.of(whole.places), is_trained=is_trained)
+        return Readout.of(
+            whole,
+            classes.of(whole.places),
+            is_trained=is_trained,
+            first_rho=job.first_rho,
+        )
 
     def _places(self, width: int, shard: Shard) -> NDArray[np.int64]:
         """Return the examples of a shard that are in the sample."""

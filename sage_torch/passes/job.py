@@ -78,6 +78,7 @@ class Job:
         judges_alone: Whether the rule goes by what is known of the labels alone, so that nobody
             needs gradients.
         earlier: What earlier selections of the same sampler have read of the labels.
+        first_rho: The share of labels that looked wrong after the first epoch, if it was read.
     """
 
     options: Options
@@ -92,6 +93,7 @@ class Job:
     keeps_seen: bool = False
     judges_alone: bool = False
     earlier: Readings | None = None
+    first_rho: float | None = None
 
     @classmethod
     def of(

@@ -173,7 +173,12 @@ class Readout:
 
     @classmethod
     def of(
-        cls, sums: FeatureSums, class_ids: NDArray[np.int32], *, is_trained: bool = True
+        cls,
+        sums: FeatureSums,
+        class_ids: NDArray[np.int32],
+        *,
+        is_trained: bool = True,
+        first_rho: float | None = None,
     ) -> Readout:
         """Solve the regression and calibrate it.
 
@@ -181,13 +186,14 @@ class Readout:
             sums: Those of all examples, by final class ids.
             class_ids: int32 (m,), the classes of the sample.
             is_trained: Whether the model predicts better than chance, or nothing is known of that.
+            first_rho: What the calibration estimated after the first epoch, if it was asked.
 
         Cost:
             O(H^3 + H^2 C), and O(m (H + 1) (H + C)) for the sample.
         """
         solved = cls._solved(sums)
         scores = solved.scores(sums.sample, class_ids)
-        fitted = calibrated(scores, class_ids, is_trained=is_trained)
+        fitted = calibrated(scores, class_ids, is_trained=is_trained).after(first_rho)
         of_sample = fitted.judged(scores, class_ids)
         return replace(solved, calibration=fitted, sample_places=sums.places, of_sample=of_sample)
 

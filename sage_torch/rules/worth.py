@@ -14,6 +14,10 @@ from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.rules.chosen import Chosen
 from sage_torch.rules.whole import draws_of
 
+# The share of wrong labels from which on nothing comes more often for being hard: most of what is
+# hard is wrong then. Chosen on benchmarks/quality/long_runs.py, seeds from 200 on.
+_MANY_WRONG = 0.1
+
 
 @dataclass(frozen=True)
 class Worth:
@@ -36,7 +40,8 @@ class Worth:
         everything, seed = np.arange(len(self.class_ids)), self.options.seed
         plain = draws_of(everything, self.class_ids, self.quotas, "rotate", seed)
         hard, right = 1 - readings.probabilities[plain.order], 1 - readings.is_wrong[plain.order]
-        draws = replace(plain, hard=hard, right=right, exponent=self.rating.exponent)
+        exponent = self.rating.exponent * max(0.0, 1.0 - readings.rho / _MANY_WRONG)
+        draws = replace(plain, hard=hard, right=right, exponent=exponent)
         judged = scored.judged._replace(
             probabilities=readings.probabilities, is_wrong=readings.is_wrong
         )

@@ -19,9 +19,11 @@ from sage_torch.options import Options
 from sage_torch.reading.ranks import Ranks, ranks
 from sage_torch.reading.reader import check_length
 from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
+from sage_torch.sampler.first_epoch import first_rho
 from sage_torch.sampler.schedule import Schedule
 from sage_torch.sampler.source import Source
 from sage_torch.select import select
+from sage_torch.selection.issues import is_share
 from sage_torch.selection.result import Selection
 
 _OURS = re.compile(r"sage-epoch-\d{8}")
@@ -43,6 +45,7 @@ class Refresher:
 
     Attributes:
         selection: The last good one; None before the first.
+        first_rho: What `first_epoch` has read; None where it was not asked.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Refresher:
         self.model, self.options, self._schedule = model, options, schedule
         self._has_workers, self._score_dataset = has_workers, score_dataset
         self.selection: Selection | None = None
+        self.first_rho: float | None = None
         self._since = 0  # the epoch that the selection was made for
 
     def selection_for(self, epoch: int, source: Source) -> Selection:
@@ -73,6 +77,17 @@ class Refresher:
             return self.select(epoch, source)
         self.check(self.selection, source)
         return self.selection
+
+    def warm_up(self, epoch: int, source: Source) -> None:
+        """Read how many labels look wrong, where an epoch of the warm-up is the second one.
+
+        Raises:
+            TypeError, ValueError: As `select_subset`.
+        """
+        if epoch == 1 and self.first_rho is None:
+            dataset = source.dataset if self._score_dataset is None else self._score_dataset
+            options = self._read_as(source)
+            self.first_rho = first_rho(self.model, dataset, options, source.loading)
 
     @staticmethod
     def check(selection: Selection, source: Source) -> None:
@@ -128,6 +143,7 @@ class Refresher:
         return {
             "since": self._since,
             "selection": None if self.selection is None else as_tensor(self.selection),
+            "first_rho": self.first_rho,
         }
 
     def loaded(self, state: dict[str, Any]) -> Refresher:
@@ -150,6 +166,10 @@ class Refresher:
             other._since = whole_number("since", state["since"])
         except TypeError as error:
             raise ValueError(f"expected the epoch of a selection: {error}") from error
+        rho = state["first_rho"]
+        if rho is not None and not is_share(rho):
+            raise ValueError(f"expected first_rho to be a share from 0 to 1 or None, got {rho!r}")
+        other.first_rho = rho
         return other
 
     def _selected(self, source: Source, options: Options) -> Selection:
@@ -157,7 +177,8 @@ class Refresher:
         dataset, viewed, together = source.dataset, self._score_dataset, self._ranks().together
         total = together(lambda: count_both(dataset, viewed))
         read = dataset if viewed is None else viewed
-        selection = select(self.model, read, options, source.loading, self.selection)
+        earlier, rho = self.selection, self.first_rho
+        selection = select(self.model, read, options, source.loading, earlier, rho)
         together(lambda: check_length(dataset, total))  # whose indices these are
         return selection
 

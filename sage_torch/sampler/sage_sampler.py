@@ -30,11 +30,8 @@ from sage_torch.sampler.schedule import Length, Refresh, Schedule
 from sage_torch.selection.result import Selection
 
 _HIGHEST = 2**63 - 1
-_STATE = {"epoch", "position", "order", "since", "selection"} | {
-    "epoch_is_set",
-    "made_for",
-    "generator",
-}
+_STATE = {"epoch", "position", "order", "since", "selection"} | {"first_rho", "epoch_is_set"}
+_STATE |= {"made_for", "generator"}
 
 
 class SageSampler(Sampler[int]):
@@ -67,7 +64,8 @@ class SageSampler(Sampler[int]):
         seed: Names the selection's draws and the epochs' orders.
         generator: A CPU generator that names each epoch's order instead: one number is drawn from
             it when the epoch begins.
-        warmup_epochs: The first so many epochs yield all examples, before anything is selected.
+        warmup_epochs: The first so many epochs yield all examples; then it selects. With two
+            or more, a sample of the labels is read after the first: none is known by heart then.
         refresh_every: Select again, with the model as it is then, at the start of each epoch
             `warmup_epochs + m * refresh_every`, or of each epoch for which a callable
             `epoch -> bool` is true; None to select once. A refresh does not restart a draw: epoch e
@@ -326,7 +324,7 @@ class SageSampler(Sampler[int]):
         self._refresher, self._running = refresher, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_running": None}  # it belongs to a loader's iterator, which stays
+        return self.__dict__ | {"_running": None}  # a loader's iterator's, which stays
 
     @property
     def _options(self) -> Options:
@@ -346,6 +344,8 @@ class SageSampler(Sampler[int]):
             self._refresher.check(selection, source)
             # Not counted from the selection: frequent refreshes would draw heads of orders only.
             kept = selection.epoch_indices(epoch - self.warmup_epochs)
+        elif resumed is None:
+            self._refresher.warm_up(epoch, source)
         order = EpochOrder(
             kept,
             size=total if kept is None else len(kept),

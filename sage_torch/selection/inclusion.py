@@ -3,7 +3,8 @@
 An example is included in an epoch with a probability in proportion to `(1 - p)^e (1 - w)`: what the
 model has learnt counts less, and so does what is probably wrong. `p` is the probability of its
 label, `w` that the label is wrong. The exponent falls to 0 while the data pass by: early in
-training, what is hard is worth more; later, the network would miss the rest.
+training, what is hard is worth more; later, the network would miss the rest. Where a tenth of the
+labels is wrong, it is 0 from the start: most of what is hard is wrong then.
 """
 
 from __future__ import annotations
