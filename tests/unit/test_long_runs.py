@@ -21,9 +21,11 @@ def contest() -> LongContest:
     return LongContest(CONDITION, trials.problem(CONDITION, 0, None), 0)
 
 
-def planned(contest: LongContest, rule: str, total: int, first: int, again: int) -> tuple[int, int]:
+def planned(
+    contest: LongContest, rule: str, total: int, first: int, again: int, sample: int = 0
+) -> tuple[int, int]:
     """Return the plan at prices in steps."""
-    contest.pace, contest.price = 0.5, Price(0.5 * first, 0.5 * again)
+    contest.pace, contest.price = 0.5, Price(*(0.5 * each for each in (first, again, sample)))
     return contest._planned(rule, total, per_epoch=20, per_part=10)
 
 
@@ -48,6 +50,9 @@ def test_a_late_selection_has_more_warm_up(contest: LongContest) -> None:
     assert rivals.ROTATIONS["rotate, late"]["warmup_epochs"] == 4
     assert planned(contest, "rotate, late", 150, first=30, again=1) == (120, 1)
     assert planned(contest, "rotate, late", 110, first=30, again=1) == (110, 0)
+    # A sample is read after the first of its epochs.
+    assert planned(contest, "rotate, late", 150, first=30, again=1, sample=5) == (115, 1)
+    assert planned(contest, "rotate", 100, first=30, again=1, sample=5) == (70, 1)
     # 20 steps, a selection, 8 parts of 10 steps, a refresh.
     assert planned(contest, "rotate, refreshed rarely", 200, first=30, again=15) == (155, 2)
 
