@@ -27,9 +27,13 @@ from benchmarks.quality.trials import (
     clock,
     network,
 )
-from sage_torch import SageSampler, Selection, select_subset
+from sage_torch import SageSampler, Selection
+from sage_torch.options import Options
+from sage_torch.reading.loading import Loading
+from sage_torch.sampler.first_epoch import first_rho
+from sage_torch.select import select
 
-# Rules of the product that choose once: options of `select_subset`.
+# Rules of the product that choose once, as `SageSampler` does: options of `select_subset`.
 OURS: dict[str, dict[str, Any]] = {
     "sage": {},
     "sage, negative": {"trim": "negative"},
@@ -75,12 +79,16 @@ class WarmedUp:
         seconds: What the epochs cost.
         steps: How many they took.
         seen: float32 (epochs, N, C), the logits of the examples when they were trained on.
+        first_rho: What `SageSampler` reads after the first of several epochs.
+        first_seconds: What that cost.
     """
 
     model: torch.nn.Module
     seconds: float
     steps: int
     seen: NDArray[np.float32]
+    first_rho: float | None
+    first_seconds: float
 
 
 @dataclass
@@ -118,11 +126,17 @@ class Contest:
             steps = max(1, epochs) * max(1, count // BATCH)
             training = Training(self.problem, self._network(), steps, self.seed)
             seen = np.empty((epochs, count, self.problem.classes), np.float32)
+            rho, first_seconds = None, 0.0
             for epoch in range(epochs):
+                if epoch == 1:
+                    start, asked = clock(), Options(0.5, seed=self.seed, progress=False)
+                    rho = first_rho(training.model, self.problem.dataset, asked, Loading())
+                    first_seconds = clock() - start
                 training.epoch(np.arange(count))
                 seen[epoch] = training.logits.numpy()
             model, seconds, taken = training.model.eval(), training.seconds, training.taken
-            self._warmed_up[epochs] = WarmedUp(model, seconds, taken, seen)
+            warm = WarmedUp(model, seconds, taken, seen, rho, first_seconds)
+            self._warmed_up[epochs] = warm
         return self._warmed_up[epochs]
 
     def _fixed(self, rule: str, keep: float, k: int, steps: int) -> Outcome:
@@ -130,10 +144,10 @@ class Contest:
         start = clock()
         details: dict[str, Any] = {}
         if rule in OURS:
-            options = OURS[rule] | {"quotas": self.quota_mode}
-            selection = select_subset(
-                warm.model, self.problem.dataset, keep, seed=self.seed, progress=False, **options
-            )
+            asked = OURS[rule] | {"quotas": self.quota_mode, "keep": keep, "seed": self.seed}
+            options = Options.given(progress=False, **asked)
+            selection = select(warm.model, self.problem.dataset, options, first_rho=warm.first_rho)
+            start -= warm.first_seconds
             chosen = Chosen(selection.indices)
         else:
             images, labels = self.problem.images, self.problem.labels
