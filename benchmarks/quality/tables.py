@@ -35,6 +35,7 @@ Fashion-MNIST). Every row trains it for 800 steps of 64 examples. On text (TREC,
 a mean of word embeddings under one hidden layer, 300 steps; on digits a CNN, 200 steps.
 
 - A *fixed* subset is chosen after one epoch of warm-up. Then a fresh network is trained on it.
+  After three epochs, rules of sage_torch also know what `SageSampler` reads after the first one.
 - A rule that chooses *every epoch anew* does so within one run. The first epoch is its warm-up.
 - CCS drops its hardest tenth everywhere. Its paper tunes that share.
 

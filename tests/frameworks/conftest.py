@@ -22,7 +22,17 @@ workers = {
 }
 
 
-@pytest.fixture(params=workers.values(), ids=workers)
+# A framework makes its own iterators of a loader; whether workers stay is the loader's matter, and
+# the tests of loaders try both.
+SLOW = {"persistent"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(how, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, how in workers.items()
+    ]
+)
 def reading(request: pytest.FixtureRequest) -> dict[str, Any]:
     """How a loader reads."""
     return dict(request.param)

@@ -6,6 +6,7 @@ That a folder imports only what lies below it is checked by import-linter (`make
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def imported(tree: ast.AST, names: dict[str, Path]) -> set[str]:
     return {name for name in found if name == "sage_torch" or name in names}
 
 
+@cache
 def graph_of(package: Path) -> Graph:
     names = modules(package)
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in names.items()}
