@@ -16,7 +16,6 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
-from sage_torch.gradients.modes import until_done
 from sage_torch.gradients.writes import writes_undone
 
 __all__ = ["Exchangeable", "Replacements", "exchanged", "is_plain", "same_bits"]
@@ -72,7 +71,11 @@ def exchanged(module: nn.Module, replacements: Replacements) -> Iterator[None]:
                     part._modules[name] = child.module  # type: ignore[union-attr,assignment]
         yield
     finally:
-        until_done(lambda: _put_back(changed, recurrent, of_fabric))
+        try:
+            _put_back(changed, recurrent, of_fabric)
+        except BaseException:  # Ctrl-C may strike in the middle
+            _put_back(changed, recurrent, of_fabric)
+            raise
 
 
 class Exchangeable:

@@ -17,7 +17,6 @@ from sage_torch._core import SageError
 from sage_torch.gradients.batches import Batch
 from sage_torch.gradients.default_loss import DefaultLoss
 from sage_torch.gradients.exchange import Exchangeable, exchanged, is_plain
-from sage_torch.gradients.modes import until_done
 from sage_torch.gradients.supported import check_model
 
 # loss(model, batch) -> (n,) losses, one per example.
@@ -243,7 +242,11 @@ def differentiable() -> Iterator[None]:
             yield
         finally:
             if eager is not None:
-                until_done(lambda: eager.__exit__(None, None, None))
+                try:
+                    eager.__exit__(None, None, None)
+                except BaseException:  # Ctrl-C may strike in the middle
+                    eager.__exit__(None, None, None)
+                    raise
 
 
 def ordinary(batch: Batch) -> Batch:

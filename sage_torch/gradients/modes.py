@@ -1,15 +1,19 @@
-"""Modes of torch, which change what its functions do: entered, and left again for certain."""
+"""Modes of torch, which change what its functions do: entered, and left again for certain.
+
+Where something is put back, it is done in a `try` of its own, and once more if Ctrl-C strikes
+there. A function that did so would itself be open to an interrupt when it is called.
+"""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["full_precision", "modes_left", "outside_the_model", "until_done"]
+__all__ = ["full_precision", "modes_left", "outside_the_model"]
 
 
 @contextmanager
@@ -47,12 +51,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-
-
-def until_done(step: Callable[[], object]) -> None:
-    """Do what may be done twice, once more if Ctrl-C strikes in the middle of it."""
-    try:
-        step()
-    except BaseException:
-        step()
-        raise

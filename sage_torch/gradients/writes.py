@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sage_torch.gradients.memory import memory_of
-from sage_torch.gradients.modes import until_done
 
 __all__ = ["Written", "writes_undone"]
 
@@ -56,7 +55,11 @@ def writes_undone(parameters: Sequence[nn.Parameter]) -> Iterator[list[Written]]
         torch._C._push_on_torch_dispatch_stack(watch)
         yield written
     finally:
-        until_done(lambda: _leave(watch, before))
+        try:
+            _leave(watch, before)
+        except BaseException:  # Ctrl-C may strike in the middle
+            _leave(watch, before)
+            raise
         written += watch.changed()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sage_torch.gradients.exchange import is_plain, same_bits
-from sage_torch.gradients.modes import modes_left, until_done
+from sage_torch.gradients.modes import modes_left
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")  # of a parameter
@@ -43,7 +43,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        until_done(lambda: _take(steps))
+        try:
+            _take(steps)
+        except BaseException:  # Ctrl-C may strike in the middle
+            _take(steps)
+            raise
 
 
 def seed_everything(seed: int) -> None:
