@@ -26,6 +26,7 @@ from sage_torch.gradients.features import ClassifierInputs
 from sage_torch.gradients.loss import unwrap
 from sage_torch.option_types import SeededOptions
 from sage_torch.options import Options
+from sage_torch.passes.calibration import FirstReading
 from sage_torch.passes.identity import identified
 from sage_torch.passes.job import Job, with_features
 from sage_torch.passes.keeping import Keeping, announce, both
@@ -151,7 +152,7 @@ def select(
     options: Options,
     loading: Loading | None = None,
     earlier: Selection | None = None,
-    first_rho: float | None = None,
+    first_reading: FirstReading | None = None,
 ) -> Selection:
     """Do what `select_subset` documents, with options that are checked already.
 
@@ -161,7 +162,7 @@ def select(
         options: All others.
         loading: How the loader of a sampler reads, but for the options that say so too.
         earlier: The last selection of a sampler, whose readings of the labels count too.
-        first_rho: The share of labels that looked wrong after the first epoch, if it was read.
+        first_reading: What a sample of the labels said after the first epoch, if it was read.
     """
     group = ranks(options.distributed)
     inner = group.together(lambda: _module(model))
@@ -174,7 +175,7 @@ def select(
                 group.together(job.reader.warn_if_random)
                 readings = Readings.of_selection(earlier, job.reader.total)
                 job = group.together(lambda: with_features(job, inner))
-                job = replace(job, earlier=readings, first_rho=first_rho)
+                job = replace(job, earlier=readings, first_reading=first_reading)
                 announce(job)
             job, finished = identified(job, inner, dataset)
             if finished is not None:

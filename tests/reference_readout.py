@@ -178,7 +178,7 @@ def rated(p: Floats, is_wrong: Floats, class_ids: Ints, quotas: Ints, of: Calibr
         noise = (is_wrong[members] > 0.25) & (by_wrong < int(rho * (1.5 - rho) * n))
         hard = (odds[members] < budget) & (by_odds < int((0.3 * of.trust + 2 * rho) * n))
         is_left[members] = ~(noise | hard)
-    to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * min(1.0, of.skill / 0.25))
+    to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * of.trust * min(1.0, of.skill / 0.25))
     return Rated(is_left, to_learn * np.maximum(1 - is_wrong, 0))
 
 

@@ -29,8 +29,9 @@ from benchmarks.quality.trials import (
 )
 from sage_torch import SageSampler, Selection
 from sage_torch.options import Options
+from sage_torch.passes.calibration import FirstReading
 from sage_torch.reading.loading import Loading
-from sage_torch.sampler.first_epoch import first_rho
+from sage_torch.sampler.first_epoch import first_reading
 from sage_torch.select import select
 
 # Rules of the product that choose once, as `SageSampler` does: options of `select_subset`.
@@ -79,7 +80,7 @@ class WarmedUp:
         seconds: What the epochs cost.
         steps: How many they took.
         seen: float32 (epochs, N, C), the logits of the examples when they were trained on.
-        first_rho: What `SageSampler` reads after the first of several epochs.
+        first_reading: What `SageSampler` reads after the first of several epochs.
         first_seconds: What that cost.
     """
 
@@ -87,7 +88,7 @@ class WarmedUp:
     seconds: float
     steps: int
     seen: NDArray[np.float32]
-    first_rho: float | None
+    first_reading: FirstReading | None
     first_seconds: float
 
 
@@ -126,16 +127,16 @@ class Contest:
             steps = max(1, epochs) * max(1, count // BATCH)
             training = Training(self.problem, self._network(), steps, self.seed)
             seen = np.empty((epochs, count, self.problem.classes), np.float32)
-            rho, first_seconds = None, 0.0
+            first, first_seconds = None, 0.0
             for epoch in range(epochs):
                 if epoch == 1:
                     start, asked = clock(), Options(0.5, seed=self.seed, progress=False)
-                    rho = first_rho(training.model, self.problem.dataset, asked, Loading())
+                    first = first_reading(training.model, self.problem.dataset, asked, Loading())
                     first_seconds = clock() - start
                 training.epoch(np.arange(count))
                 seen[epoch] = training.logits.numpy()
             model, seconds, taken = training.model.eval(), training.seconds, training.taken
-            warm = WarmedUp(model, seconds, taken, seen, rho, first_seconds)
+            warm = WarmedUp(model, seconds, taken, seen, first, first_seconds)
             self._warmed_up[epochs] = warm
         return self._warmed_up[epochs]
 
@@ -146,7 +147,9 @@ class Contest:
         if rule in OURS:
             asked = OURS[rule] | {"quotas": self.quota_mode, "keep": keep, "seed": self.seed}
             options = Options.given(progress=False, **asked)
-            selection = select(warm.model, self.problem.dataset, options, first_rho=warm.first_rho)
+            selection = select(
+                warm.model, self.problem.dataset, options, first_reading=warm.first_reading
+            )
             start -= warm.first_seconds
             chosen = Chosen(selection.indices)
         else:

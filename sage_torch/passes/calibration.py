@@ -52,6 +52,14 @@ class Judged(NamedTuple):
         )
 
 
+class FirstReading(NamedTuple):
+    """What a calibration said after the first epoch; its attributes are those of `Calibration`."""
+
+    rho: float
+    skill: float
+    trust: float
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """How scores become probabilities: `p = (1 - noise_share) softmax(s / T) + noise_share / C`.
@@ -127,15 +135,22 @@ class Calibration:
             (right / (right + wrong)).astype(np.float32),
         )
 
-    def after(self, first_rho: float | None) -> Calibration:
-        """Return what is known with the share of wrong labels after the first epoch, if there is.
+    def after(self, first: FirstReading | None) -> Calibration:
+        """Return what is known with what was read after the first epoch, if it was.
 
-        That share is rather too high where data are hard, and this one too low where the model has
-        learnt wrong labels: their geometric mean counts.
+        The first share of wrong labels is rather too high where data are hard, and this one too low
+        where the model has learnt wrong labels: their geometric mean counts. What the features
+        explain by then of labels that they were trained on says little: the lesser skill and trust
+        count.
         """
-        if first_rho is None:
+        if first is None:
             return self
-        return replace(self, rho=float(np.sqrt(first_rho * self.rho)))
+        return replace(
+            self,
+            rho=float(np.sqrt(first.rho * self.rho)),
+            skill=min(first.skill, self.skill),
+            trust=min(first.trust, self.trust),
+        )
 
 
 NOT_CALIBRATED = Calibration(1.0, 0.0, 0.0, 1.0, np.zeros((1, 1)))

@@ -185,7 +185,7 @@ class FeatureBook:
             whole,
             classes.of(whole.places),
             is_trained=is_trained,
-            first_rho=job.first_rho,
+            first_reading=job.first_reading,
         )
 
     def _places(self, width: int, shard: Shard) -> NDArray[np.int64]:

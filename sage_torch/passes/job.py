@@ -18,6 +18,7 @@ from sage_torch.gradients.compressed import compressed
 from sage_torch.gradients.computer import GradientComputer, device_of
 from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look, see
 from sage_torch.options import Options
+from sage_torch.passes.calibration import FirstReading
 from sage_torch.passes.mode import Mode, exact_bytes
 from sage_torch.passes.readings import Readings
 from sage_torch.passes.readout import MOST_COMPARED
@@ -78,7 +79,7 @@ class Job:
         judges_alone: Whether the rule goes by what is known of the labels alone, so that nobody
             needs gradients.
         earlier: What earlier selections of the same sampler have read of the labels.
-        first_rho: The share of labels that looked wrong after the first epoch, if it was read.
+        first_reading: What a sample of the labels said after the first epoch, if it was read.
     """
 
     options: Options
@@ -93,7 +94,7 @@ class Job:
     keeps_seen: bool = False
     judges_alone: bool = False
     earlier: Readings | None = None
-    first_rho: float | None = None
+    first_reading: FirstReading | None = None
 
     @classmethod
     def of(

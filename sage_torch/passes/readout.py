@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sage_torch._core as _core
-from sage_torch.passes.calibration import NOT_CALIBRATED, Calibration, Judged, calibrated
+from sage_torch.passes.calibration import (
+    NOT_CALIBRATED,
+    Calibration,
+    FirstReading,
+    Judged,
+    calibrated,
+)
 
 Floats = NDArray[np.float64]
 
@@ -178,7 +184,7 @@ class Readout:
         class_ids: NDArray[np.int32],
         *,
         is_trained: bool = True,
-        first_rho: float | None = None,
+        first_reading: FirstReading | None = None,
     ) -> Readout:
         """Solve the regression and calibrate it.
 
@@ -186,14 +192,14 @@ class Readout:
             sums: Those of all examples, by final class ids.
             class_ids: int32 (m,), the classes of the sample.
             is_trained: Whether the model predicts better than chance, or nothing is known of that.
-            first_rho: What the calibration estimated after the first epoch, if it was asked.
+            first_reading: What the calibration said after the first epoch, if it was asked.
 
         Cost:
             O(H^3 + H^2 C), and O(m (H + 1) (H + C)) for the sample.
         """
         solved = cls._solved(sums)
         scores = solved.scores(sums.sample, class_ids)
-        fitted = calibrated(scores, class_ids, is_trained=is_trained).after(first_rho)
+        fitted = calibrated(scores, class_ids, is_trained=is_trained).after(first_reading)
         of_sample = fitted.judged(scores, class_ids)
         return replace(solved, calibration=fitted, sample_places=sums.places, of_sample=of_sample)
 

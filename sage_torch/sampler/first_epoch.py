@@ -1,4 +1,4 @@
-"""How many labels are wrong, read after the first epoch of a longer warm-up."""
+"""What labels say after the first epoch of a longer warm-up."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import sage_torch._core as _core
 from sage_torch.checks import count_examples
 from sage_torch.gradients.loss import unwrap
 from sage_torch.options import Options
+from sage_torch.passes.calibration import FirstReading
 from sage_torch.passes.job import Job, with_features
 from sage_torch.passes.labelling import judging_pass
 from sage_torch.reading.loading import Loading
 from sage_torch.reading.ranks import ranks
 from sage_torch.reading.user_state import preserved
 
-_LEAST, _MOST = 1_000, 8_192  # examples that are read
+_MOST = 8_192  # examples that are read
 _STREAM = 2**34  # keeps the sample apart from other permutations
 
 
-def first_rho(
+def first_reading(
     model: nn.Module, dataset: Dataset[Any], options: Options, loading: Loading
-) -> float | None:
-    """Return the share of labels that look wrong now, by a sample of the examples.
+) -> FirstReading | None:
+    """Return how many labels look wrong now, and how far that can be trusted, by a sample.
 
     A network learns right labels before wrong ones (Arpit et al., "A Closer Look at Memorization in
     Deep Networks", ICML 2017). After some epochs few labels contradict it, and fewer are taken to
@@ -40,11 +41,11 @@ def first_rho(
         loading: How the loader of the sampler reads.
 
     Returns:
-        The share; None where the selection will not ask for it, where there are no classes or
+        The reading; None where the selection will not ask for it, where there are no classes or
         features, or where an example fails: the selection will say which.
 
     Cost:
-        A forward pass of a quarter of the examples, of 1,000 to 8,192.
+        A forward pass of all examples, of 8,192 at most.
     """
     if (
         options.rule != "herding"
@@ -53,8 +54,8 @@ def first_rho(
     ):
         return None
     total = count_examples(dataset)
-    count = min(total, _MOST, max(_LEAST, total // 4))
-    places = np.sort(_core.Permutation(total, options.seed, _STREAM).take(0, count))
+    drawn = _core.Permutation(total, options.seed, _STREAM).take(0, min(total, _MOST))
+    places = np.sort(drawn)
     labels = options.labels
     asked = replace(
         options,
@@ -79,4 +80,7 @@ def first_rho(
                 labelled = judging_pass(job) if job.judges_alone else None
             except _core.SageError:
                 return None
-    return None if labelled is None else labelled.readout.calibration.rho
+    if labelled is None:
+        return None
+    found = labelled.readout.calibration
+    return FirstReading(found.rho, found.skill, found.trust)

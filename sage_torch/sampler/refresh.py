@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from sage_torch.checkpoint.snapshots import OtherSnapshotsError
 from sage_torch.checks import count_both, count_examples, warn, whole_number
 from sage_torch.options import Options
+from sage_torch.passes.calibration import FirstReading
 from sage_torch.reading.ranks import Ranks, ranks
 from sage_torch.reading.reader import check_length
 from sage_torch.sampler.epoch_iterator import as_tensor, from_tensor
-from sage_torch.sampler.first_epoch import first_rho
+from sage_torch.sampler.first_epoch import first_reading
 from sage_torch.sampler.schedule import Schedule
 from sage_torch.sampler.source import Source
 from sage_torch.select import select
@@ -45,7 +46,7 @@ class Refresher:
 
     Attributes:
         selection: The last good one; None before the first.
-        first_rho: What `first_epoch` has read; None where it was not asked.
+        first_reading: What `first_epoch` has read; None where it was not asked.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Refresher:
         self.model, self.options, self._schedule = model, options, schedule
         self._has_workers, self._score_dataset = has_workers, score_dataset
         self.selection: Selection | None = None
-        self.first_rho: float | None = None
+        self.first_reading: FirstReading | None = None
         self._since = 0  # the epoch that the selection was made for
 
     def selection_for(self, epoch: int, source: Source) -> Selection:
@@ -84,10 +85,10 @@ class Refresher:
         Raises:
             TypeError, ValueError: As `select_subset`.
         """
-        if epoch == 1 and self.first_rho is None:
+        if epoch == 1 and self.first_reading is None:
             dataset = source.dataset if self._score_dataset is None else self._score_dataset
             options = self._read_as(source)
-            self.first_rho = first_rho(self.model, dataset, options, source.loading)
+            self.first_reading = first_reading(self.model, dataset, options, source.loading)
 
     @staticmethod
     def check(selection: Selection, source: Source) -> None:
@@ -143,7 +144,7 @@ class Refresher:
         return {
             "since": self._since,
             "selection": None if self.selection is None else as_tensor(self.selection),
-            "first_rho": self.first_rho,
+            "first_reading": self.first_reading and list(self.first_reading),
         }
 
     def loaded(self, state: dict[str, Any]) -> Refresher:
@@ -166,10 +167,7 @@ class Refresher:
             other._since = whole_number("since", state["since"])
         except TypeError as error:
             raise ValueError(f"expected the epoch of a selection: {error}") from error
-        rho = state["first_rho"]
-        if rho is not None and not is_share(rho):
-            raise ValueError(f"expected first_rho to be a share from 0 to 1 or None, got {rho!r}")
-        other.first_rho = rho
+        other.first_reading = _read_first(state["first_reading"])
         return other
 
     def _selected(self, source: Source, options: Options) -> Selection:
@@ -177,8 +175,8 @@ class Refresher:
         dataset, viewed, together = source.dataset, self._score_dataset, self._ranks().together
         total = together(lambda: count_both(dataset, viewed))
         read = dataset if viewed is None else viewed
-        earlier, rho = self.selection, self.first_rho
-        selection = select(self.model, read, options, source.loading, earlier, rho)
+        earlier, first = self.selection, self.first_reading
+        selection = select(self.model, read, options, source.loading, earlier, first)
         together(lambda: check_length(dataset, total))  # whose indices these are
         return selection
 
@@ -206,3 +204,14 @@ class Refresher:
 
     def _ranks(self) -> Ranks:
         return ranks(self.options.distributed)
+
+
+def _read_first(saved: Any) -> FirstReading | None:
+    if saved is None:
+        return None
+    wanted = len(FirstReading._fields)
+    if not isinstance(saved, list) or len(saved) != wanted or not all(map(is_share, saved)):
+        raise ValueError(
+            f"expected first_reading to be {wanted} shares from 0 to 1 or None, got {saved!r}"
+        )
+    return FirstReading(*saved)

@@ -30,7 +30,7 @@ from sage_torch.sampler.schedule import Length, Refresh, Schedule
 from sage_torch.selection.result import Selection
 
 _HIGHEST = 2**63 - 1
-_STATE = {"epoch", "position", "order", "since", "selection"} | {"first_rho", "epoch_is_set"}
+_STATE = {"epoch", "position", "order", "since", "selection"} | {"first_reading", "epoch_is_set"}
 _STATE |= {"made_for", "generator"}
 
 

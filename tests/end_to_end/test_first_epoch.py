@@ -1,9 +1,10 @@
-"""A warm-up of several epochs: how many labels look wrong is read after the first one, too."""
+"""A warm-up of several epochs: a sample of the labels is read after the first one, too."""
 
 from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from sage_torch import SageError, SageSampler, Selection, select_subset
+from sage_torch.passes.calibration import NOT_CALIBRATED, FirstReading
 
 CLASSES, FEATURES = 4, 8
 
@@ -88,6 +90,15 @@ def test_both_shares_count(draw: str, model: nn.Module) -> None:
     assert sampler.selection.settings["rho"] == pytest.approx(math.sqrt(first * later), rel=1e-6)
 
 
+def test_the_lesser_skill_and_trust_count() -> None:
+    first, now = FirstReading(0.2, 0.1, 0.3), replace(NOT_CALIBRATED, rho=0.05, skill=0.6)
+    found = now.after(first)
+    assert (found.rho, found.skill, found.trust) == (pytest.approx(0.1), 0.1, 0.3)
+    weaker = replace(now, skill=0.05, trust=0.2).after(first)
+    assert (weaker.skill, weaker.trust) == (0.05, 0.2)
+    assert now.after(None) is now
+
+
 def test_labels_that_look_wrong_are_drawn_less_often(model: nn.Module) -> None:
     examples = data(400, 0.25)
 
@@ -132,29 +143,31 @@ def test_it_survives_a_restart(stopped: int, model: nn.Module) -> None:
     assert through(again, range(stopped, 5)) == expected[stopped:]
 
 
-@pytest.mark.parametrize("first_rho", [2.0, -0.1, "much", True, math.nan])
-def test_a_damaged_share_is_refused(first_rho: Any, model: nn.Module) -> None:
+@pytest.mark.parametrize(
+    "first_reading", [0.5, [0.5, 0.5], [0.5, 2.0, 0.5], [0.5, 0.5, "much"], [math.nan] * 3]
+)
+def test_a_damaged_reading_is_refused(first_reading: Any, model: nn.Module) -> None:
     sampler = sampler_of(model, data(40, 0.0))
-    state = sampler.state_dict() | {"first_rho": first_rho}
-    with pytest.raises(ValueError, match="first_rho to be a share"):
+    state = sampler.state_dict() | {"first_reading": first_reading}
+    with pytest.raises(ValueError, match="first_reading to be 3 shares"):
         sampler.load_state_dict(state)
 
 
 def test_a_sample_is_enough(model: nn.Module) -> None:
-    examples = Counted(data(6_000, 0.2))
+    examples = Counted(data(9_000, 0.2))
     sampler = sampler_of(model, examples)
     next(iter(sampler))
     assert examples.read == 0
     sampler.set_epoch(1)
     next(iter(sampler))
-    assert 1_500 <= examples.read < 1_600  # and some that show what examples are like
+    assert 8_192 <= examples.read < 8_292  # and some that show what examples are like
     read = examples.read
     next(iter(sampler))
     assert examples.read == read  # once is enough
 
 
 def test_labels_may_be_given_apart(model: nn.Module) -> None:
-    examples = data(6_000, 0.2)
+    examples = data(9_000, 0.2)
     inputs, labels = examples.tensors
     bare, given = TensorDataset(inputs), sampler_of(model, examples)
 
@@ -165,8 +178,9 @@ def test_labels_may_be_given_apart(model: nn.Module) -> None:
     for sampler in (given, apart):
         sampler.set_epoch(1)
         next(iter(sampler))
-    rhos = [sampler.state_dict()["first_rho"] for sampler in (given, apart)]
-    assert rhos[0] == rhos[1] > 0
+    readings = [sampler.state_dict()["first_reading"] for sampler in (given, apart)]
+    assert readings[0] == readings[1]
+    assert readings[0][0] > 0
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_nothing_is_read_where_nobody_asks(options: dict[str, Any], model: nn.Mo
         sampler.set_epoch(epoch)
         next(iter(sampler))
     assert examples.read < 100
-    assert sampler.state_dict()["first_rho"] is None
+    assert sampler.state_dict()["first_reading"] is None
 
 
 def test_the_selection_says_which_example_fails(model: nn.Module) -> None:
@@ -197,7 +211,7 @@ def test_the_selection_says_which_example_fails(model: nn.Module) -> None:
     sampler = sampler_of(model, Counted(data(400, 0.0), spoilt))
     for _ in range(3):
         list(sampler)
-    assert sampler.state_dict()["first_rho"] is None
+    assert sampler.state_dict()["first_reading"] is None
     with pytest.raises(SageError) as caught:
         list(sampler)
     assert caught.value.index == spoilt
@@ -211,7 +225,7 @@ def test_model_and_random_state_stay(model: nn.Module) -> None:
     bits = {name: value.clone() for name, value in model.state_dict().items()}
     objects, random = list(map(id, model.parameters())), torch.get_rng_state()
     list(sampler)
-    assert sampler.state_dict()["first_rho"] is not None
+    assert sampler.state_dict()["first_reading"] is not None
     assert model.training
     assert list(map(id, model.parameters())) == objects
     assert all(torch.equal(bits[name], value) for name, value in model.state_dict().items())
