@@ -65,6 +65,7 @@ pair with each other, not with those above. The rules that choose every epoch an
 """
 README_RULES = (BASELINE, OURS, "ccs on el2n", FULL)
 _BOTH = ("fashion-mnist", "cifar-10")
+_CORE = (0.05, 0.15, 0.25, 0.5)  # shares kept that all rules have
 _TEXTS = ("trec", "subj", "sst-2")
 
 
@@ -120,9 +121,10 @@ def means(
     runs = [run for run in of(everything, noise=noise, **plain, **usual) if run["data"] in sets]
     if {run["data"] for run in runs} != set(sets):
         return ""
-    keeps = sorted({run["keep"] for run in runs if run["rule"] == BASELINE})
+    shown = list(rules or rules_of(runs))
+    keeps = [keep for keep in _CORE if of(runs, rule=BASELINE, keep=keep)]
     rows = []
-    for rule in rules or rules_of(runs):
+    for rule in shown:
         cells = []
         for keep in keeps:
             here = at(runs, rule, keep)
