@@ -194,7 +194,7 @@ def test_labels_may_be_given_apart(model: nn.Module) -> None:
         {"gradients": lambda batch: batch[0]},
         {"labels": None},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options),
 )
 def test_nothing_is_read_where_nobody_asks(options: dict[str, Any], model: nn.Module) -> None:
     examples = Counted(data(3_000, 0.2))
