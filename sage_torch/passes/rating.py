@@ -97,8 +97,8 @@ class Rating:
 
         It is the square root of `1 - p`, times the probability that the label is right. A readout
         that knows little, or is not trusted, does not know what has been learnt: then the root is
-        of a higher degree. After three epochs on SST-2, much looks learnt that was learnt by heart:
-        with the square root, half of the data was 5 points worse than a random half.
+        of a higher degree. After three epochs on SST-2, for one, what looks learnt was learnt by
+        heart, and the square root would leave out what the network needs.
         """
         left = np.maximum(1.0 - judged.probabilities.astype(np.float64), 1e-6) ** self.exponent
         masses: NDArray[np.float32] = np.maximum(left * (1.0 - judged.is_wrong), 1e-6).astype(

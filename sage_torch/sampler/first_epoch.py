@@ -42,7 +42,7 @@ def first_reading(
 
     Returns:
         The reading; None where the selection will not ask for it, where there are no classes or
-        features, or where an example fails: the selection will say which.
+        features, or where something fails: the selection will say what, and which example.
 
     Cost:
         A forward pass of all examples, of 8,192 at most.
@@ -71,15 +71,15 @@ def first_reading(
     )
     group, inner = ranks(options.distributed), unwrap(model)
     sample: Dataset[Any] = Subset(dataset, places.tolist())
-    with preserved(inner):
-        job = group.together(lambda: Job.of(inner, sample, asked, group, loading))
-        group.share_buffers(inner)
-        with closing(job.reader):
-            try:
+    try:
+        with preserved(inner):
+            job = group.together(lambda: Job.of(inner, sample, asked, group, loading))
+            group.share_buffers(inner)
+            with closing(job.reader):
                 job = group.together(lambda: with_features(job, inner))
                 labelled = judging_pass(job) if job.judges_alone else None
-            except _core.SageError:
-                return None
+    except (_core.SageError, TypeError, ValueError):
+        return None
     if labelled is None:
         return None
     found = labelled.readout.calibration

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sage_torch import SageError, SageSampler, Selection, select_subset
 from sage_torch.passes.calibration import NOT_CALIBRATED, FirstReading
@@ -215,6 +215,25 @@ def test_the_selection_says_which_example_fails(model: nn.Module) -> None:
     with pytest.raises(SageError) as caught:
         list(sampler)
     assert caught.value.index == spoilt
+
+
+def test_labels_of_other_examples_are_refused(model: nn.Module) -> None:
+    examples = data(400, 0.0)
+    sampler = SageSampler(model, keep=0.3, warmup_epochs=3, labels=[0, 1] * 100, progress=False)
+    loader = DataLoader(examples, sampler=sampler, batch_size=100)
+    with pytest.raises(ValueError, match="labels of all 400 examples, got 200"):
+        list(loader)  # before the first epoch
+
+
+def test_what_the_reading_cannot_do_is_left_to_the_selection(model: nn.Module) -> None:
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1])  # no loss per example
+
+    sampler = sampler_of(model, data(400, 0.0), loss=loss)
+    for _ in range(3):
+        list(sampler)
+    with pytest.raises(ValueError, match="loss"):
+        list(sampler)
 
 
 def test_model_and_random_state_stay(model: nn.Module) -> None:
