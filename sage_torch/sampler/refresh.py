@@ -83,12 +83,14 @@ class Refresher:
         """Read how many labels look wrong, where an epoch of the warm-up is the second one.
 
         Raises:
-            TypeError, ValueError: As `select_subset`.
+            ValueError: The view of the data set has another length.
         """
         if epoch == 1 and self.first_reading is None:
-            dataset = source.dataset if self._score_dataset is None else self._score_dataset
+            dataset, viewed = source.dataset, self._score_dataset
+            self._ranks().together(lambda: count_both(dataset, viewed))
+            read = dataset if viewed is None else viewed
             options = self._read_as(source)
-            self.first_reading = first_reading(self.model, dataset, options, source.loading)
+            self.first_reading = first_reading(self.model, read, options, source.loading)
 
     @staticmethod
     def check(selection: Selection, source: Source) -> None:

@@ -63,7 +63,7 @@ def train(model: nn.Module, examples: TensorDataset, steps: int) -> None:
         optimizer.step()
 
 
-def sampler_of(model: nn.Module, examples: Dataset[Any], **options: Any) -> SageSampler:
+def sampler_of(model: nn.Module, examples: Dataset[Any] | None, **options: Any) -> SageSampler:
     given: dict[str, Any] = {"draw": "rotate", "warmup_epochs": 3, "progress": False}
     return SageSampler(model, examples, keep=0.3, **given | options)
 
@@ -223,6 +223,14 @@ def test_labels_of_other_examples_are_refused(model: nn.Module) -> None:
     loader = DataLoader(examples, sampler=sampler, batch_size=100)
     with pytest.raises(ValueError, match="labels of all 400 examples, got 200"):
         list(loader)  # before the first epoch
+
+
+def test_a_view_of_other_examples_is_refused(model: nn.Module) -> None:
+    sampler = sampler_of(model, None, score_dataset=data(500, 0.0))
+    loader = DataLoader(data(400, 0.0), sampler=sampler, batch_size=100)
+    list(loader)
+    with pytest.raises(ValueError, match="score_dataset to hold the same 400 examples"):
+        list(loader)
 
 
 def test_what_the_reading_cannot_do_is_left_to_the_selection(model: nn.Module) -> None:
