@@ -50,25 +50,30 @@ pub fn bandwidth(units: &Mat<f64>) -> f64 {
         return 1.0;
     }
     let dots = units * units.transpose();
-    let mut distances = Vec::with_capacity(n * (n - 1) / 2);
-    for j in 0..n {
-        for i in j + 1..n {
-            distances.push(squared_distance(&dots, i, j).sqrt());
-        }
+    let own: Vec<f64> = (0..n).map(|i| dots[(i, i)]).collect();
+    let mut squared = Vec::with_capacity(n * (n - 1) / 2);
+    for (j, own_j) in own.iter().enumerate() {
+        let pairs = dots.col_as_slice(j)[j + 1..].iter().zip(&own[j + 1..]);
+        squared.extend(pairs.map(|(dot, own_i)| {
+            let value = own_i + own_j - 2.0 * dot;
+            // Below this, only rounding separates two equal rows.
+            if value < 1e-14 {
+                0.0
+            } else {
+                value
+            }
+        }));
     }
-    let place = (0.1 * (distances.len() - 1) as f64).floor() as usize;
-    let quantile = *distances.select_nth_unstable_by(place, f64::total_cmp).1;
-    let mean = distances.iter().sum::<f64>() / distances.len() as f64;
-    [quantile, mean].into_iter().find(|value| *value > 0.0).unwrap_or(1.0)
-}
-
-fn squared_distance(dots: &Mat<f64>, i: usize, j: usize) -> f64 {
-    // Below this, only rounding separates two equal rows.
-    let squared = dots[(i, i)] + dots[(j, j)] - 2.0 * dots[(i, j)];
-    if squared < 1e-14 {
-        0.0
+    let place = (0.1 * (squared.len() - 1) as f64).floor() as usize;
+    let quantile = squared.select_nth_unstable_by(place, f64::total_cmp).1.sqrt();
+    if quantile > 0.0 {
+        return quantile;
+    }
+    let mean = squared.iter().map(|value| value.sqrt()).sum::<f64>() / squared.len() as f64;
+    if mean > 0.0 {
+        mean
     } else {
-        squared
+        1.0
     }
 }
 
@@ -80,10 +85,12 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Dot products in float64, since near-duplicates cancel. The half above the diagonal is computed,
-    /// and written below it in tiles: across whole rows, that would cost more than it saves.
+    /// Dot products in float32, of rows less their mean: near-duplicates cancel, and so errors are
+    /// small beside the spread of the rows, however near to each other all of them are. The half above
+    /// the diagonal is computed, and written below it in tiles: across whole rows, that would cost more
+    /// than it saves.
     pub fn new(units: &Mat<f64>, bandwidth: f64) -> Self {
-        Self { values: kernel(units, bandwidth), n: units.nrows() }
+        Self { values: kernel(&centred(units), bandwidth), n: units.nrows() }
     }
 
     /// Number of examples n.
@@ -97,14 +104,22 @@ impl Kernel {
     }
 }
 
-fn kernel(units: &Mat<f64>, bandwidth: f64) -> Vec<f32> {
+/// Rows less their mean, which leaves distances as they are.
+fn centred(units: &Mat<f64>) -> Mat<f32> {
+    let n = units.nrows() as f64;
+    let mean: Vec<f64> = (0..units.ncols()).map(|j| units.col(j).iter().sum::<f64>() / n).collect();
+    Mat::from_fn(units.nrows(), units.ncols(), |i, j| (units[(i, j)] - mean[j]) as f32)
+}
+
+fn kernel(units: &Mat<f32>, bandwidth: f64) -> Vec<f32> {
     let n = units.nrows();
-    let squared: Vec<f64> =
-        (0..n).map(|i| units.row(i).iter().map(|value| value * value).sum()).collect();
+    let squared: Vec<f64> = (0..n)
+        .map(|i| units.row(i).iter().map(|value| f64::from(*value) * f64::from(*value)).sum())
+        .collect();
     let factor = -0.5 / (bandwidth * bandwidth);
     let arch = pulp::Arch::new();
     let mut kernel = vec![0.0f32; n * n];
-    let mut dots = Mat::<f64>::zeros(n, PANEL.min(n));
+    let mut dots = Mat::<f32>::zeros(n, PANEL.min(n));
     for start in (0..n).step_by(PANEL) {
         let (count, right) = (PANEL.min(n - start), n - start);
         let of_panel = units.subrows(start, count).transpose();
@@ -140,9 +155,9 @@ fn mirror(panel: &[f32], below: &mut [f32], n: usize, start: usize) {
 }
 
 #[inline(always)]
-fn kernel_row(row: &mut [f32], dots: &[f64], squared: &[f64], own: f64, factor: f64) {
+fn kernel_row(row: &mut [f32], dots: &[f32], squared: &[f64], own: f64, factor: f64) {
     for ((value, dot), other) in row.iter_mut().zip(dots).zip(squared) {
-        let distance = (own + other - 2.0 * dot).max(0.0);
+        let distance = (own + other - 2.0 * f64::from(*dot)).max(0.0);
         *value = exp_of_negative(distance * factor) as f32;
     }
 }
@@ -183,6 +198,23 @@ mod tests {
                     let wanted = (-0.5 * squared / (0.7 * 0.7)).exp();
                     assert!((f64::from(kernel.row(i)[j]) - wanted).abs() < 1e-6);
                     assert_eq!(kernel.row(i)[j], kernel.row(j)[i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_all_near_each_other_are_told_apart() {
+        let (mut random, n, width) = (random(), 60, 9);
+        for spread in [1e-2, 1e-5, 1e-7] {
+            let near = Mat::from_fn(n, width, |_, j| 0.3 * (j + 1) as f64 + spread * random());
+            let kernel = Kernel::new(&near, spread);
+            for i in 0..n {
+                for j in 0..n {
+                    let of = |k| (near[(i, k)] - near[(j, k)]) / spread;
+                    let squared: f64 = (0..width).map(|k| of(k) * of(k)).sum();
+                    let wanted = (-0.5 * squared).exp();
+                    assert!((f64::from(kernel.row(i)[j]) - wanted).abs() < 2e-6);
                 }
             }
         }

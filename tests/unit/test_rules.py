@@ -140,9 +140,10 @@ def test_wrong_arguments_are_refused(call: Any, message: str) -> None:
 
 
 def test_a_stream_is_finished_the_way_it_was_made() -> None:
+    rows = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], np.float32)
     for whole_order in (False, True):
         stream = _core.BlockStream([3], [1], width=3, trim=None, whole_order=whole_order)
-        stream.add(rows_of_three, ones(3), ids(3), np.arange(3))
+        stream.add(rows, ones(3), ids(3), np.arange(3))
         with pytest.raises(ValueError, match="whole_order=True"):
             (stream.finish if whole_order else stream.finish_order)()
-    assert reference.herd(rows_of_three, 3).tolist() == stream.finish_order()[0].tolist()
+    assert reference.herd(rows, 3).tolist() == stream.finish_order()[0].tolist()
