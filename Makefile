@@ -56,6 +56,7 @@ bench: $(VENV)/built ## Measure again: benchmarks/results/*.json and RESULTS.md
 	$(BIN)/python -m benchmarks.quality.duplicates
 	$(BIN)/python -m benchmarks.choices.consensus
 	$(BIN)/python -m benchmarks.choices.sketch_size
+	$(BIN)/python -m benchmarks.choices.sketch_rows # goes on where it stopped
 	$(BIN)/python -m benchmarks.quality.quality # hours; goes on where it stopped
 	$(BIN)/python -m benchmarks.results.page
 

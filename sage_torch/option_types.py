@@ -31,7 +31,7 @@ class SelectionOptions(TypedDict, total=False):
     labels: LabelChoice
     class_balanced: Literal["auto"] | bool
     quotas: Quotas
-    sketch_size: int | Literal["auto"]
+    sketch_size: int | Literal["auto"] | None
     gradients: GradientChoice
     params: ParameterChoice | None
     compress: Literal["auto"] | int | None

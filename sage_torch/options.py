@@ -113,12 +113,13 @@ class Options:
         """How the budget is shared among classes: proportional or equal. Use `"equal"` for long
         tails; the other classes get what a short class cannot give.""",
     )
-    sketch_size: int | Literal["auto"] = _option(
-        64,
-        """Rows l of the sketch, or auto. `"auto"` begins with 64 rows. It doubles them, up to 512
-        and within `memory_budget`, as long as the sketch has lost over a quarter of the energy of
-        the first 8 l examples of the first shard. `settings["sketch_rows"]` says how many it
-        took.""",
+    sketch_size: int | Literal["auto"] | None = _option(
+        None,
+        """Rows l of the sketch, or auto. None is 64; beside features, which herding then compares,
+        too, it is 32, or twice the number of logits up to 64. `"auto"` begins with 64 rows. It
+        doubles them, up to 512 and within `memory_budget`, as long as the sketch has lost over a
+        quarter of the energy of the first 8 l examples of the first shard.
+        `settings["sketch_rows"]` says how many it took.""",
     )
     gradients: GradientChoice = _option(
         "auto",
@@ -256,8 +257,8 @@ class Options:
             )
         if self.compress not in ("auto", None):
             self._whole("compress", 1, '"auto", None or a number of coordinates')
-        if self.sketch_size != "auto":
-            self._whole("sketch_size", 1, '"auto" or a whole number')
+        if self.sketch_size not in ("auto", None):
+            self._whole("sketch_size", 1, '"auto", None or a whole number')
         self._whole("memory_budget", 1, "a number of bytes")
         self._whole("batch_size", 1)
         self._whole("num_workers", 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.accelerator import page as accelerator
-from benchmarks.choices import consensus, finished, sketch_size
+from benchmarks.choices import consensus, finished, sketch_rows, sketch_size
 from benchmarks.quality import (
     compression,
     duplicates,
@@ -84,6 +84,7 @@ SECTIONS: tuple[Callable[[], str], ...] = (
     calls.section,
     torches.section,
     sketch_size.section,
+    sketch_rows.section,
     consensus.section,
     finished.section,
     tables.former_section,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.gradients.outer import Rows, add_to, part_of
 from sage_torch.passes.job import Job
-from sage_torch.passes.mode import first_rows
 from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.reader import naming_the_example
 from sage_torch.reading.shards import Shard
@@ -46,7 +45,7 @@ class Growth:
     @property
     def first_rows(self) -> int:
         """Number of rows to begin with."""
-        return first_rows(self._job.options) if self._size is None else self._size
+        return self._job.plan.rows if self._size is None else self._size
 
     def is_settled(self, sketch: _core.FrequentDirections) -> bool:
         """Return whether a sketch has its final size."""

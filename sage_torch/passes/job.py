@@ -19,7 +19,7 @@ from sage_torch.gradients.computer import GradientComputer, device_of
 from sage_torch.gradients.features import ClassifierInputs, Features, find_features, look, see
 from sage_torch.options import Options
 from sage_torch.passes.calibration import FirstReading
-from sage_torch.passes.mode import Mode, exact_bytes
+from sage_torch.passes.mode import Mode, exact_bytes, first_rows
 from sage_torch.passes.readings import Readings
 from sage_torch.passes.readout import MOST_COMPARED
 from sage_torch.reading.classes import may_be_classes
@@ -41,15 +41,32 @@ class Plan:
         k: Number of examples to keep.
         mode: How examples are scored.
         shards: Parts of the data set, sketched apart.
+        rows: Rows that a sketch begins with.
     """
 
     k: int
     mode: Mode
     shards: list[Shard]
+    rows: int
 
     @classmethod
-    def of(cls, options: Options, total: int, *, is_group: bool, of_features: int = 0) -> Plan:
+    def of(
+        cls,
+        options: Options,
+        total: int,
+        *,
+        is_group: bool,
+        of_features: int = 0,
+        logits: int = 0,
+    ) -> Plan:
         """Return the plan for `total` examples, alone or in a process group.
+
+        Args:
+            options: The caller's options.
+            total: Number of examples N.
+            is_group: Whether ranks share the work.
+            of_features: As `Mode.of`.
+            logits: As `first_rows`.
 
         Raises:
             ValueError: The options do not fit this many examples.
@@ -57,7 +74,8 @@ class Plan:
         count = options.shards
         if count is None:
             count = min(_SHARDS_OF_GROUP, total) if is_group else 1
-        return cls(options.budget(total), Mode.of(options, total, of_features), cut(total, count))
+        mode = Mode.of(options, total, of_features, logits)
+        return cls(options.budget(total), mode, cut(total, count), first_rows(options, logits))
 
 
 @dataclass(frozen=True)
@@ -237,13 +255,14 @@ def with_features(job: Job, model: nn.Module) -> Job:
     assert seen is not None
     width = seen.features.shape[1]
     reduced = min(width, MOST_COMPARED)
-    plan = Plan.of(options, total, is_group=job.ranks.is_group, of_features=reduced)
+    logits = 0 if seen.outer is None else seen.outer.delta.shape[1]
+    plan = Plan.of(options, total, is_group=job.ranks.is_group, of_features=reduced, logits=logits)
     keeps = False
     if judges_alone:
         keeps = 4 * total * (width + 1) <= options.memory_budget
     elif seen.outer is not None and plan.mode.name == "exact" and options.checkpoint is None:
-        held = 4 * total * (seen.outer.delta.shape[1] + width)
-        keeps = held + exact_bytes(options, total, reduced) <= options.memory_budget
+        held = 4 * total * (logits + width)
+        keeps = held + exact_bytes(plan.rows, total, reduced) <= options.memory_budget
     return replace(
         job,
         plan=plan,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sage_torch.passes.job import Job
-from sage_torch.passes.mode import first_rows
 from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.passes.sketching import Sketched
 from sage_torch.passes.views import Views
@@ -65,7 +64,7 @@ def is_wanted(job: Job) -> bool:
 def announce(job: Job) -> None:
     """Log how many bytes the rows will take, before any work."""
     if is_wanted(job):
-        width = first_rows(job.options) + job.of_features
+        width = job.plan.rows + job.of_features
         more = " or more" if job.options.sketch_size == "auto" else ""
         held = 2 * width * job.reader.total
         _LOG.info("coordinates: %s bytes%s on the host (2 x %d each)", f"{held:,}", more, width)

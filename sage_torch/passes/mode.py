@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 import sage_torch._core as _core
 from sage_torch.options import Options
 
-FIRST_ROWS = 64  # in a sketch that chooses its size (see growth.py)
+FIRST_ROWS = 64  # of a sketch, unless the caller names another number
+# Beside features, half as many choose as good a subset, in half the time: over Fashion-MNIST,
+# CIFAR-10 and the text sets, benchmarks/choices/sketch_rows.py.
+_BESIDE_FEATURES, _OF_A_LOGIT = 32, 2
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,16 @@ class Mode:
     name: Literal["exact", "streaming", "one_pass"]
 
     @classmethod
-    def of(cls, options: Options, total: int, of_features: int = 0) -> Mode:
+    def of(cls, options: Options, total: int, of_features: int = 0, logits: int = 0) -> Mode:
         """Return the mode of a data set of `total` examples.
 
         Args:
             options: `consensus`, `sketch_size`, `memory_budget`.
             total: Number of examples N.
             of_features: Numbers of an example's features that herding compares; 0 without any.
+            logits: As `first_rows`.
         """
-        needed = exact_bytes(options, total, of_features)
+        needed = exact_bytes(first_rows(options, logits), total, of_features)
         if options.consensus == "one_pass":
             return cls("one_pass")
         if options.consensus == "streaming" or (
@@ -66,12 +70,20 @@ class Mode:
         return class_ids if self.is_streaming else None
 
 
-def exact_bytes(options: Options, total: int, of_features: int) -> int:
+def exact_bytes(rows: int, total: int, of_features: int) -> int:
     """Return the bytes of exact scoring: coordinates, and beside features a copy of them."""
-    rows = first_rows(options)
     return 4 * total * (rows if not of_features else 2 * rows + of_features + 4)
 
 
-def first_rows(options: Options) -> int:
-    """Return the rows that a sketch begins with."""
-    return FIRST_ROWS if options.sketch_size == "auto" else options.sketch_size
+def first_rows(options: Options, logits: int = 0) -> int:
+    """Return the rows that a sketch begins with.
+
+    Args:
+        options: `sketch_size`.
+        logits: Logits of the last layer, if its gradients are sketched beside its inputs; else 0.
+    """
+    if options.sketch_size is None and logits:
+        return min(FIRST_ROWS, max(_BESIDE_FEATURES, _OF_A_LOGIT * logits))
+    if options.sketch_size is None or options.sketch_size == "auto":
+        return FIRST_ROWS
+    return options.sketch_size

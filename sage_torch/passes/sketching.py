@@ -93,7 +93,7 @@ def _settled(
     Only `sketch_size="auto"` reads part of the first shard for it; other ranks wait.
     """
     if job.options.sketch_size != "auto":
-        return job.options.sketch_size, None
+        return job.plan.rows, None
 
     def ask() -> tuple[int, Iterator[_core.FrequentDirections] | None]:
         if job.ranks.rank != 0:

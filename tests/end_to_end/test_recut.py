@@ -94,7 +94,8 @@ def test_a_cut_is_what_a_fresh_call_gives(
         options = {**before, **change}
         has_features = before.get("consensus") != "one_pass" and "labels" not in before
         if has_features and "trim" not in before and ({"trim"} & {*change} or rule == "agreement"):
-            options["gradients"] = "last_layer"  # whose gradients were kept
+            # Whose gradients were kept, in as many rows.
+            options |= {"gradients": "last_layer", "sketch_size": first.settings["sketch_rows"]}
         fresh = select(task, **options)
         assert cut.indices.tolist() == fresh.indices.tolist(), change
         assert cut.epoch_indices(3).tolist() == fresh.epoch_indices(3).tolist(), change

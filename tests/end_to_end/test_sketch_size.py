@@ -241,7 +241,22 @@ def test_a_sampler_passes_it_on() -> None:
     assert rows_of(sampler.selection) >= FIRST
 
 
-@pytest.mark.parametrize("wrong", ["automatic", 0, -3, None, True, 2.5])
+@pytest.mark.parametrize(("classes", "expected"), [(3, 32), (20, 40), (50, 64)])
+def test_beside_features_fewer_rows_do(
+    classes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "FIRST_ROWS", 64)
+    model, rows = nn.Linear(40, classes), torch.randn(400, 40)
+    data = TensorDataset(rows, torch.arange(400) % classes)
+    beside = select_subset(model, data, 0.5, progress=False)
+    alone = select_subset(model, data, 0.5, gradients="last_layer", trim=None, progress=False)
+    assert beside.settings["sketch_size"] is alone.settings["sketch_size"] is None
+    assert (rows_of(beside), rows_of(alone)) == (expected, 64)
+    asked = select_subset(model, data, 0.5, sketch_size=8, progress=False)
+    assert rows_of(asked) == asked.settings["sketch_rows"] == 8
+
+
+@pytest.mark.parametrize("wrong", ["automatic", 0, -3, True, 2.5])
 def test_other_sizes_are_refused(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="sketch_size"):
         select(sketch_size=wrong)

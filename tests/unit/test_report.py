@@ -75,7 +75,7 @@ def test_it_says_what_the_selection_says(selection: Selection, tmp_path: Path) -
         f"{certificate.energy_kept:.1%} of the energy in the sketch",
         f"together {selection.seconds['total']:.2f} s",
         f"torch {torch.__version__}",
-        "sketch_size 64",
+        "sketch_rows 64",
         "select_subset(model, dataset, 0.25, trim='negative', shards=1)",
         *selection.settings["parameters"],
     ):
