@@ -5,7 +5,8 @@
   information criterion is for it.
 * Wrong labels: how many, by what contradicts confident predictions; which, by Bayes.
 * Trim: labels that are probably wrong, and at small budgets what is hard.
-* Herding toward masses sqrt(1 - p) P(right), on [z / |z|, h / |h|].
+* Herding toward masses sqrt(1 - p) P(right), at large budgets times sqrt(odds / (1 + odds)), on
+  [z / |z|, h / |h|].
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ class Calibration:
     skill: float  # explained share of the entropy
     mistaken: Floats  # (C, C), of the wrong labels of a class, the share of each other
     trust: float = 1.0  # in what it says of hard and wrong labels
+    to_learn: float = 1.0  # how far what is not probable is left to learn
 
 
-def calibration(scores: Floats, class_ids: Ints) -> Calibration:
-    """Calibrate left-out scores (N, C)."""
+def calibration(scores: Floats, class_ids: Ints, own_loss: float | None = None) -> Calibration:
+    """Calibrate left-out scores (N, C); own_loss is the model's mean cross-entropy."""
     n, classes = scores.shape
 
     def loss(log_t: float, share: float) -> float:
@@ -92,8 +94,12 @@ def calibration(scores: Floats, class_ids: Ints) -> Calibration:
     rho = max((at_random * against) ** 0.5, max(0.55, min(1.0, skill / 0.25)) * against)
     trust = min(1.0, skill / 0.25) ** 2 if rho < 0.1 else 1.0  # of a trained model
     rho = min(0.9, trust * rho)
+    to_learn = 1.0
+    if own_loss is not None:
+        ratio, known = own_loss / loss(log_t, share), min(skill, 1 - own_loss / np.log(classes))
+        to_learn = min(1.0, max(0.0, 10 * ratio - 7)) * min(1.0, max(0.0, 18 - 20 * known))
     return Calibration(
-        float(np.exp(log_t)), float(share), rho, float(skill), mistaken, float(trust)
+        float(np.exp(log_t)), float(share), rho, float(skill), mistaken, float(trust), to_learn
     )
 
 
@@ -178,8 +184,11 @@ def rated(p: Floats, is_wrong: Floats, class_ids: Ints, quotas: Ints, of: Calibr
         noise = (is_wrong[members] > 0.25) & (by_wrong < int(rho * (1.5 - rho) * n))
         hard = (odds[members] < budget) & (by_odds < int((0.3 * of.trust + 2 * rho) * n))
         is_left[members] = ~(noise | hard)
-    to_learn = np.maximum(1 - p, 1e-6) ** (0.5 * of.trust * min(1.0, of.skill / 0.25))
-    return Rated(is_left, to_learn * np.maximum(1 - is_wrong, 0))
+    exponent = 0.5 * of.trust * min(1.0, of.skill / 0.25) * of.to_learn
+    room = (quotas / np.bincount(class_ids, minlength=classes))[class_ids]
+    left = np.maximum(1 - p, 1e-6) ** exponent * np.maximum(1 - is_wrong, 0)
+    undecided = (odds / (1 + odds)) ** (exponent * np.clip((room - 0.25) / 0.25, 0, 1))
+    return Rated(is_left, left * undecided)
 
 
 def inclusion(masses: Floats, count: int) -> Floats:

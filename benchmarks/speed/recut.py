@@ -93,7 +93,7 @@ def made(total: int) -> Selection:
         both /= np.linalg.norm(both, axis=2, keepdims=True)
         part[:] = both.reshape(part.shape)
     sample = np.sort(random.choice(total, min(total, SAMPLE), replace=False))
-    known = {"rho": 0.1, "skill": 0.5, "trust": 1.0}
+    known = {"rho": 0.1, "skill": 0.5, "trust": 1.0, "to_learn": 1.0}
     options = Options(keep=0.25, consensus="streaming", keep_coordinates=True)
     return Selection(
         indices=np.arange(0, total, 4),

@@ -20,6 +20,7 @@ from sage_torch.reading.classes import ClassBook
 from sage_torch.reading.shards import Shard
 
 _PREFIX = "features_"
+_LOGITS = 2  # the place of their number beside a loss
 _AT_ONCE = 1_024  # kept examples that pass 2 takes at once
 _KNOWS_NOTHING, _ENOUGH = 0.98, 256  # of the loss of a guess; examples that show it
 
@@ -80,9 +81,7 @@ class FeatureBook:
         self._job = job
         self._sums: dict[int, FeatureSums] = {}  # by shard
         self.kept: Kept | None = None
-        # Of the model's own probabilities, where they are known.
-        self._loss: Tensor | float = 0.0
-        self._count, self._logits = 0, 0
+        self._losses: dict[int, Tensor] = {}  # by shard: sum, examples, logits; where known
 
     def note(
         self,
@@ -100,7 +99,7 @@ class FeatureBook:
         self._sums[shard.number].add(seen.features, class_ids, indices)
         if seen.outer is None:
             return
-        self._note_loss(seen.outer)
+        self._note_loss(shard, seen.outer)
         if not self._job.keeps_seen or self._job.judges_alone:
             return
         if self.kept is None:
@@ -110,32 +109,39 @@ class FeatureBook:
             self.kept = Kept(delta, hidden, outer.bias, own.start, outer.delta.device)
         self.kept.put(indices, seen.outer)
 
-    def _note_loss(self, outer: OuterRows) -> None:
+    def _note_loss(self, shard: Shard, outer: OuterRows) -> None:
         """Add up the cross-entropy, where it is one."""
         of_labels = _of_labels(self._job, outer)
-        if of_labels is not None:
-            self._loss = self._loss - of_labels.double().log().sum()  # on its device, no wait
-            self._count += len(of_labels)
-            self._logits = outer.delta.shape[1]
+        if of_labels is None:
+            return
+        loss = -of_labels.double().log().sum()  # on its device, no wait
+        now = torch.stack([loss, torch.full_like(loss, len(of_labels)), torch.zeros_like(loss)])
+        now[_LOGITS] = outer.delta.shape[1]
+        if shard.number in self._losses:
+            now[:_LOGITS] += self._losses[shard.number][:_LOGITS].to(now.device)
+        self._losses[shard.number] = now
 
-    def _is_trained(self) -> bool:
-        """Return whether the model predicts better than chance or little is known; else warn."""
-        own = float(self._loss), self._count, self._logits
-        losses, counts, logits = zip(*self._job.ranks.gather(own), strict=True)
-        loss, count, guess = sum(losses), sum(counts), float(np.log(max(*logits, 1)))
-        if count < _ENOUGH or loss < _KNOWS_NOTHING * count * guess:
-            return True
-        warn(
-            f"the model predicts no better than chance (mean loss {loss / count:.2f}, chance "
-            f"{guess:.2f}), so little is known of what is hard or wrong; train it for an epoch "
-            "first, or pass warmup_epochs=1 to SageSampler"
-        )
-        return False
+    def _own_loss(self) -> tuple[float | None, float]:
+        """Return the model's mean loss, None where too little is known of it, and that of a guess.
+
+        It is the same on every rank, and for any number of ranks.
+        """
+        own = {number: found.cpu().numpy() for number, found in self._losses.items()}
+        everyone = {
+            n: found for of_rank in self._job.ranks.gather(own) for n, found in of_rank.items()
+        }
+        whole = np.array([everyone[number] for number in sorted(everyone)]).reshape(-1, 3)
+        loss, count = whole[:, :_LOGITS].sum(0)
+        guess = float(np.log(max(whole[:, _LOGITS].max(initial=1.0), 1.0)))
+        return (float(loss / count) if count >= _ENOUGH else None), guess
 
     def part(self, shard: Shard) -> dict[str, NDArray[Any]]:
         """Return what a snapshot of a shard needs."""
-        sums = self._sums.get(shard.number)
-        return {} if sums is None else {_PREFIX + k: v for k, v in sums.state().items()}
+        sums, losses = self._sums.get(shard.number), self._losses.get(shard.number)
+        if sums is None:
+            return {}
+        noted = np.zeros(3) if losses is None else losses.cpu().numpy()
+        return {_PREFIX + k: v for k, v in (sums.state() | {"losses": noted}).items()}
 
     def adopt(
         self, shard: Shard, arrays: dict[str, NDArray[Any]], positions: NDArray[np.int32]
@@ -157,6 +163,11 @@ class FeatureBook:
         found = FeatureSums.of_state(self._places(width, shard), state)
         self._sums[shard.number] = FeatureSums(width, found.places)
         self._sums[shard.number].merge(found, positions)
+        noted = arrays[_PREFIX + "losses"]
+        if noted.shape != (3,) or noted.dtype != np.float64 or not np.isfinite(noted).all():
+            raise ValueError(f"expected 3 finite numbers of the loss, got {noted.shape}")
+        if noted[1] > 0:
+            self._losses[shard.number] = torch.from_numpy(noted.copy())
 
     def finish(self, classes: ClassBook, order: NDArray[np.int64]) -> Readout | None:
         """Return the readout of all examples, the same on every rank; None without classes.
@@ -170,7 +181,14 @@ class FeatureBook:
             return None
         positions = np.empty(len(order), np.int32)
         positions[order] = np.arange(len(order), dtype=np.int32)
-        is_trained = self._is_trained()
+        own_loss, guess = self._own_loss()
+        is_trained = own_loss is None or own_loss < _KNOWS_NOTHING * guess
+        if own_loss is not None and not is_trained:
+            warn(
+                f"the model predicts no better than chance (mean loss {own_loss:.2f}, chance "
+                f"{guess:.2f}), so little is known of what is hard or wrong; train it for an epoch "
+                "first, or pass warmup_epochs=1 to SageSampler"
+            )
         own = {}
         for number, sums in self._sums.items():
             own[number] = FeatureSums(sums.sample.shape[1], sums.places)  # on the host
@@ -185,6 +203,7 @@ class FeatureBook:
             whole,
             classes.of(whole.places),
             is_trained=is_trained,
+            own_loss=own_loss,
             first_reading=job.first_reading,
         )
 

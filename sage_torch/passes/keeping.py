@@ -12,7 +12,7 @@ from sage_torch.passes.job import Job
 from sage_torch.passes.scoring import Scored, ScoredBatch
 from sage_torch.passes.sketching import Sketched
 from sage_torch.passes.views import Views
-from sage_torch.selection.coordinates import Coordinates, Keeper
+from sage_torch.selection.coordinates import OF_CALIBRATION, Coordinates, Keeper
 
 _LOG = logging.getLogger("sage_torch")
 
@@ -51,7 +51,7 @@ class Keeping:
         known, sample = {}, np.empty(0, np.int64)
         if readout is not None:
             of, sample = readout.calibration, readout.sample_places
-            known = {"rho": of.rho, "skill": of.skill, "trust": of.trust}
+            known = {name: float(getattr(of, name)) for name in OF_CALIBRATION}
         looked = job.options.rule == "herding" and job.options.trim == "auto"
         return Coordinates(rows, self.sketched.sketch.sketch_size, sample, known, looked)
 

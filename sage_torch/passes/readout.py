@@ -184,6 +184,7 @@ class Readout:
         class_ids: NDArray[np.int32],
         *,
         is_trained: bool = True,
+        own_loss: float | None = None,
         first_reading: FirstReading | None = None,
     ) -> Readout:
         """Solve the regression and calibrate it.
@@ -192,6 +193,7 @@ class Readout:
             sums: Those of all examples, by final class ids.
             class_ids: int32 (m,), the classes of the sample.
             is_trained: Whether the model predicts better than chance, or nothing is known of that.
+            own_loss: As `calibrated`.
             first_reading: What the calibration said after the first epoch, if it was asked.
 
         Cost:
@@ -199,7 +201,8 @@ class Readout:
         """
         solved = cls._solved(sums)
         scores = solved.scores(sums.sample, class_ids)
-        fitted = calibrated(scores, class_ids, is_trained=is_trained).after(first_reading)
+        now = calibrated(scores, class_ids, is_trained=is_trained, own_loss=own_loss)
+        fitted = now.after(first_reading)
         of_sample = fitted.judged(scores, class_ids)
         return replace(solved, calibration=fitted, sample_places=sums.places, of_sample=of_sample)
 

@@ -240,6 +240,7 @@ def _calibration(kept: Coordinates) -> Calibration:
         skill=known["skill"],
         mistaken=np.zeros((1, 1)),
         trust=known["trust"],
+        to_learn=known["to_learn"],
     )
 
 

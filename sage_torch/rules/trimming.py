@@ -33,14 +33,16 @@ class Trimming:
         """Return what the trim reads, float32 (n,): below 0 goes."""
         if self.rating is None or scored.judged is None:
             return scored.margins
-        places = scored.indices if isinstance(scored, ScoredBatch) else slice(None)
-        return self.rating.quality(scored.judged, self.class_ids[places])
+        return self.rating.quality(scored.judged, self._groups(scored))
 
     def masses(self, scored: Scored | ScoredBatch) -> NDArray[np.float32] | None:
         """Return how much each example counts, float32 (n,); None: all the same."""
         if self.rating is None or scored.judged is None:
             return None
-        return self.rating.masses(scored.judged)
+        return self.rating.masses(scored.judged, self._groups(scored))
+
+    def _groups(self, scored: Scored | ScoredBatch) -> NDArray[np.int32]:
+        return self.class_ids[scored.indices if isinstance(scored, ScoredBatch) else slice(None)]
 
     def settings(self, scored: Scored) -> dict[str, Any]:
         """Return what the trim went by, for `Selection.settings`."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sage_torch.checks import truth, whole_number
 
 _ARRAYS = ("rows", "sample")
+OF_CALIBRATION = ("rho", "skill", "trust", "to_learn")  # all that another cut reads of it
 _AT_ONCE = 65_536  # rows that are copied at once
 
 
@@ -24,7 +25,7 @@ class Coordinates:
         gradient_width: How many of the w numbers are the gradient's.
         sample: int64 (m,) ascending, the examples that the calibration was taken from; none
             without a readout.
-        known: What the calibration says: `rho`, `skill`, `trust`; nothing without a readout.
+        known: Of the calibration, the numbers of `OF_CALIBRATION`; nothing without a readout.
         looked: Whether `trim="auto"` looked for features, found or not.
     """
 
@@ -73,7 +74,7 @@ class Coordinates:
             and sample.ndim == 1
             and (not len(sample) or (sample[0] >= 0 and sample[-1] < total))
             and bool((sample[1:] > sample[:-1]).all())
-            and set(found.known) == ({"rho", "skill", "trust"} if len(sample) else set())
+            and set(found.known) == (set(OF_CALIBRATION) if len(sample) else set())
             and all(_is_share(value) for value in found.known.values())
         )
         if not fits or not all(

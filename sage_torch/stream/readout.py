@@ -70,7 +70,7 @@ class OnlineReadout:
             ids = class_ids[is_known]
             judged = readout.judged(features[is_known], ids, is_new=True)
             quality[is_known] = rating.quality(judged, np.zeros_like(ids))
-            masses[is_known] = rating.masses(judged) / self._mean_masses[ids]
+            masses[is_known] = rating.masses(judged, np.zeros_like(ids)) / self._mean_masses[ids]
         return quality, masses
 
     def _learn(self, features: Tensor, class_ids: NDArray[np.int32], weight: float) -> None:
@@ -97,7 +97,8 @@ class OnlineReadout:
         rating = Rating.of(readout, groups, np.ones(1), has_budget=False)
         ids = self._ids[there]
         counts = np.bincount(ids, minlength=readout.classes)
-        sums = np.bincount(ids, rating.masses(readout.of_sample), minlength=readout.classes)
+        masses = rating.masses(readout.of_sample, groups)
+        sums = np.bincount(ids, masses, minlength=readout.classes)
         means = np.divide(sums, counts, out=np.ones(len(sums)), where=counts > 0)
         self._mean_masses = means.astype(np.float32)
         self._rating = readout, rating

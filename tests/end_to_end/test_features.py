@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_state import bits, registered
+from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -221,3 +222,23 @@ def test_two_passes_choose_what_one_chooses() -> None:
     assert once.scores == pytest.approx(twice.scores, abs=1e-5)
     by_batches = select(model, data, batch_size=37)
     assert np.array_equal(once.indices, by_batches.indices)
+
+
+def test_wrong_labels_that_were_learnt_by_heart_are_not_preferred() -> None:
+    pixels, true = (torch.from_numpy(each) for each in load_digits(return_X_y=True))
+    random = torch.Generator().manual_seed(0)
+    is_wrong = torch.rand(len(true), generator=random) < 0.2
+    other = true + torch.randint(1, 10, true.shape, generator=random)
+    data = TensorDataset(pixels.float() / 16, torch.where(is_wrong, other % 10, true))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(600):
+        optimizer.zero_grad()
+        F.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
+        optimizer.step()
+    assert (model(data.tensors[0]).argmax(1) == data.tensors[1]).float().mean() > 0.9
+    selection = select(model, data)
+    assert selection.settings["rho"] < 0.1  # few labels look wrong by then
+    assert is_wrong[selection.indices].float().mean() < 0.15

@@ -263,6 +263,8 @@ def test_model_and_random_state_stay(model: nn.Module) -> None:
 def test_what_is_hard_comes_more_often_only_where_few_are_wrong(
     flipped: float, is_even: bool, model: nn.Module
 ) -> None:
+    with torch.no_grad():
+        model[-1].weight *= 0.3  # type: ignore[index]  # less sure than its features allow
     found = select_subset(model, data(400, flipped), 0.3, draw="rotate", progress=False)
     assert found.draws is not None
     assert (found.settings["rho"] >= 0.1) == is_even

@@ -70,14 +70,28 @@ def test_what_was_dropped_comes_back_by_how_good_it_is() -> None:
 
 
 def test_masses_fall_with_what_is_learnt_and_with_what_is_wrong() -> None:
-    p = np.array([0.05, 0.3, 0.6, 0.95, 1.0], np.float32)
-    clean, noisy = (rated(0.25, rho=rho).masses(judged(p, rho)) for rho in (0.0, 0.15))
+    p, one_class = np.array([0.05, 0.3, 0.6, 0.95, 1.0], np.float32), np.zeros(5, np.int32)
+    clean, noisy = (rated(0.25, rho=rho).masses(judged(p, rho), one_class) for rho in (0.0, 0.15))
     assert (np.diff(clean) < 0).all()
     assert (clean > 0).all()
     assert noisy[0] < noisy[1]  # it is wrong rather than hard
     assert noisy[2] == pytest.approx(clean[2], rel=0.1)
-    flat = rated(0.25, skill=0.0).masses(judged(p))
+    flat = rated(0.25, skill=0.0).masses(judged(p), one_class)
     assert flat == pytest.approx(np.ones(5))  # what a readout without skill says is ignored
+
+
+def test_at_large_budgets_what_is_contradicted_counts_less() -> None:
+    p, one_class = np.array([0.01, 0.3, 0.6, 0.95], np.float32), np.zeros(4, np.int32)
+    small, between, large = (
+        rated(keep).masses(judged(p), one_class).tolist() for keep in (0.25, 0.4, 0.5)
+    )
+    assert max(small) == small[0]
+    assert max(large) == large[1] > large[0]
+    assert large[0] < between[0] < small[0]
+    whole = rated(0.5).masses(judged(p), np.ones(4, np.int32))  # all of this class are kept
+    assert whole == pytest.approx(large)
+    turn = rated(0.5, has_budget=False).masses(judged(p), one_class)
+    assert turn == pytest.approx(small)
 
 
 def test_both_terms_are_counted() -> None:
@@ -179,6 +193,24 @@ def test_a_readout_that_is_not_trusted_trims_less_of_what_is_hard() -> None:
         trimmed.append(sum(rating.counts(sample, labels)))
     assert trimmed[0] > 2 * trimmed[1] > 0
     assert trimmed[1] > trimmed[2]
+
+
+def test_a_model_that_knows_nearly_all_leaves_nothing_to_learn() -> None:
+    scores, labels, _ = noisy(0.0, to_next=False)
+    found = [
+        calibrated(scale * scores, labels, own_loss=own_loss).to_learn
+        for scale, own_loss in ((1.0, None), (1.0, 2.0), (1.0, 0.01))
+    ]
+    assert found == [1.0, 1.0, 0.0]
+    sure = 20.0 * np.eye(5)[labels] + scores  # the readout knows all, and more than the model
+    assert calibrated(sure, labels, own_loss=0.01).to_learn == 0.0
+    of = calibrated(scores, labels)
+    sample = of.judged(scores, labels)
+    for to_learn in (1.0, 0.0):
+        readout = known(replace(of, to_learn=to_learn), sample, scores.shape[1])
+        rating = Rating.of(readout, labels, np.full(scores.shape[1], 0.5), has_budget=True)
+        masses, right = rating.masses(sample, labels), 1 - sample.is_wrong
+        assert np.allclose(masses, np.maximum(right, 1e-6)) == (to_learn == 0.0)
 
 
 def test_a_constant_feature_and_one_alone_do_no_harm() -> None:
