@@ -192,13 +192,14 @@ def _draw(condition: dict[str, Any], runs: list[Run]) -> None:
         ax.axhline(goal, color="grey", linestyle=":", linewidth=1)
         ax.annotate(f"{EPOCHS} epochs less {_LESS}", (1.0, goal), ha="right", va="top", fontsize=8)
     # Where a rule fails by tens of points, the others would be one line.
-    usual = [run["accuracy"] for run in runs if run["rule"] in (FULL, YARDSTICK)]
+    is_cut, usual = False, [run["accuracy"] for run in runs if run["rule"] in (FULL, YARDSTICK)]
     if usual:
-        lowest = min(run["accuracy"] for run in runs)
-        ax.set_ylim(bottom=max(lowest, min(usual) - 6) - 0.3)
+        lowest, cut = min(run["accuracy"] for run in runs), min(usual) - 6
+        ax.set_ylim(bottom=max(lowest, cut) - 0.3)
+        is_cut = lowest < cut
     ax.set_xlabel(f"share of the time of {EPOCHS} epochs, warm-up and selection charged")
     ax.set_ylabel("test accuracy, %; bands: 95 % interval of the mean")
-    ax.set_title(title(condition), fontsize=10)
+    ax.set_title(title(condition) + (" (lower points are cut off)" if is_cut else ""), fontsize=10)
     ax.legend(fontsize=8)
     figure.savefig(RESULTS / picture(condition), dpi=110, metadata={"Software": None})
     pyplot.close(figure)
