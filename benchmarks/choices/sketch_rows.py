@@ -41,8 +41,8 @@ subset with l rows less that with {former} rows, in points, paired by seed, with
 5, 15, 25 and 50 % kept, right labels and 20 % flipped, seeds {seeds}. *Seconds* is the median time
 of a selection over that with {former} rows. Herding compares features beside the
 sketched gradients, so rows beyond the number of classes tell it little: the default is 32, or twice
-the number of logits up to {former}. 16 rows were tried on images alone. The tables of quality were
-measured with {former} rows.
+the number of logits up to {former}. 16 rows were tried on images alone. Most rows of the
+tables of quality were measured with {former} rows.
 """
 
 
