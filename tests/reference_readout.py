@@ -96,8 +96,9 @@ def calibration(scores: Floats, class_ids: Ints, own_loss: float | None = None) 
     rho = min(0.9, trust * rho)
     to_learn = 1.0
     if own_loss is not None:
-        ratio, known = own_loss / loss(log_t, share), min(skill, 1 - own_loss / np.log(classes))
-        to_learn = min(1.0, max(0.0, 10 * ratio - 7)) * min(1.0, max(0.0, 18 - 20 * known))
+        left_out = loss(log_t, share)
+        ratio, most = own_loss / left_out, max(own_loss, left_out)
+        to_learn = min(1.0, max(0.0, 10 * ratio - 7)) * min(1.0, max(0.0, 25 * most - 1.5))
     return Calibration(
         float(np.exp(log_t)), float(share), rho, float(skill), mistaken, float(trust), to_learn
     )

@@ -27,9 +27,9 @@ _SCORES, _LEAST_SCORED, _MOST_SCORED = 2**18, 1_000, 8_192  # that the calibrati
 _COLDEST, _HOTTEST, _EXACT = 0.002, 50.0, 1e-3  # temperatures, and the error of their logarithm
 _MOST_WRONG = 0.9
 # Where `1 - p` stops and begins to say what is left to learn: the model's own loss over that of a
-# regression that has not seen each example, and the lesser skill of both, the other way round.
+# regression that has not seen each example, and the greater of both.
 # Chosen on benchmarks/quality/quality.py, validation, models warmed up for 1, 3 and 10 epochs.
-_BY_HEART, _KNOWS_ALL = (0.7, 0.8), (0.9, 0.85)
+_BY_HEART, _KNOWS_ALL = (0.7, 0.8), (0.06, 0.1)
 
 
 class Judged(NamedTuple):
@@ -215,8 +215,8 @@ def calibrated(
     log_t, share = without, 0.0
     if count * (alone(without) - mixed(both)) > 0.5 * np.log(count):
         log_t, share = both, _share_of_chance(clean(both), chance)
-    loss, guess = _loss(clean(log_t), share, chance), np.log(1.0 / chance)
-    skill = max(0.0, 1.0 - loss / guess)
+    loss = _loss(clean(log_t), share, chance)
+    skill = max(0.0, 1.0 - loss / np.log(1.0 / chance))
     against, mistaken = contradicted(scores, class_ids, float(np.exp(without)))
     enough = min(1.0, skill / ENOUGH)
     sure = max(_IN_DOUBT, enough)
@@ -229,8 +229,8 @@ def calibrated(
     flipped = flips(scores, class_ids, -np.exp(shifted).sum(1))
     to_learn = 1.0
     if own_loss is not None:
-        known = min(skill, 1.0 - own_loss / guess)
-        to_learn = _within(own_loss / max(loss, 1e-9), *_BY_HEART) * _within(known, *_KNOWS_ALL)
+        by_heart = _within(own_loss / max(loss, 1e-9), *_BY_HEART)
+        to_learn = by_heart * _within(max(own_loss, loss), *_KNOWS_ALL)
     return Calibration(
         float(np.exp(log_t)), share, rho, float(skill), mistaken, trust, to_learn, flipped
     )

@@ -133,8 +133,10 @@ def test_values_decide(found: tuple[Any, Any], kind: int) -> None:
 )
 @pytest.mark.parametrize("consensus", ["exact", "streaming", "one_pass"])
 def test_what_is_no_class_changes_nothing(target: Tensor, consensus: str) -> None:
-    plain = select(TensorDataset(INPUTS), consensus=consensus, batch_size=64)
-    found = select(TensorDataset(INPUTS, target), consensus=consensus, batch_size=64)
+    # What may be classes at first sight would be sketched in fewer rows.
+    options: dict[str, Any] = {"consensus": consensus, "batch_size": 64, "sketch_size": 64}
+    plain = select(TensorDataset(INPUTS), **options)
+    found = select(TensorDataset(INPUTS, target), **options)
     assert found.indices.tolist() == plain.indices.tolist()
     assert np.allclose(found.scores, plain.scores, atol=1e-5)
     assert found.labels is None
