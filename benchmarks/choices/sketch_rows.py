@@ -6,6 +6,7 @@ seeds: the default of `sketch_size` was chosen here. One JSON line a run, and wh
 run again.
 
     python -m benchmarks.choices.sketch_rows --data-root DIR
+    python -m benchmarks.choices.sketch_rows --data-root DIR --data fashion-mnist --sizes 16
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main(
     data: Annotated[str, typer.Option(help="With commas.")] = ",".join(sum(KINDS.values(), ())),
     sizes: Annotated[str, typer.Option(help="Rows, with commas.")] = "64,32",
     first_seed: Annotated[int, typer.Option(help="Of validation.")] = 200,
-    seeds: Annotated[int, typer.Option(help="How many.")] = 2,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 5,
     out: Annotated[Path, typer.Option(help="JSON lines.")] = RESULTS / FILE,
 ) -> None:
     """Run what the file does not hold yet."""

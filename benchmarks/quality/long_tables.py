@@ -194,9 +194,10 @@ def _draw(condition: dict[str, Any], runs: list[Run]) -> None:
     # Where a rule fails by tens of points, the others would be one line.
     is_cut, usual = False, [run["accuracy"] for run in runs if run["rule"] in (FULL, YARDSTICK)]
     if usual:
-        lowest, cut = min(run["accuracy"] for run in runs), min(usual) - 6
-        ax.set_ylim(bottom=max(lowest, cut) - 0.3)
-        is_cut = lowest < cut
+        lowest, bottom = min(run["accuracy"] for run in runs), min(usual) - 6
+        bottom = max(lowest, bottom) - 0.3
+        ax.set_ylim(bottom=bottom)
+        is_cut = any(min(line.get_ydata()) < bottom for line in ax.get_lines())
     ax.set_xlabel(f"share of the time of {EPOCHS} epochs, warm-up and selection charged")
     ax.set_ylabel("test accuracy, %; bands: 95 % interval of the mean")
     ax.set_title(title(condition) + (" (lower points are cut off)" if is_cut else ""), fontsize=10)
