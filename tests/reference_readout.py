@@ -90,8 +90,16 @@ def calibration(scores: Floats, class_ids: Ints, own_loss: float | None = None) 
         if predicted[i] != class_ids[i]:
             mistaken[predicted[i], class_ids[i]] += 1
     mistaken /= mistaken.sum(axis=1, keepdims=True)
-    at_random = float(share) * (1 - 1 / classes)
-    rho = max((at_random * against) ** 0.5, max(0.55, min(1.0, skill / 0.25)) * against)
+    at_random, doubt = float(share) * (1 - 1 / classes), 0.55
+    if classes == 2:
+        doubt = max(doubt, min(1.0, skill / 0.25))
+    else:
+        unlikely, confident = unlikely_labels(scores, class_ids, softmax(scores / np.exp(log_t)))
+        if confident >= 100:
+            flipped = min(1.0, 4 * unlikely.sum() / confident)
+            against = min(against, flipped)
+            at_random = max(at_random, max(0.0, concentration(unlikely)) * flipped)
+    rho = max((at_random * against) ** 0.5, doubt * against)
     trust = min(1.0, skill / 0.25) ** 2 if rho < 0.1 else 1.0  # of a trained model
     rho = min(0.9, trust * rho)
     to_learn = 1.0
@@ -124,27 +132,40 @@ def predicted(scores: Floats, class_ids: Ints, of: Calibration) -> Ints:
     return found
 
 
-def flipped_to(scores: Floats, class_ids: Ints, of: Calibration) -> Floats | None:
-    """What labels are flipped to (C, C); None where all classes are alike."""
+def unlikely_labels(scores: Floats, class_ids: Ints, clean: Floats) -> tuple[Floats, int]:
+    """Labels against confident predictions, of low scores, by class and label; of how many."""
     classes = scores.shape[1]
-    sure, guess = softmax(scores / of.temperature).max(axis=1), scores.argmax(axis=1)
-    counts = np.zeros((classes, classes))
+    sure, guess = clean.max(axis=1), scores.argmax(axis=1)
+    counts, confident = np.zeros((classes, classes)), 0
     for c in range(classes):
         members = sorted(np.flatnonzero(guess == c), key=lambda i: -sure[i])
         members = members[: round(len(members) / 4)]
+        confident += len(members)
         for i in members:
             label = class_ids[i]
             low = np.quantile([scores[j, label] for j in members], 0.25)
             counts[c, label] += label != c and scores[i, label] <= low
+    return counts, confident
+
+
+def concentration(counts: Floats) -> float:
+    """How far labels of a class agree, from 0 (by chance) to 1, less two standard errors."""
+    others = len(counts) - 1
     pairs = agreeing = 0.0
     for row in counts:
         pairs += row.sum() * (row.sum() - 1)
         agreeing += sum(count * (count - 1) for count in row)
-    if pairs == 0:
-        return None
-    share = (agreeing - 2 * (2 * pairs / (classes - 1)) ** 0.5) / pairs
-    concentration = (share - 1 / (classes - 1)) / (1 - 1 / (classes - 1))
-    trust = 0.7 * min(1.0, max(0.0, (concentration - 0.1) / 0.1))
+    if pairs == 0 or others < 2:
+        return 0.0
+    share = (agreeing - 2 * (2 * pairs / others) ** 0.5) / pairs
+    return float((share - 1 / others) / (1 - 1 / others))
+
+
+def flipped_to(scores: Floats, class_ids: Ints, of: Calibration) -> Floats | None:
+    """What labels are flipped to (C, C); None where all classes are alike."""
+    classes = scores.shape[1]
+    counts, _ = unlikely_labels(scores, class_ids, softmax(scores / of.temperature))
+    trust = 0.7 * min(1.0, max(0.0, (concentration(counts) - 0.1) / 0.1))
     evenly = (1 - np.eye(classes)) / (classes - 1)
     shares = (counts + 2 * evenly) / (counts.sum(axis=1, keepdims=True) + 2)
     matrix: Floats = trust * shares + (1 - trust) * evenly

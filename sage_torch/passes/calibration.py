@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_torch.passes.flips import flips
+from sage_torch.passes.flips import Unlikely
 
 Floats = NDArray[np.float64]
 
 ENOUGH = 0.25  # skill from which on a readout is trusted
 _FEW_WRONG = 0.1  # share of wrong labels below which a readout of little skill is not trusted
-_IN_DOUBT = 0.55  # share of what is contradicted that counts as wrong, where there is little skill
+_IN_DOUBT = 0.55  # share of what is contradicted that counts as wrong, where it may be hard
 _CONFIDENT, _RATHER, _LEAST_CONFIDENT = 0.05, 0.25, 20  # shares of predictions, and their number
 _EVENLY = 5.0  # contradictions of each class that are shared by all other classes beforehand
 _SCORES, _LEAST_SCORED, _MOST_SCORED = 2**18, 1_000, 8_192  # that the calibration is taken from
@@ -178,10 +178,12 @@ def calibrated(
     label is taken to be random.
 
     The share of wrong labels, `rho`, is the share of the most confident predictions that the label
-    contradicts. Where the probabilities explain little of the labels, that is too high, because the
-    data are hard: then a part of it counts, or its geometric mean with the share of random labels,
-    whichever is more. If few labels are wrong besides, nobody knows what is hard for a network that
-    learns on: the readout is trusted the less.
+    contradicts, or the share of labels that are wrong whatever the example looks like, if that is
+    less (`Unlikely`; among two classes nobody can tell). Both are too high where the data are
+    hard: a part of it counts, or its geometric mean with the share of random labels, or of labels
+    flipped to one class, whichever is most. If few labels are wrong, and the probabilities explain
+    little besides, nobody knows what is hard for a network that learns on: the readout is trusted
+    the less.
 
     Args:
         scores: float64 (n, C), of the regression without each example.
@@ -219,20 +221,25 @@ def calibrated(
     skill = max(0.0, 1.0 - loss / np.log(1.0 / chance))
     against, mistaken = contradicted(scores, class_ids, float(np.exp(without)))
     enough = min(1.0, skill / ENOUGH)
-    sure = max(_IN_DOUBT, enough)
-    rho = max(float(np.sqrt(share * (1.0 - chance) * against)), sure * against)
+    shifted = (scores - scores.max(1, keepdims=True)) * np.exp(-log_t)
+    unlikely = Unlikely.of(scores, class_ids, -np.exp(shifted).sum(1))
+    at_random, sure = share * (1.0 - chance), _IN_DOUBT
+    if scores.shape[1] == 2:
+        sure = max(sure, enough)
+    else:
+        against = min(against, unlikely.share)
+        at_random = max(at_random, unlikely.concentration * unlikely.share)
+    rho = max(float(np.sqrt(at_random * against)), sure * against)
     trust = enough
     if is_trained:
         trust = enough**2 if rho < _FEW_WRONG else 1.0
     rho = min(_MOST_WRONG, trust * rho)
-    shifted = (scores - scores.max(1, keepdims=True)) * np.exp(-log_t)
-    flipped = flips(scores, class_ids, -np.exp(shifted).sum(1))
     to_learn = 1.0
     if own_loss is not None:
         by_heart = _within(own_loss / max(loss, 1e-9), *_BY_HEART)
         to_learn = by_heart * _within(max(own_loss, loss), *_KNOWS_ALL)
     return Calibration(
-        float(np.exp(log_t)), share, rho, float(skill), mistaken, trust, to_learn, flipped
+        float(np.exp(log_t)), share, rho, float(skill), mistaken, trust, to_learn, unlikely.flips()
     )
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from sage_torch.passes.calibration import calibrated
-from sage_torch.passes.flips import flips
+from sage_torch.passes.flips import Unlikely
 
 N, CLASSES = 4_000, 5
 Floats = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ def noisy(
 
 
 def found(scores: Floats, labels: Ids) -> Floats | None:
-    return flips(scores, labels, scores.max(1))
+    return Unlikely.of(scores, labels, scores.max(1)).flips()
 
 
 def test_labels_flipped_to_the_next_class_are_known() -> None:
