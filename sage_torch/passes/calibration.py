@@ -181,9 +181,10 @@ def calibrated(
     contradicts, or the share of labels that are wrong whatever the example looks like, if that is
     less (`Unlikely`; among two classes nobody can tell). Both are too high where the data are
     hard: a part of it counts, or its geometric mean with the share of random labels, or of labels
-    flipped to one class, whichever is most. If few labels are wrong, and the probabilities explain
-    little besides, nobody knows what is hard for a network that learns on: the readout is trusted
-    the less.
+    flipped to one class, whichever is most. (If that is a part of what contradicts, the square of
+    the part is the concentration: so often, two agree.) If few labels are wrong, and the
+    probabilities explain little besides, nobody knows what is hard for a network that learns on:
+    the readout is trusted the less.
 
     Args:
         scores: float64 (n, C), of the regression without each example.
@@ -228,7 +229,7 @@ def calibrated(
         sure = max(sure, enough)
     else:
         against = min(against, unlikely.share)
-        at_random = max(at_random, unlikely.concentration * unlikely.share)
+        at_random = max(at_random, unlikely.concentration**0.5 * unlikely.share)
     rho = max(float(np.sqrt(at_random * against)), sure * against)
     trust = enough
     if is_trained:

@@ -31,7 +31,11 @@ def noisy(
 
 
 def found(scores: Floats, labels: Ids) -> Floats | None:
-    return Unlikely.of(scores, labels, scores.max(1)).flips()
+    return unlikely(scores, labels).flips()
+
+
+def unlikely(scores: Floats, labels: Ids) -> Unlikely:
+    return Unlikely.of(scores, labels, scores.max(1))
 
 
 def test_labels_flipped_to_the_next_class_are_known() -> None:
@@ -63,6 +67,35 @@ def test_two_classes_and_few_examples_say_nothing() -> None:
     scores, labels, _ = noisy("pair")
     assert found(scores[:12], labels[:12]) is None
     assert found(scores[:1], labels[:1]) is None
+
+
+@pytest.mark.parametrize("wrong", [0.1, 0.25, 0.4])
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_labels_wrong_whatever_examples_look_like_are_counted(kind: str, wrong: float) -> None:
+    scores, labels, _ = noisy(kind, wrong=wrong, classes=10)
+    assert unlikely(scores, labels).share == pytest.approx(wrong, abs=0.06)
+    assert calibrated(scores, labels).rho == pytest.approx(wrong, abs=0.06)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hard_labels_are_not_taken_for_wrong_ones(seed: int) -> None:
+    # A label is drawn by what scores say, so that a third of the surest predictions miss it.
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=(N, 10))
+    labels = (1.5 * scores + random.gumbel(size=scores.shape)).argmax(1).astype(np.int32)
+    contradicted = scores.argmax(1) != labels
+    surest = np.argsort(-scores.max(1))[: N // 20]
+    assert contradicted[surest].mean() > 0.15
+    assert unlikely(scores, labels).share < 0.1
+    assert calibrated(scores, labels).rho < 0.06
+
+
+def test_too_few_confident_predictions_say_nothing_of_wrong_labels() -> None:
+    scores, labels, _ = noisy("symmetric")
+    few = unlikely(scores[:380], labels[:380])
+    assert few.confident < 100
+    assert few.share == 1.0
+    assert unlikely(scores[:420], labels[:420]).share < 1.0
 
 
 def test_suggestions_follow_the_flips() -> None:
