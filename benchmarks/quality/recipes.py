@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import TensorDataset
 
-from benchmarks.quality import texts
+from benchmarks.quality import made, texts
 from benchmarks.quality.cifar10 import load_cifar10
 from sage_torch.demo.data import load
 
@@ -29,8 +29,8 @@ class Data:
         train: Inputs (N, ...) and labels int64 (N,).
         test: The same, for testing.
         classes: Number of classes.
-        sizes: What a network needs to know of the inputs: channels, height and width of images, or
-            the size of the vocabulary.
+        sizes: What a network needs to know of the inputs: channels, height and width of images, the
+            size of the vocabulary, or how many numbers.
     """
 
     train: TensorDataset
@@ -97,6 +97,12 @@ def sentences(name: str, data_root: Path | None) -> Data:
     return Data(train, test, classes, (vocabulary,))
 
 
+def numbers(name: str, data_root: Path | None) -> Data:
+    """Return what scikit-learn makes; no data root is needed."""
+    train, test, classes, inputs = made.make(name)
+    return Data(train, test, classes, (inputs,))
+
+
 def small_cnn(sizes: Sizes, classes: int) -> nn.Module:
     """Return a small CNN: 106,000 parameters on Fashion-MNIST.
 
@@ -122,6 +128,12 @@ def mean_of_words(sizes: Sizes, classes: int) -> nn.Module:
     return texts.MeanOfWords(vocabulary, classes)
 
 
+def perceptron(sizes: Sizes, classes: int) -> nn.Module:
+    """Return a small network on numbers."""
+    (inputs,) = sizes
+    return made.Perceptron(inputs, classes)
+
+
 def momentum_in_a_cycle(model: nn.Module, steps: int) -> tuple[Optimizer, LRScheduler]:
     """Return SGD with Nesterov's momentum in one cycle."""
     optimizer = SGD(
@@ -145,5 +157,6 @@ RECIPES = {
     "cifar-10": Recipe(images, small_cnn, momentum_in_a_cycle, is_mirrored=True),
     "digits": Recipe(images, small_cnn, momentum_in_a_cycle, steps=200),
     **dict.fromkeys(texts.NAMES, _TEXT),
+    **dict.fromkeys(made.NAMES, Recipe(numbers, perceptron, adam_in_a_cycle, steps=600)),
 }
 _FOUND: dict[str, Data] = {}

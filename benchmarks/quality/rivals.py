@@ -233,6 +233,7 @@ class Contest:
         is_wrong = self.problem.is_wrong
         found: dict[str, Any] = {
             "trimmed": selection.settings["trimmed"],
+            "rho": selection.settings.get("rho"),
             "seconds": selection.seconds,
         }
         if is_wrong.any() and selection.certificate is not None:

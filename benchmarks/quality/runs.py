@@ -8,6 +8,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
+from benchmarks.quality import made
 from benchmarks.quality.trials import Condition
 from benchmarks.record import RESULTS, Run, half_width_95
 
@@ -57,6 +58,7 @@ DATA_NAMES = {
     "trec": "TREC",
     "subj": "SUBJ",
     "sst-2": "SST-2",
+    **{name: name.replace("-", ", ").capitalize() for name in made.NAMES},
 }
 NOISE_NAMES = {
     "symmetric": "to any class",

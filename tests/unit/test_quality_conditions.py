@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import lines, quality, recipes, rivals, runs, tables, texts, trials
+from benchmarks.quality import lines, made, quality, recipes, rivals, runs, tables, texts, trials
 
 NAMES = tuple(recipes.RECIPES)
 KINDS = (["who", "is"], ["where", "lies"], ["how", "many"])
@@ -68,6 +68,25 @@ def test_subj_holds_out_the_last_of_a_seeded_order(tmp_path: Path) -> None:
     assert not test.tensors[0].any()
 
 
+# What scikit-learn makes.
+
+
+@pytest.mark.parametrize("name", made.NAMES)
+def test_made_sets_have_all_classes_and_standard_inputs(name: str) -> None:
+    train, test, classes, width = made.make(name)
+    inputs, labels = train.tensors
+    assert inputs.dtype == torch.float32
+    assert inputs.shape[1] == test.tensors[0].shape[1] == width
+    assert len(test) == 4_000
+    assert labels.unique().tolist() == list(range(classes))
+    assert labels.bincount().float().std() < 0.05 * len(labels) / classes
+    assert inputs.mean(0).abs().max() < 1e-4
+    assert (inputs.std(0) - 1).abs().max() < 1e-3
+    again = made.make(name)[0].tensors
+    assert torch.equal(inputs, again[0])
+    assert made.Perceptron(width, classes)(inputs[:3]).shape == (3, classes)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"DATA_ROOT/text/stsa.binary.train.*--data-root"):
         texts.load_text("sst-2", tmp_path)
@@ -114,7 +133,7 @@ def test_each_data_set_has_its_steps_and_its_optimizer(root: Path) -> None:
 
 
 def test_an_unknown_data_set_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data set of fashion-mnist, .*sst-2, got 'mnist'"):
+    with pytest.raises(ValueError, match=r"data set of fashion-mnist, .*shells-5, got 'mnist'"):
         trials.problem(trials.Condition("mnist"), 0, None)
 
 
