@@ -116,7 +116,7 @@ class Options:
     sketch_size: int | Literal["auto"] | None = _option(
         None,
         """Rows l of the sketch, or auto. None is 64; beside features, which herding then compares,
-        too, it is 32, or twice the number of logits up to 64. `"auto"` begins with 64 rows. It
+        too, it is 16, or twice the number of logits up to 64. `"auto"` begins with 64 rows. It
         doubles them, up to 512 and within `memory_budget`, as long as the sketch has lost over a
         quarter of the energy of the first 8 l examples of the first shard.
         `settings["sketch_rows"]` says how many it took.""",

@@ -240,7 +240,14 @@ def calibrated(
         by_heart = _within(own_loss / max(loss, 1e-9), *_BY_HEART)
         to_learn = by_heart * _within(max(own_loss, loss), *_KNOWS_ALL)
     return Calibration(
-        float(np.exp(log_t)), share, rho, float(skill), mistaken, trust, to_learn, unlikely.flips()
+        float(np.exp(log_t)),
+        share,
+        float(rho),
+        float(skill),
+        mistaken,
+        float(trust),
+        to_learn,
+        unlikely.flips(),
     )
 
 
