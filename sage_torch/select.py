@@ -309,7 +309,8 @@ def _seconds(begin: float, read_at: float, scored_at: float, end: float) -> dict
 def _of_readout(readout: Readout | None) -> dict[str, float]:
     if readout is None:
         return {}
-    return {"temperature": readout.calibration.temperature, "rho": readout.calibration.rho}
+    of = readout.calibration
+    return {"temperature": of.temperature, "rho": of.rho, "rho_at_most": of.rho_at_most}
 
 
 def _at_random(model: nn.Module, job: Job) -> Selection:

@@ -39,7 +39,6 @@ from benchmarks.quality.trials import (
 from benchmarks.record import RESULTS, Run, environment, kinds, mean_of, of, read, table, write
 from sage_torch import select_subset
 from sage_torch.demo.data import DATA_ROOT_VARIABLE
-from sage_torch.selection.issues import label_issues
 
 KEEP = 0.25
 NOISES = (("symmetric", 0.2), ("pair", 0.2), ("symmetric", 0.4))
@@ -181,8 +180,9 @@ def measured(condition: Condition, seed: int, data_root: Path | None) -> list[Ru
     assert scores is not None
     assert predicted is not None
     assert likely is not None
-    about["rho"] = rho = selection.settings["rho"]
-    is_issue = label_issues(scores, likely, labels, predicted, rho)
+    is_issue = selection.is_label_issue
+    assert is_issue is not None
+    about["rho"] = selection.settings["rho"]
     ways[OURS] = seconds, is_issue, 1.0 - scores, predicted
     ways[BY_THRESHOLD] = seconds, likely > 0.5, likely, predicted
     start = clock()

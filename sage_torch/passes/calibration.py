@@ -78,6 +78,8 @@ class Calibration:
         trust: What the readout says of hard and wrong labels counts so much, in [0, 1].
         to_learn: What is not probable is left to learn so far, in [0, 1]: 0 where the model has
             learnt its labels by heart, or nearly all of them.
+        rho_at_most: The same, where what may be hard counts as wrong. It bounds how many labels are
+            shown as worth a look.
         flips: float64 (C, C): what the labels of class c are flipped to; None where all others
             are alike. A stream does not carry it along, as it neither ranks nor suggests labels.
     """
@@ -89,6 +91,7 @@ class Calibration:
     mistaken: Floats
     trust: float = 1.0
     to_learn: float = 1.0
+    rho_at_most: float = 0.0
     flips: Floats | None = None
 
     def judged(
@@ -152,9 +155,11 @@ class Calibration:
         """
         if first is None:
             return self
+        rho = float(np.sqrt(first.rho * self.rho))
         return replace(
             self,
-            rho=float(np.sqrt(first.rho * self.rho)),
+            rho=rho,
+            rho_at_most=max(rho, self.rho_at_most),
             skill=min(first.skill, self.skill),
             trust=min(first.trust, self.trust),
         )
@@ -231,10 +236,11 @@ def calibrated(
         against = min(against, unlikely.share)
         at_random = max(at_random, unlikely.concentration**0.5 * unlikely.share)
     rho = max(float(np.sqrt(at_random * against)), sure * against)
+    at_most = rho if scores.shape[1] == 2 else max(rho, against)
     trust = enough
     if is_trained:
         trust = enough**2 if rho < _FEW_WRONG else 1.0
-    rho = min(_MOST_WRONG, trust * rho)
+    rho, at_most = (min(_MOST_WRONG, trust * share) for share in (rho, at_most))
     to_learn = 1.0
     if own_loss is not None:
         by_heart = _within(own_loss / max(loss, 1e-9), *_BY_HEART)
@@ -247,6 +253,7 @@ def calibrated(
         mistaken,
         float(trust),
         to_learn,
+        float(at_most),
         unlikely.flips(),
     )
 

@@ -12,8 +12,8 @@ import sage_torch._core as _core
 from sage_torch.options import Options
 
 FIRST_ROWS = 64  # of a sketch, unless the caller names another number
-# Beside features, fewer choose as good a subset in less time: on Fashion-MNIST, CIFAR-10 and the text
-# sets, benchmarks/choices/sketch_rows.py.
+# Beside features, fewer choose as good a subset in less time: on Fashion-MNIST, CIFAR-10 and the
+# text sets, benchmarks/choices/sketch_rows.py.
 _BESIDE_FEATURES, _OF_A_LOGIT = 16, 2
 
 

@@ -60,12 +60,12 @@ class Selection:
             `classes` counts the classes, 0 without; `classes_because` says how that is known.
             `trimmed` is the number of examples that the trim dropped, and `trimmed_because` says
             why it could drop none. With `trim="auto"` also: `temperature`, which calibrates the
-            probabilities; `rho`, the estimated share of wrong labels; `threshold`, the odds against
-            chance that the budget asks for, the most of any class; `trimmed_by_budget` and
-            `trimmed_by_noise`, the numbers of examples that are too hard for so small a subset,
-            and probably wrong, before those come back that the quotas need. With `draw="rotate"`
-            nothing is dropped but what is certainly wrong, and `readings` counts what `rho` and the
-            probabilities are means of.
+            probabilities; `rho`, the estimated share of wrong labels, and `rho_at_most`, if what
+            may be hard is wrong; `threshold`, the odds against chance that the budget asks for, the
+            most of any class; `trimmed_by_budget` and `trimmed_by_noise`, the numbers of examples
+            that are too hard for so small a subset, and probably wrong, before those come back that
+            the quotas need. With `draw="rotate"` nothing is dropped but what is certainly wrong,
+            and `readings` counts what `rho` and the probabilities are means of.
         weights: float32 (k,), in the order of `indices`: how many untrimmed examples of its class
             each kept one represents, itself included; None until `find_weights` counts them.
         draws: The subset of each epoch; None for `draw="fixed"`.
@@ -168,7 +168,8 @@ class Selection:
 
         None without a readout. See `sage_torch.selection.issues`.
         """
-        rho, predicted = self.settings.get("rho"), self.predicted_labels
+        rho = self.settings.get("rho_at_most", self.settings.get("rho"))
+        predicted = self.predicted_labels
         parts = self.label_scores, self.is_wrong, self.labels
         if predicted is None or not is_share(rho) or any(part is None for part in parts):
             return None

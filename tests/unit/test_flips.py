@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sage_torch.passes.calibration import calibrated
+from sage_torch.passes.calibration import FirstReading, calibrated
 from sage_torch.passes.flips import Unlikely
 
 N, CLASSES = 4_000, 5
@@ -115,3 +115,14 @@ def test_suggestions_are_of_the_highest_score_where_flips_are_even() -> None:
     scores, labels, _ = noisy("symmetric")
     judged = calibrated(scores, labels).judged(scores, labels)
     assert np.array_equal(judged.predicted, scores.argmax(1))
+
+
+def test_what_may_be_hard_is_shown_but_not_dropped() -> None:
+    scores, labels, _ = noisy("hard", wrong=0.1, classes=10)
+    found = calibrated(scores, labels)
+    assert 0.0 < found.rho < found.rho_at_most
+    later = found.after(FirstReading(0.4, 0.1, 0.5))
+    assert later.rho_at_most == max(later.rho, found.rho_at_most)
+    two, labels, _ = noisy("symmetric", classes=2)
+    found = calibrated(two, labels)
+    assert found.rho == found.rho_at_most > 0.0  # nothing tells hard from wrong
