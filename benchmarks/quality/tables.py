@@ -53,9 +53,9 @@ ESTIMATES = """\
 ### How many labels are wrong, by the estimate
 
 `rho` of the selection, in % (`Selection.settings`), mean over seeds. After three epochs and more it
-is the geometric mean of two readings, the first of them after the first epoch. What hardly any
-model could tell apart so early, is not to be taken for wrong; and labels learnt by heart are
-missed (SST-2 and SUBJ have two classes: nothing but confidence tells there).
+is the geometric mean of two readings, the first of them after the first epoch. Labels that were
+learnt by heart are missed. Between two classes nothing but confidence tells hard labels from wrong
+ones.
 """
 EACH = """\
 ### Each data set by itself
