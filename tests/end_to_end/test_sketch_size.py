@@ -241,7 +241,7 @@ def test_a_sampler_passes_it_on() -> None:
     assert rows_of(sampler.selection) >= FIRST
 
 
-@pytest.mark.parametrize(("classes", "expected"), [(3, 32), (20, 40), (50, 64)])
+@pytest.mark.parametrize(("classes", "expected"), [(3, 16), (20, 40), (50, 64)])
 def test_beside_features_fewer_rows_do(
     classes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
