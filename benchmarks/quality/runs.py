@@ -165,8 +165,9 @@ def groups(runs: list[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
 
 
 def is_curve(runs: list[Run]) -> bool:
-    """Whether there are budgets enough for a picture."""
-    return len({run["keep"] for run in runs if run["rule"] == BASELINE}) > 2
+    """Whether there are budgets and rules enough for a picture."""
+    budgets = {run["keep"] for run in runs if run["rule"] == BASELINE}
+    return len(budgets) > 2 and len({run["rule"] for run in runs}) > 2
 
 
 def picture(condition: dict[str, Any]) -> str:
