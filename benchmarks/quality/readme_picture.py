@@ -21,6 +21,7 @@ CORE = {
     "network": "small",
     "pool": 20_000,
     "quotas": "proportional",
+    "warm_up_epochs": 1,
 }
 DATA_SETS = ("fashion-mnist", "cifar-10")
 # Rule of the file -> name, colour (of Okabe and Ito), marker.
