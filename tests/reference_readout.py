@@ -55,6 +55,7 @@ class Calibration:
     mistaken: Floats  # (C, C), of the wrong labels of a class, the share of each other
     trust: float = 1.0  # in what it says of hard and wrong labels
     to_learn: float = 1.0  # how far what is not probable is left to learn
+    rho_at_most: float = 0.0  # rho, where what may be hard counts as wrong
 
 
 def calibration(scores: Floats, class_ids: Ints, own_loss: float | None = None) -> Calibration:
@@ -100,15 +101,23 @@ def calibration(scores: Floats, class_ids: Ints, own_loss: float | None = None) 
             against = min(against, flipped)
             at_random = max(at_random, max(0.0, concentration(unlikely)) ** 0.5 * flipped)
     rho = max((at_random * against) ** 0.5, doubt * against)
+    at_most = rho if classes == 2 else max(rho, against)
     trust = min(1.0, skill / 0.25) ** 2 if rho < 0.1 else 1.0  # of a trained model
-    rho = min(0.9, trust * rho)
+    rho, at_most = min(0.9, trust * rho), min(0.9, trust * at_most)
     to_learn = 1.0
     if own_loss is not None:
         left_out = loss(log_t, share)
         ratio, most = own_loss / left_out, max(own_loss, left_out)
         to_learn = min(1.0, max(0.0, 10 * ratio - 7)) * min(1.0, max(0.0, 25 * most - 1.5))
     return Calibration(
-        float(np.exp(log_t)), float(share), rho, float(skill), mistaken, float(trust), to_learn
+        float(np.exp(log_t)),
+        float(share),
+        rho,
+        float(skill),
+        mistaken,
+        float(trust),
+        to_learn,
+        float(at_most),
     )
 
 

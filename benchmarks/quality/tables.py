@@ -25,7 +25,7 @@ from benchmarks.quality.runs import (
     rules_of,
     title,
 )
-from benchmarks.record import Run, of, table
+from benchmarks.record import Run, kinds, of, table
 
 HEAD = """\
 ## Quality: rules at the same budget
@@ -76,6 +76,7 @@ pair with each other, not with those above. The rules that choose every epoch an
 """
 README_RULES = (BASELINE, OURS, "ccs on el2n", FULL)
 _BOTH = ("fashion-mnist", "cifar-10")
+_POOL = 20_000  # examples at most, if a table does not say otherwise
 _CORE = (0.05, 0.15, 0.25, 0.5)  # shares kept that all rules have
 _TEXTS = ("trec", "subj", "sst-2")
 _MEANS = (("both image sets", _BOTH), ("the text sets", _TEXTS), ("the made sets", made.NAMES))
@@ -95,16 +96,17 @@ def section() -> str:
 
 def estimates(runs: list[Run]) -> str:
     """Return a table of the estimated shares of wrong labels, a row a data set and warm-up."""
-    plain = {"imbalance": 1, "protocol": "steps", "network": "small", "pool": 20_000}
+    plain = {"imbalance": 1, "protocol": "steps", "network": "small"}
     known = [run for run in of(runs, rule=OURS, **plain) if run["details"].get("rho") is not None]
     rows = []
-    for data, epochs in sorted({(run["data"], run["warm_up_epochs"]) for run in known}):
-        here, cells = of(known, data=data, warm_up_epochs=epochs), []
+    for data, pool, epochs in sorted(kinds(known, "data", "pool", "warm_up_epochs")):
+        here, cells = of(known, data=data, pool=pool, warm_up_epochs=epochs), []
         for noise, kind in _LABELS:
             shares = [run["details"]["rho"] for run in of(here, noise=noise, noise_kind=kind)]
             cells.append(f"{100 * mean(shares):.1f}" if shares else "–")
         if epochs:
-            rows.append([DATA_NAMES.get(data, data), str(epochs), *cells])
+            few = "" if pool == _POOL else f", {pool:,} of them"
+            rows.append([DATA_NAMES.get(data, data) + few, str(epochs), *cells])
     heads = ["data", "epochs before", "right labels", "20 % wrong", "20 % pair", "40 % wrong"]
     return table(heads, rows)
 
@@ -145,7 +147,7 @@ def means(
 ) -> str:
     """Return accuracies, means over data sets, and the price of a selection; empty without runs."""
     plain = {"imbalance": 1, "noise_kind": "symmetric", "protocol": "steps", "network": "small"}
-    usual = {"pool": 20_000, "quotas": "proportional", "warm_up_epochs": 1}
+    usual = {"pool": _POOL, "quotas": "proportional", "warm_up_epochs": 1}
     everything = load() if runs is None else runs
     runs = [run for run in of(everything, noise=noise, **plain, **usual) if run["data"] in sets]
     if {run["data"] for run in runs} != set(sets):

@@ -78,8 +78,8 @@ class Calibration:
         trust: What the readout says of hard and wrong labels counts so much, in [0, 1].
         to_learn: What is not probable is left to learn so far, in [0, 1]: 0 where the model has
             learnt its labels by heart, or nearly all of them.
-        rho_at_most: The same, where what may be hard counts as wrong. It bounds how many labels are
-            shown as worth a look.
+        rho_at_most: Estimated share of wrong labels, where what may be hard counts as wrong. It
+            bounds how many labels are shown as worth a look.
         flips: float64 (C, C): what the labels of class c are flipped to; None where all others
             are alike. A stream does not carry it along, as it neither ranks nor suggests labels.
     """
@@ -229,18 +229,11 @@ def calibrated(
     enough = min(1.0, skill / ENOUGH)
     shifted = (scores - scores.max(1, keepdims=True)) * np.exp(-log_t)
     unlikely = Unlikely.of(scores, class_ids, -np.exp(shifted).sum(1))
-    at_random, sure = share * (1.0 - chance), _IN_DOUBT
-    if scores.shape[1] == 2:
-        sure = max(sure, enough)
-    else:
-        against = min(against, unlikely.share)
-        at_random = max(at_random, unlikely.concentration**0.5 * unlikely.share)
-    rho = max(float(np.sqrt(at_random * against)), sure * against)
-    at_most = rho if scores.shape[1] == 2 else max(rho, against)
+    rho, at_most = _share_wrong(against, share * (1.0 - chance), enough, unlikely)
     trust = enough
     if is_trained:
         trust = enough**2 if rho < _FEW_WRONG else 1.0
-    rho, at_most = (min(_MOST_WRONG, trust * share) for share in (rho, at_most))
+    rho, at_most = (min(_MOST_WRONG, trust * each) for each in (rho, at_most))
     to_learn = 1.0
     if own_loss is not None:
         by_heart = _within(own_loss / max(loss, 1e-9), *_BY_HEART)
@@ -256,6 +249,26 @@ def calibrated(
         float(at_most),
         unlikely.flips(),
     )
+
+
+def _share_wrong(
+    against: float, at_random: float, enough: float, unlikely: Unlikely
+) -> tuple[float, float]:
+    """Return the share of wrong labels, and the same where what may be hard counts as wrong.
+
+    Args:
+        against: Share of the most confident predictions that are contradicted.
+        at_random: Share of wrong labels, if they are as if drawn at random.
+        enough: Skill, in shares of what is enough to be trusted, at most 1.
+        unlikely: Contradictions whatever the example looks like.
+    """
+    if len(unlikely.counts) == 2:  # nothing but confidence tells hard labels from wrong ones
+        rho = max(float(np.sqrt(at_random * against)), max(_IN_DOUBT, enough) * against)
+        return rho, rho
+    against = min(against, unlikely.share)
+    at_random = max(at_random, unlikely.concentration**0.5 * unlikely.share)
+    rho = max(float(np.sqrt(at_random * against)), _IN_DOUBT * against)
+    return rho, max(rho, against)
 
 
 def _within(value: float, zero: float, one: float) -> float:

@@ -38,7 +38,7 @@ def label_issues(
         is_wrong: float32 (N,), as there.
         labels: int64 (N,).
         predicted: int64 (N,), the predicted labels.
-        rho: The share of labels that may be wrong, `rho_at_most` of `Selection.settings`.
+        rho: The share of labels that may be wrong.
 
     Cost:
         One sort of N numbers.

@@ -168,12 +168,12 @@ class Selection:
 
         None without a readout. See `sage_torch.selection.issues`.
         """
-        rho = self.settings.get("rho_at_most", self.settings.get("rho"))
-        predicted = self.predicted_labels
-        parts = self.label_scores, self.is_wrong, self.labels
-        if predicted is None or not is_share(rho) or any(part is None for part in parts):
+        # Of several readings, `rho` is the mean, and may be more than the last one's `rho_at_most`.
+        rhos = [rho for rho in map(self.settings.get, ("rho", "rho_at_most")) if is_share(rho)]
+        predicted, parts = self.predicted_labels, (self.label_scores, self.is_wrong, self.labels)
+        if predicted is None or not rhos or any(part is None for part in parts):
             return None
-        return label_issues(*parts, predicted, rho)  # type: ignore[arg-type]
+        return label_issues(*parts, predicted, max(rhos))  # type: ignore[arg-type]
 
     def epoch_indices(self, epoch: int) -> NDArray[np.int64]:
         """Return the examples of an epoch: a function of the epoch and this selection.

@@ -97,6 +97,23 @@ def test_what_was_learnt_by_heart_leaves_nothing_to_learn(noise: float, of_loss:
     assert (ours.to_learn == 0, ours.to_learn == 1) == (of_loss < 0.7, of_loss > 0.8)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("kind", ["hard", "any class", "next class"])
+def test_the_share_of_wrong_labels_is_that_of_the_reference(kind: str, classes: int) -> None:
+    random = np.random.default_rng(classes)
+    scores = random.normal(size=(1_000, classes))
+    true = (2.0 * scores + random.gumbel(size=scores.shape)).argmax(1)
+    steps = random.integers(1, classes, 1_000) if kind == "any class" else 1
+    is_wrong = random.random(1_000) < (0.0 if kind == "hard" else 0.25)
+    labels = np.where(is_wrong, (true + steps) % classes, true)
+    ours = calibrated(scores, labels.astype(np.int32))
+    of = reference_readout.calibration(scores, labels)
+    assert ours.rho == pytest.approx(of.rho, abs=0.002)
+    assert ours.rho_at_most == pytest.approx(of.rho_at_most, abs=0.002)
+    assert ours.rho <= ours.rho_at_most
+    assert classes > 2 or ours.rho == ours.rho_at_most
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("to_next", [False, True])
 def test_suggestions_are_by_what_labels_are_flipped_to(seed: int, to_next: bool) -> None:

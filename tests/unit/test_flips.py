@@ -79,7 +79,7 @@ def test_labels_wrong_whatever_examples_look_like_are_counted(kind: str, wrong: 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_hard_labels_are_not_taken_for_wrong_ones(seed: int) -> None:
-    # A label is drawn by what scores say, so that a third of the surest predictions miss it.
+    # A label is drawn by what scores say, so that some of the surest predictions miss it.
     random = np.random.default_rng(seed)
     scores = random.normal(size=(N, 10))
     labels = (1.5 * scores + random.gumbel(size=scores.shape)).argmax(1).astype(np.int32)

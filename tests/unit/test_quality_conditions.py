@@ -68,25 +68,6 @@ def test_subj_holds_out_the_last_of_a_seeded_order(tmp_path: Path) -> None:
     assert not test.tensors[0].any()
 
 
-# What scikit-learn makes.
-
-
-@pytest.mark.parametrize("name", made.NAMES)
-def test_made_sets_have_all_classes_and_standard_inputs(name: str) -> None:
-    train, test, classes, width = made.make(name)
-    inputs, labels = train.tensors
-    assert inputs.dtype == torch.float32
-    assert inputs.shape[1] == test.tensors[0].shape[1] == width
-    assert len(test) == 4_000
-    assert labels.unique().tolist() == list(range(classes))
-    assert labels.bincount().float().std() < 0.05 * len(labels) / classes
-    assert inputs.mean(0).abs().max() < 1e-4
-    assert (inputs.std(0) - 1).abs().max() < 1e-3
-    again = made.make(name)[0].tensors
-    assert torch.equal(inputs, again[0])
-    assert made.Perceptron(width, classes)(inputs[:3]).shape == (3, classes)
-
-
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"DATA_ROOT/text/stsa.binary.train.*--data-root"):
         texts.load_text("sst-2", tmp_path)
@@ -111,6 +92,25 @@ def test_rules_run_on_text(rule: str, root: Path) -> None:
     contest = rivals.Contest(condition, problem, 0)
     outcome = contest.run(rule, 0.3, lambda *_: 40)
     assert outcome.trained.accuracy > 60
+
+
+# What scikit-learn makes.
+
+
+@pytest.mark.parametrize("name", made.NAMES)
+def test_made_sets_have_all_classes_and_standard_inputs(name: str) -> None:
+    train, test, classes, width = made.make(name)
+    inputs, labels = train.tensors
+    assert inputs.dtype == torch.float32
+    assert inputs.shape[1] == test.tensors[0].shape[1] == width
+    assert len(test) == 4_000
+    assert labels.unique().tolist() == list(range(classes))
+    assert labels.bincount().float().std() < 0.05 * len(labels) / classes
+    assert inputs.mean(0).abs().max() < 1e-4
+    assert (inputs.std(0) - 1).abs().max() < 1e-3
+    again = made.make(name)[0].tensors
+    assert torch.equal(inputs, again[0])
+    assert made.Perceptron(width, classes)(inputs[:3]).shape == (3, classes)
 
 
 # What differs by data set.

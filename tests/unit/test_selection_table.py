@@ -57,6 +57,20 @@ def listed(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {name: [None if each is pd.NA else each for each in frame[name]] for name in frame}
 
 
+@pytest.mark.parametrize(
+    ("rho", "at_most", "count"),
+    [(0.3, None, 1), (0.3, 0.6, 2), (0.6, 0.3, 2), (0.6, float("nan"), 2), (0.6, "0.9", 2)],
+)
+def test_as_many_are_issues_as_may_be_wrong(
+    rho: float, at_most: Any, count: int, selection: Selection
+) -> None:
+    found = dataclasses.replace(
+        selection, settings={"rho": rho, "rho_at_most": at_most}
+    ).is_label_issue
+    assert found is not None
+    assert found.sum() == count
+
+
 def test_each_example_has_a_row(selection: Selection) -> None:
     frame = selection.to_frame()
     assert list(frame.columns) == COLUMNS
